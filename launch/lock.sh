@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Remake the hash locks from requirements/*.in. Needs uv (`pip install uv`); pass --upgrade to move versions.
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../requirements"
+lock() {
+  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+    --no-header --no-annotate "$@"
+}
+lock "$@" build.in -o build.txt
+lock "$@" runtime.in -c build.txt -o cpu.txt
+lock "$@" gpu.in -c cpu.txt -o gpu.txt
+lock "$@" test.in -c cpu.txt -o test.txt

@@ -1,0 +1,1 @@
+"""Training scripts and the rooms beside them: flags, input, the compiled loop, checkpoints, records."""

@@ -1,0 +1,46 @@
+"""TensorFlow Datasets builders over data that installed packages ship: prepared once, without network."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from sklearn import datasets as sklearn_datasets
+
+_EVERY_NTH_IS_TEST = 5
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """1,797 hand-written digits of 8×8 pixels with 16 grey levels, as scikit-learn ships them.
+
+    Splits: every fifth example is `test` (359), the rest `train` (1,438). Source: E. Alpaydin and C. Kaynak, "Optical
+    recognition of handwritten digits", UCI Machine Learning Repository, 1998 (its test set).
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "The 1,797 images of scikit-learn; grey levels 0 to 16 scaled to 0 to 255."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(8, 8, 1), dtype=np.uint8, encoding_format="png"),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+        )
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            features=features,
+            supervised_keys=("image", "label"),
+            homepage="https://archive.ics.uci.edu/dataset/80",
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
+
+    def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+        digits = sklearn_datasets.load_digits()
+        images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+        for index, (image, label) in enumerate(zip(images, digits.target, strict=True)):
+            if (index % _EVERY_NTH_IS_TEST == _EVERY_NTH_IS_TEST - 1) == test:
+                yield index, {"image": image, "label": int(label)}

@@ -1,0 +1,48 @@
+"""The one place that names the exit codes of a run, and the exceptions that end it with one.
+
+A launcher, a Job's podFailurePolicy or a shell decides by these numbers whether to start the run again.
+"""
+
+OK = 0
+BAD_CONFIGURATION = 2
+DIVERGED = 65
+PEER_LOST = 75
+PREEMPTED = 143
+
+RETRY = {
+    OK: "complete",
+    BAD_CONFIGURATION: "never: a flag, the configuration, the data or run_dir is unusable",
+    DIVERGED: "never: the loss or a gradient is not finite",
+    PEER_LOST: "yes: a worker was lost or a step took too long; a checkpoint exists",
+    PREEMPTED: "yes, free: SIGTERM or SIGINT came; a checkpoint was written first",
+}
+
+
+class RunEnded(Exception):
+    """A run ends for a reason that the user can act on; the message is one line, `exit_code` its number."""
+
+    exit_code = 1
+
+
+class BadConfiguration(RunEnded):
+    """A value breaks a rule. The message names the value, the rule and the remedy."""
+
+    exit_code = BAD_CONFIGURATION
+
+
+class Diverged(RunEnded):
+    """The loss or a gradient is not finite. The message names the step and the last good checkpoint."""
+
+    exit_code = DIVERGED
+
+
+class PeerLost(RunEnded):
+    """A peer was lost or never came, or the step watchdog fired."""
+
+    exit_code = PEER_LOST
+
+
+class Preempted(RunEnded):
+    """SIGTERM or SIGINT came, and a checkpoint of the last finished step lies in run_dir."""
+
+    exit_code = PREEMPTED

@@ -1,0 +1,96 @@
+"""absl flags made from `trainers.config.Config`: one flag for each field, in the field's group.
+
+A script calls `parse` before it imports TensorFlow, so `--help` and a wrong flag are answered at once.
+"""
+
+import dataclasses
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+
+from absl import flags
+
+from models.cards import MODELS
+from trainers.config import Config, resolve
+from trainers.data_cards import DATASETS
+from trainers.exit_codes import BAD_CONFIGURATION, OK, BadConfiguration
+
+_DEFINERS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
+
+
+def _kind(annotation: object) -> type:
+    """`int | None` → `int`."""
+    if isinstance(annotation, types.UnionType):
+        return next(a for a in typing.get_args(annotation) if a is not type(None))
+    return annotation
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines a flag for each field of Config."""
+    for field in dataclasses.fields(Config):
+        _DEFINERS[_kind(field.type)](field.name, field.default, field.metadata["help"], flag_values=values)
+    flags.DEFINE_bool("help", False, "print this page", short_name="h", flag_values=values)
+
+
+def _default_text(field: dataclasses.Field) -> str:
+    if field.default is None:
+        return "the model's recipe"
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default) or "none"
+
+
+def help_page(summary: str) -> str:
+    """The page behind `--help`: flags by group, then the models and data sets."""
+    lines = [summary.strip(), ""]
+    groups: dict[str, list[dataclasses.Field]] = {}
+    for field in dataclasses.fields(Config):
+        groups.setdefault(field.metadata["group"], []).append(field)
+    for group, fields in groups.items():
+        lines.append(f"{group.capitalize()}:")
+        for field in fields:
+            text = field.metadata["help"]
+            if "choices" in field.metadata:
+                text += f": {', '.join(field.metadata['choices'])}"
+            text = textwrap.fill(f"{text} (default: {_default_text(field)})", 88)
+            lines += [f"  --{field.name}", textwrap.indent(text, "        ")]
+        lines.append("")
+    lines.append("Models:")
+    lines += [f"  {name:<10} {card.summary}; {card.quality}" for name, card in MODELS.items()]
+    lines += ["", "Data sets:"]
+    lines += [f"  {name:<10} {card.summary}" for name, card in DATASETS.items()]
+    lines += ["  any name of TensorFlow Datasets with images and labels: mnist, cifar10, …", ""]
+    lines.append("--flagfile=FILE reads flags from a file; every run writes one: RUN_DIR/flags.txt")
+    return "\n".join(lines)
+
+
+def config_from(argv: Sequence[str], summary: str) -> Config:
+    """The resolved configuration of a command line (`argv[0]` is the program).
+
+    Raises:
+      BadConfiguration: a flag is unknown, malformed or breaks a rule.
+      SystemExit: `--help` was asked for and has been printed; code 0.
+    """
+    values = flags.FlagValues()
+    define(values)
+    try:
+        rest = values(list(argv))
+    except flags.Error as error:
+        raise BadConfiguration(f"{' '.join(str(error).split())}; see --help") from error
+    except OSError as error:  # absl lets a flagfile that cannot be read through
+        raise BadConfiguration(f"--flagfile cannot be read: {error}; name a file with one flag a line") from error
+    if values["help"].value:
+        print(help_page(summary))
+        raise SystemExit(OK)
+    if len(rest) > 1:
+        raise BadConfiguration(f"{rest[1]!r} is not a flag; flags are written --name=value, see --help")
+    return resolve(Config(**{f.name: values[f.name].value for f in dataclasses.fields(Config)}))
+
+
+def parse(argv: Sequence[str], summary: str) -> Config:
+    """As `config_from`, for a script: an error is one line on standard error and exit code 2."""
+    try:
+        return config_from(argv, summary)
+    except BadConfiguration as error:
+        print(f"{argv[0]}: {error}", file=sys.stderr)
+        raise SystemExit(BAD_CONFIGURATION) from None
