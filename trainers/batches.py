@@ -1,0 +1,136 @@
+"""Which examples form the global batch of a step, and how each replica gets its share.
+
+Example `p` of the run (`p = step * batch_size + position in the batch`) is a pure function of the seed and `p`, so the
+order does not depend on the number of replicas, epochs follow each other without a gap, and a resumed run needs no
+saved position. A source has two halves: `feed` runs once a step outside of the replicas, `share` inside each.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+from trainers.data import Features, Split
+
+# Records among which a streamed split is shuffled. Resident data is shuffled as a whole.
+STREAM_WINDOW = 10_000
+_SHUFFLE_ROUNDS = 4
+
+
+def shuffled_index(position: tf.Tensor, size: int, seed: int) -> tf.Tensor:
+    """The example at positions `[n]` (int64) of a run over `size` examples, each epoch in an order of its own: `[n]`.
+
+    Source: the pseudo-random permutation of `tf.random.experimental.index_shuffle`, keyed by seed and epoch.
+    """
+    epoch = position // size
+    key = tf.stack([tf.fill(tf.shape(epoch), tf.cast(seed, tf.int64)), epoch, epoch // 2**32], axis=1)
+    return tf.raw_ops.RandomIndexShuffle(
+        index=position % size,
+        seed=tf.cast(key, tf.uint32),
+        max_index=tf.fill(tf.shape(epoch), tf.cast(size - 1, tf.int64)),
+        rounds=_SHUFFLE_ROUNDS,
+    )
+
+
+class ResidentBatches:
+    """A split held on each device; a replica gathers its share inside the compiled loop.
+
+    With `seed=None` the order is that of the split, once; examples beyond its end get weight 0.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None):
+        self.size, self.batch_size, self.seed = split.size, batch_size, seed
+        self._held = _on_each_device(strategy, split.arrays)
+
+    def start(self, step: int) -> None:
+        """Goes to a step: nothing to do, the order is a function of the step."""
+
+    def feed(self) -> Any:
+        """The arrays of each replica."""
+        return self._held
+
+    def share(self, feed: Features, step: tf.Tensor, first: tf.Tensor, part: int, count: int) -> tuple[Features, tf.Tensor]:
+        """Examples `first … first + count` of the step's global batch, and their weights `[count]` (1, or 0: padding)."""
+        position = step * self.batch_size + first + tf.range(count, dtype=tf.int64)
+        if self.seed is not None:
+            index, weights = shuffled_index(position, self.size, self.seed), tf.ones([count])
+        else:
+            index, weights = tf.minimum(position, self.size - 1), tf.cast(position < self.size, tf.float32)
+        return {key: tf.gather(array, index) for key, array in feed.items()}, weights
+
+
+class StreamedBatches:
+    """A split read through tf.data: files in a fixed order, shuffled in a window keyed by seed and epoch.
+
+    The order is as reproducible as that of resident data, and as independent of the replicas, but less random: an
+    example moves by about `STREAM_WINDOW` records. `start` reads over what comes before within the epoch.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None):
+        self.size, self.batch_size, self.seed = split.size, batch_size, seed
+        self._strategy, self._split = strategy, split
+        self._iterator = None
+
+    def start(self, step: int) -> None:
+        """Goes to a step: the next `feed` is its global batch."""
+        batches = self._dataset(step * self.batch_size).prefetch(tf.data.AUTOTUNE)
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        options.deterministic = True
+        self._iterator = iter(self._strategy.experimental_distribute_dataset(batches.with_options(options)))
+
+    def _dataset(self, position: int) -> tf.data.Dataset:
+        if self.seed is None:
+            return self._split.stream().batch(self.batch_size).map(self._padded)
+        epoch, skipped = divmod(position, self.size)
+
+        def shuffled(number: tf.Tensor) -> tf.data.Dataset:
+            key = tf.random.experimental.index_shuffle(number, [self.seed, 1], tf.int64.max - 1)
+            records = self._split.stream().shuffle(
+                min(STREAM_WINDOW, self.size), seed=key, reshuffle_each_iteration=False
+            )
+            return records.skip(tf.where(number == epoch, tf.cast(skipped, tf.int64), 0))
+
+        epochs = tf.data.Dataset.range(epoch, tf.int64.max)
+        return epochs.flat_map(shuffled).batch(self.batch_size, drop_remainder=True).map(self._padded)
+
+    def _padded(self, features: Features) -> tuple[Features, tf.Tensor]:
+        """Fills a last, smaller batch up with its first example at weight 0."""
+        present = tf.shape(next(iter(features.values())))[0]
+        index = tf.range(self.batch_size)
+        weights = tf.cast(index < present, tf.float32)
+        return {key: tf.gather(value, tf.where(index < present, index, 0)) for key, value in features.items()}, weights
+
+    def feed(self) -> Any:
+        """The next global batch, split over the replicas in order."""
+        return next(self._iterator)
+
+    def share(self, feed: Any, step: tf.Tensor, first: tf.Tensor, part: int, count: int) -> tuple[Features, tf.Tensor]:
+        """Part number `part` of this replica's examples, `count` of them, and their weights `[count]`."""
+        features, weights = feed
+        window = slice(part * count, (part + 1) * count)
+        return {key: value[window] for key, value in features.items()}, weights[window]
+
+
+def batches(
+    strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None
+) -> ResidentBatches | StreamedBatches:
+    """The source for a split: resident if it holds arrays, streamed otherwise. `seed=None`: in order, once."""
+    source = ResidentBatches if split.arrays is not None else StreamedBatches
+    return source(strategy, split, batch_size, seed)
+
+
+def _on_each_device(strategy: tf.distribute.Strategy, arrays: Features) -> Any:
+    """The arrays as tensors on each replica's device; CPU devices share one copy."""
+    copies: dict[str, Features] = {}
+    devices = strategy.extended.worker_devices
+    for device in devices:
+        kind = device if "GPU" in device else "CPU"
+        if kind not in copies:
+            with tf.device(device):
+                copies[kind] = {key: tf.constant(array) for key, array in arrays.items()}
+    values = [copies[device if "GPU" in device else "CPU"] for device in devices]
+
+    def value(context: tf.distribute.experimental.ValueContext) -> Features:
+        return values[context.replica_id_in_sync_group % len(values)]
+
+    return strategy.experimental_distribute_values_from_function(value)

@@ -1,0 +1,540 @@
+"""Trains a subclassed Keras 3 model in a loop of our own, compiled with tf.function under tf.distribute.
+
+    python trainers/custom_loop.py --strategy=mirrored
+    python trainers/custom_loop.py --strategy=mirrored --model=mlp --train_steps=500 --run_dir=runs/first
+    python trainers/custom_loop.py --flagfile=runs/first/flags.txt --run_dir=runs/again
+"""
+
+import sys
+import time
+from pathlib import Path
+
+STARTED = time.monotonic()
+if __name__ == "__main__":
+    # Run as a script, this folder stands first on the path; the packages lie one above.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from trainers.flags import parse
+
+    # Flags are checked before TensorFlow is imported, which takes seconds.
+    CONFIG = parse(sys.argv, __doc__)
+
+import contextlib
+import dataclasses
+import errno
+import importlib
+import os
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from models import optimizers, randomness
+from models.tasks import Task
+from trainers import batches, checkpoints, data, devices
+from trainers.cadence import due, next_due
+from trainers.config import FIXED, Config, check_batch
+from trainers.exit_codes import OK, BadConfiguration, Diverged, Preempted, RunEnded
+from trainers.precision import LossScale
+from trainers.preemption import Preemption
+from trainers.progress import Progress
+from trainers.run_record import Clock, RunRecord
+from trainers.summaries import Summaries
+
+IMPORT_SECONDS = time.monotonic() - STARTED
+# A compiled call lasts about this long: short enough to answer a signal, long enough that Python costs nothing.
+CALL_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What `train` returns: the last step, the last metrics of each split, and where everything lies."""
+
+    step: int
+    train: dict[str, float]
+    eval: dict[str, float]
+    run_dir: Path
+    traces: int
+
+
+@dataclasses.dataclass
+class Job:
+    """Everything that is built once for a run, inside the strategy's scope."""
+
+    config: Config
+    strategy: tf.distribute.Strategy
+    dataset: data.Dataset
+    model: keras.Model
+    task: Task
+    optimizer: keras.optimizers.Optimizer
+    ema: list[tf.Variable]
+    loss_scale: LossScale | None
+    traces: int = 0
+
+    @property
+    def replicas(self) -> int:
+        """Replicas in all, over which the global batch is divided."""
+        return self.strategy.num_replicas_in_sync
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Every variable of model, optimizer and loop, by name: what a checkpoint holds."""
+        named = checkpoints.name_variables("model", self.model.variables)
+        named |= checkpoints.name_variables("optimizer", self.optimizer.variables)
+        named |= checkpoints.name_variables("ema", self.ema)
+        return named | checkpoints.name_variables("loss_scale", self.loss_scale.variables if self.loss_scale else ())
+
+    @property
+    def num_sums(self) -> int:
+        """Length of the vector of running sums: the loss, the number of examples, then each metric's statistics."""
+        return 2 + sum(metric.width for metric in self.task.metrics.values())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One update of the global batch. This is the part to change for research.
+
+
+def per_example_sums(job: Job, targets: Any, outputs: Any, losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Sums over examples of the loss `[batch]`, of 1, and of the metrics' statistics: `[num_sums]`, float32."""
+    columns = [losses[:, None], tf.ones_like(losses)[:, None]]
+    columns += [metric.statistics(targets, outputs) for metric in job.task.metrics.values()]
+    return tf.reduce_sum(tf.concat(columns, axis=1) * weights[:, None], axis=0)
+
+
+def gradients_of_part(job: Job, features: Any, step: tf.Tensor, first: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """Forward and backward pass over a part of the global batch, from its example `first` on.
+
+    The loss is divided by the *global* batch, so the gradients of all parts and replicas add up to that of the batch.
+    A penalty (`model.losses`) is one for each part, so it is divided by their number.
+    """
+    config, model = job.config, job.model
+    parts = job.replicas * config.accumulate
+    inputs, targets = job.dataset.prepare(features)
+    with tf.GradientTape() as tape, randomness.at(config.seed, step, first):
+        outputs = model(inputs, training=True)
+        losses = job.task.loss(targets, outputs)
+        penalty = tf.add_n(model.losses) / parts if model.losses else tf.constant(0.0)
+        loss = tf.reduce_sum(losses) / config.batch_size + tf.cast(penalty, tf.float32)
+        scaled = loss * job.loss_scale.factor if job.loss_scale else loss
+    gradients = tape.gradient(scaled, model.trainable_variables, unconnected_gradients="zero")
+    gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+    if job.loss_scale:
+        gradients = [gradient / job.loss_scale.factor for gradient in gradients]
+    sums = per_example_sums(job, targets, outputs, losses, tf.ones_like(losses))
+    return gradients, sums + tf.one_hot(0, job.num_sums) * penalty * config.batch_size
+
+
+def replica_gradients(
+    job: Job, compiled: Callable, source: Any, feed: Any, step: tf.Tensor
+) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+    """In a replica: its share's gradients, summed over all replicas, then clipped. Also the sums and the norm.
+
+    Clipping follows the sum: clipped before it, the result would depend on the number of replicas.
+    """
+    context = tf.distribute.get_replica_context()
+    config = job.config
+    share = config.batch_size // job.replicas
+    count = share // config.accumulate
+    start = tf.cast(context.replica_id_in_sync_group, tf.int64) * share
+    gradients, sums = None, None
+    for part in range(config.accumulate):
+        # One part after the other: together they would need the memory that accumulation saves.
+        with tf.control_dependencies([] if part == 0 else [*gradients, sums]):
+            first = start + part * count
+            features, _ = source.share(feed, step, first, part, count)
+            more, more_sums = compiled(features, step, first)
+        gradients = more if part == 0 else [a + b for a, b in zip(gradients, more, strict=True)]
+        sums = more_sums if part == 0 else sums + more_sums
+    *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
+    norm = tf.linalg.global_norm(gradients)
+    if config.clip_norm:
+        factor = tf.minimum(1.0, config.clip_norm / tf.maximum(norm, 1e-30))
+        gradients = [gradient * factor for gradient in gradients]
+    return gradients, sums, norm
+
+
+def replica_update(job: Job, gradients: list[tf.Tensor]) -> None:
+    """In a replica: applies gradients that are the same on all replicas."""
+    job.optimizer.apply(gradients, job.model.trainable_variables)
+    if job.ema:
+        tf.distribute.get_replica_context().merge_call(update_ema, args=(job,))
+
+
+def update_ema(strategy: tf.distribute.Strategy, job: Job) -> None:
+    """Moves the average of the weights on each device."""
+
+    def move(average: tf.Variable, weight: tf.Tensor) -> None:
+        average.assign_sub((1 - job.config.ema) * (average - weight))
+
+    for average, weight in zip(job.ema, job.model.trainable_variables, strict=True):
+        strategy.extended.update(average, move, args=(weight.value,), group=False)
+
+
+def make_train_call(job: Job, source: Any) -> Callable:
+    """The compiled loop: updates `first … last` of the run, in one call, stopping at the first that is not finite.
+
+    Returns a function `(first, last, sums [num_sums] float64) -> (step, sums, gradient norm, finite)`.
+    """
+    compiled = tf.function(lambda *args: gradients_of_part(job, *args), jit_compile=True, autograph=False)
+    if not uses_xla(job):
+        compiled = lambda *args: gradients_of_part(job, *args)  # noqa: E731
+    scalar = tf.TensorSpec([], tf.int64)
+
+    @tf.function(input_signature=[scalar, scalar, tf.TensorSpec([job.num_sums], tf.float64)])
+    def train_call(first: tf.Tensor, last: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        count_trace(job)
+        step, norm, finite = first, tf.constant(0.0), tf.constant(True)
+        while step < last and finite:
+            feed = source.feed()
+            gradients, new_sums, norms = job.strategy.run(
+                lambda feed, step: replica_gradients(job, compiled, source, feed, step), args=(feed, step)
+            )
+            norm = job.strategy.experimental_local_results(norms)[0]
+            new_sums = job.strategy.experimental_local_results(new_sums)[0]
+            finite = tf.math.is_finite(new_sums[0])
+            if job.loss_scale:
+                whole = tf.math.is_finite(norm)
+                if whole:
+                    job.strategy.run(lambda gradients: replica_update(job, gradients), args=(gradients,))
+                job.loss_scale.adjust(whole)
+            else:
+                finite = finite and tf.math.is_finite(norm)
+                job.strategy.run(lambda gradients: replica_update(job, gradients), args=(gradients,))
+            sums += tf.cast(new_sums, tf.float64)
+            step += 1
+        return step, sums, norm, finite
+
+    return train_call
+
+
+def make_evaluate(job: Job, source: Any) -> Callable:
+    """The compiled evaluation: one pass over the eval split. Returns a function `() -> sums [num_sums] float64`.
+
+    The loss is the task's alone, without penalties. Examples that fill up the last batch have weight 0.
+    """
+    share = source.batch_size // job.replicas
+    num_batches = -(-source.size // source.batch_size)
+
+    def replica_sums(feed: Any, step: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        first = tf.cast(context.replica_id_in_sync_group, tf.int64) * share
+        features, weights = source.share(feed, step, first, 0, share)
+        inputs, targets = job.dataset.prepare(features)
+        outputs = job.model(inputs, training=False)
+        losses = job.task.loss(targets, outputs)
+        return per_example_sums(job, targets, outputs, losses, weights)
+
+    @tf.function(input_signature=[])
+    def evaluate() -> tf.Tensor:
+        sums = tf.zeros([job.num_sums], tf.float64)
+        for step in tf.range(num_batches, dtype=tf.int64):
+            new = job.strategy.run(replica_sums, args=(source.feed(), step))
+            sums += tf.cast(job.strategy.reduce("SUM", new, axis=None), tf.float64)
+        return sums
+
+    return evaluate
+
+
+def metrics_of(job: Job, sums: np.ndarray) -> dict[str, float]:
+    """The loss and the metrics of the examples that were summed."""
+    count = max(float(sums[1]), 1.0)
+    values, at = {"loss": float(sums[0]) / count}, 2
+    for name, metric in job.task.metrics.items():
+        total = tf.constant(sums[at : at + metric.width], tf.float32)
+        values[name] = float(metric.result_of(total, tf.constant(count, tf.float32)))
+        at += metric.width
+    return values
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is built once.
+
+
+def uses_xla(job: Job) -> bool:
+    """Whether a replica's forward and backward pass is compiled with XLA: asked for, or on a GPU where it can be."""
+    if job.config.jit != "auto":
+        return job.config.jit == "on"
+    return bool(tf.config.list_logical_devices("GPU")) and not crosses_replicas(job.model)
+
+
+def crosses_replicas(model: keras.Model) -> bool:
+    """Whether a layer reduces over replicas within the forward pass, which XLA cannot compile."""
+    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers())
+
+
+def count_trace(job: Job) -> None:
+    """Runs once for each trace of the train call. A second one is a defect that costs minutes: it is logged."""
+    job.traces += 1
+    if job.traces > 1:
+        cause = "".join(traceback.format_stack(limit=12)[:-1])
+        logging.warning("the train step is traced again (trace %d); called from:\n%s", job.traces, cause)
+
+
+def build_job(config: Config, strategy: tf.distribute.Strategy, dataset: data.Dataset) -> Job:
+    """Builds model, optimizer and loop state inside the strategy's scope, and checks what they are made of."""
+    module = importlib.import_module(config.card.module)
+    with strategy.scope():
+        model, task = module.build(dataset.spec)
+        # One call on zeros: `build(shape)` leaves a subclassed model without variables.
+        model(example_inputs(dataset, batch=1), training=False)
+        schedule = optimizers.Warmup(config.learning_rate, config.warmup_steps, config.train_steps, config.schedule)
+        optimizer = optimizers.build(config.optimizer, schedule, config.weight_decay)
+        optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if len(v.shape) < 2])
+        optimizer.build(model.trainable_variables)
+        # The loop has summed the gradients already: a second all-reduce in `apply` would multiply them.
+        optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
+        ema = [tf.Variable(v, trainable=False, name=f"{v.path}/average") for v in model.trainable_variables if config.ema]
+        loss_scale = LossScale() if config.precision == "float16" else None
+    for layer in model._flatten_layers():
+        if isinstance(layer, (keras.layers.Dropout, keras.layers.GaussianNoise)):
+            logging.warning(
+                "layer %s draws the same noise on every replica; use models.layers.Dropout instead", layer.path
+            )
+    return Job(config, strategy, dataset, model, task, optimizer, ema, loss_scale)
+
+
+def example_inputs(dataset: data.Dataset, batch: int) -> Any:
+    """Zeros in the shape of a batch of prepared inputs."""
+    return tf.zeros([batch, *dataset.spec.input_shape], dataset.spec.input_dtype)
+
+
+@contextlib.contextmanager
+def averaged_weights(job: Job) -> Any:
+    """Within the block the model's weights are their moving average, if there is one."""
+
+    def exchange() -> None:
+        pairs = list(zip(job.ema, (v.value for v in job.model.trainable_variables), strict=True))
+        for average, weight, a, w in [(a, w, a.numpy(), w.numpy()) for a, w in pairs]:
+            average.assign(w)
+            weight.assign(a)
+
+    if job.ema:
+        exchange()
+    try:
+        yield
+    finally:
+        if job.ema:
+            exchange()
+
+
+def plan(config: Config, replicas: int, dataset: data.Dataset, model: keras.Model) -> str:
+    """What `--dry_run` prints: devices, batch arithmetic, data, parameters and cadences."""
+    share = check_batch(config, replicas)
+    placement = "resident on the device" if dataset.train.arrays is not None else "streamed"
+    call = config.steps_per_call or "about a second's worth"
+    rows = {
+        "strategy": f"{config.strategy}, {replicas} replica{'s' if replicas > 1 else ''}: "
+        + ", ".join(d.name.removeprefix("/device:") for d in tf.config.list_logical_devices()),
+        "batch": f"{config.batch_size} examples = {replicas} × {share}"
+        + (f", each in {config.accumulate} parts" if config.accumulate > 1 else ""),
+        "data": f"{dataset.name}: {dataset.train.size} train, {dataset.eval.size} eval examples, {placement}",
+        "model": f"{config.model}: {model.count_params():,} parameters, {config.precision}",
+        "training": f"{config.train_steps} steps = {config.train_steps * config.batch_size / dataset.train.size:.1f} epochs, "
+        f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.schedule})",
+        "cadences": f"log {config.log_every}, evaluate {config.eval_every}, checkpoint {config.checkpoint_every}, "
+        f"call {call}",
+        "run_dir": config.run_dir,
+    }
+    return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
+
+
+def export_model(job: Job, path: Path) -> None:
+    """Writes a SavedModel whose `serve` takes features as stored and returns the model's outputs."""
+    import shutil
+
+    features = {key: value[:1] for key, value in (job.dataset.eval.arrays or {}).items()}
+    module = importlib.import_module(job.config.card.module)
+    model, _ = module.build(job.dataset.spec)
+    model(example_inputs(job.dataset, batch=1), training=False)
+    with averaged_weights(job):
+        for copy, weight in zip(model.variables, job.model.variables, strict=True):
+            copy.assign(weight.numpy())
+    del features
+    spec = tf.TensorSpec([None, *job.dataset.spec.input_shape], job.dataset.spec.input_dtype)
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serve", lambda inputs: model(inputs, training=False), input_signature=[spec])
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    archive.write_out(str(aside), verbose=False)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(aside, path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The run, from top to bottom.
+
+
+def train(config: Config) -> Summary:
+    """Runs or resumes the run that `config` (resolved) describes.
+
+    Raises:
+      BadConfiguration, Diverged, Preempted: see `trainers.exit_codes`.
+    """
+    clock = Clock()
+    clock.add("import", IMPORT_SECONDS)
+    with clock.phase("build"):
+        strategy = devices.set_up(config)
+        check_batch(config, strategy.num_replicas_in_sync)
+        dataset = data.load(config.dataset, config.data_dir, config.input)
+        job = build_job(config, strategy, dataset)
+    if config.dry_run:
+        print(plan(config, job.replicas, dataset, job.model))
+        return Summary(0, {}, {}, Path(config.run_dir), 0)
+    record = RunRecord(config)
+    with contextlib.closing(record):
+        try:
+            summary = run(job, record, clock)
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, RunEnded) else 1
+            with contextlib.suppress(OSError):
+                record.end(code, f"{type(error).__name__}: {error}", seconds=clock.seconds)
+            raise
+    return summary
+
+
+def run(job: Job, record: RunRecord, clock: Clock) -> Summary:
+    """Restores, trains, evaluates, saves, and ends."""
+    config, model = job.config, job.model
+    store = checkpoints.Checkpoints(
+        record.directory / "checkpoints",
+        config.keep_checkpoints,
+        {name: getattr(config, name) for name in FIXED} | {"data": job.dataset.fingerprint},
+        job.task.best_metric,
+        job.task.best_mode,
+    )
+    step, sums = 0, np.zeros([job.num_sums], np.float64)
+    with clock.phase("checkpoint"):
+        if config.resume == "never" and store.steps():
+            raise BadConfiguration(
+                f"--resume=never and --run_dir {record.directory} holds a checkpoint; name another, or --resume=auto"
+            )
+        if restored := store.restore_newest():
+            step, state = restored
+            sums = state.pop("loop/sums")
+            checkpoints.assign(job.variables, state)
+        record.rewind_metrics(step)
+    record.facts.update(
+        replicas=job.replicas,
+        devices=[device.name for device in tf.config.list_logical_devices()],
+        parameters=model.count_params(),
+        data_fingerprint=job.dataset.fingerprint,
+        resumed_from=step if restored else None,
+    )
+    record.begin()
+    if step >= config.train_steps:
+        return finish(job, record, clock, step, "complete already")
+
+    with clock.phase("build"):
+        source = batches.batches(job.strategy, job.dataset.train, config.batch_size, config.seed)
+        source.start(step)
+        eval_source = batches.batches(job.strategy, job.dataset.eval, config.batch_size, None)
+        train_call, evaluate = make_train_call(job, source), make_evaluate(job, eval_source)
+        summaries = Summaries(record.directory)
+    with clock.phase("trace"):
+        concrete = train_call.get_concrete_function()
+        checkpoints.check_complete(job.variables, concrete)
+        spec = tf.TensorSpec([None, *job.dataset.spec.input_shape], job.dataset.spec.input_dtype)
+        summaries.model_graph(model, spec)
+
+    logging.info("training from step %d to %d, %d replicas", step, config.train_steps, job.replicas)
+    progress = Progress(step, config.train_steps)
+    saved, call, seconds_per_step = step if restored else -1, 0, 0.0
+    window_start, window_seconds = step, 0.0
+    with Preemption() as preemption, contextlib.closing(progress), contextlib.closing(summaries):
+        while step < config.train_steps:
+            # 1. A compiled call, up to the next thing to do.
+            cadences = (config.log_every, config.eval_every, config.checkpoint_every)
+            stop = min(next_due(step, every, config.train_steps) for every in cadences)
+            limit = config.steps_per_call or (int(CALL_SECONDS / seconds_per_step) if seconds_per_step else 1)
+            stop = min(stop, step + max(limit, 1))
+            began = time.monotonic()
+            with clock.phase("train"):
+                reached, new_sums, norm, finite = (t.numpy() for t in concrete(tf.constant(step, tf.int64), tf.constant(stop, tf.int64), tf.constant(sums)))
+            took = time.monotonic() - began
+            window_seconds += took
+            call += 1
+            if call > 1:
+                seconds_per_step = took / (stop - step)
+            if not finite:
+                last = store.steps()
+                raise Diverged(
+                    f"the loss or a gradient is not finite at step {reached} (gradient norm {norm}); the last good checkpoint is "
+                    + (f"{store.path(last[-1])}" if last else "none")
+                    + "; lower --learning_rate or set --clip_norm, and begin in another --run_dir"
+                )
+            step, sums = int(reached), new_sums
+            progress.advance(step)
+
+            # 2. What is due at this step.
+            evaluation = None
+            if due(step, config.log_every, config.train_steps):
+                rate = (step - window_start) / max(window_seconds, 1e-9)
+                values = metrics_of(job, sums) | {
+                    "learning_rate": float(job.optimizer._learning_rate(tf.constant(step - 1))),
+                    "gradient_norm": float(norm),
+                    "steps_per_second": rate,
+                    "examples_per_second": rate * config.batch_size,
+                }
+                record.append_metrics({"step": step, "split": "train"} | values)
+                summaries.scalars("train", step, values)
+                progress.train(step, values)
+                sums, window_start, window_seconds = np.zeros_like(sums), step, 0.0
+            if due(step, config.eval_every, config.train_steps):
+                with clock.phase("evaluate"), averaged_weights(job):
+                    eval_source.start(0)
+                    evaluation = metrics_of(job, evaluate().numpy())
+                record.append_metrics({"step": step, "split": "eval"} | evaluation)
+                summaries.scalars("eval", step, evaluation)
+                progress.evaluation(step, evaluation)
+            better = evaluation is not None and store.improves(evaluation)
+            if due(step, config.checkpoint_every, config.train_steps) or better or preemption.requested:
+                with clock.phase("checkpoint"):
+                    record.sync_metrics()
+                    summaries.flush()
+                    store.save(step, checkpoints.values_of(job.variables) | {"loop/sums": sums}, evaluation)
+                    saved = step
+            if preemption.requested and step < config.train_steps:
+                grace = time.monotonic() - preemption.requested_at
+                raise Preempted(
+                    f"{preemption.signal_name} came; the checkpoint of step {saved} was written after {grace:.1f} s; "
+                    "the same command continues"
+                )
+    return finish(job, record, clock, step, "complete")
+
+
+def finish(job: Job, record: RunRecord, clock: Clock, step: int, reason: str) -> Summary:
+    """Exports if asked, completes run.json and returns the summary."""
+    export_path = record.directory / "export"
+    if job.config.export and not export_path.exists():
+        with clock.phase("export"):
+            export_model(job, export_path)
+    final = {split: {k: v for k, v in record.last(split).items() if k != "split"} for split in ("train", "eval")}
+    record.end(OK, reason, final=final, seconds=clock.seconds, step=step, traces=job.traces)
+    logging.info("%s at step %d: %s", reason, step, final["eval"])
+    return Summary(step, final["train"], final["eval"], record.directory, job.traces)
+
+
+def main(config: Config) -> int:
+    """Runs `train` as a program: what the user can act on is one line and an exit code, anything else a traceback."""
+    logging.set_verbosity(logging.INFO)
+    logging.set_stderrthreshold("info")
+    try:
+        train(config)
+    except RunEnded as error:
+        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"{sys.argv[0]}: the disk of --run_dir {config.run_dir} is full; free space and start again", file=sys.stderr)
+        return BadConfiguration.exit_code
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(CONFIG))

@@ -1,0 +1,48 @@
+"""What a person sees while it trains: a bar with ETA on a terminal, plain lines otherwise."""
+
+import sys
+from collections.abc import Mapping
+
+import tqdm
+
+
+class Progress:
+    """Progress over `total` steps from `first`. On a terminal a tqdm bar; else one line for each log or evaluation."""
+
+    def __init__(self, first: int, total: int):
+        self.total = total
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+    def advance(self, step: int) -> None:
+        """Moves to a step."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def train(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows training metrics."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {values['loss']:.4f}")
+        else:
+            self.line(f"step {step}/{self.total}  train  {_words(values)}")
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows evaluation metrics, on a line of their own."""
+        self.line(f"step {step}/{self.total}  eval   {_words(values)}")
+
+    def line(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _words(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,0 +1,215 @@
+"""What a run leaves behind beside its checkpoints: flags.txt, run.json, metrics.jsonl, and the lock of run_dir.
+
+Everything is written aside and renamed, or appended a whole line at a time, so a reader never sees half of it.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import json
+import os
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trainers.config import FIXED, Config
+from trainers.exit_codes import BadConfiguration
+
+_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy", "absl-py")
+# Where a run lies and how it ends do not repeat it; everything else does.
+_NOT_REPEATED = ("run_dir", "resume", "dry_run")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file aside, to the disk, and renames it: a reader sees the old text or the new."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(aside, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+class Clock:
+    """Seconds by phase. A phase inside another counts for the inner one alone."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._open: list[str] = []
+        self._since = time.monotonic()
+
+    def _settle(self) -> None:
+        now = time.monotonic()
+        if self._open:
+            self.add(self._open[-1], now - self._since)
+        self._since = now
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Counts seconds measured elsewhere."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the time of a block for phase `name`."""
+        self._settle()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._open.pop()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    """The commit of the checkout, with `-dirty` if it has changes; an image carries it in LOCKSTEP_COMMIT."""
+    if named := os.environ.get("LOCKSTEP_COMMIT"):
+        return named
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError):
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return answer.stdout.strip()
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+class RunRecord:
+    """The files of one run. Opening it takes run_dir for this process; `close` gives it back.
+
+    Raises:
+      BadConfiguration: run_dir is a file, cannot be written, is in use, or was begun with other fixed flags.
+    """
+
+    def __init__(self, config: Config):
+        self.config, self.directory = config, Path(config.run_dir)
+        self.metrics_path = self.directory / "metrics.jsonl"
+        self._lock = None
+        self._open_directory()
+        self.previous = self._read_previous()
+        self._check_same_run()
+        self.facts: dict[str, Any] = {
+            "started": self.previous.get("started", _now()),
+            "ended": None,
+            "exit_reason": None,
+            "attempts": self.previous.get("attempts", 0) + 1,
+            "flags": dataclasses.asdict(config),
+            "versions": versions(),
+            "commit": _commit(),
+            "host": platform.node(),
+        }
+
+    def _open_directory(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.directory / ".lock", "a+")  # noqa: SIM115 - held for the life of the run
+        except (FileExistsError, NotADirectoryError):
+            raise BadConfiguration(
+                f"--run_dir {self.directory} is, or lies under, a file; name a directory"
+            ) from None
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise BadConfiguration(
+                f"--run_dir {self.directory} cannot be written: {error.strerror}; name one that can"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadConfiguration(
+                f"--run_dir {self.directory} is in use by another run; wait for it, end it, or name another directory"
+            ) from None
+        except OSError:
+            pass  # a file system without locks: nothing to hold
+
+    def _read_previous(self) -> dict[str, Any]:
+        path = self.directory / "run.json"
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError) as error:
+            raise BadConfiguration(f"{path} cannot be read: {error}; move it away or name another --run_dir") from None
+
+    def _check_same_run(self) -> None:
+        """A run_dir belongs to one run: flags that decide the mathematics must be what they were."""
+        before = self.previous.get("flags", {})
+        for name in FIXED:
+            if name in before and before[name] != getattr(self.config, name):
+                raise BadConfiguration(
+                    f"--{name} {getattr(self.config, name)} differs from {before[name]}, with which --run_dir "
+                    f"{self.directory} was begun; pass that, or name another --run_dir"
+                )
+
+    def begin(self) -> None:
+        """Writes flags.txt and the first run.json."""
+        names = [f.name for f in dataclasses.fields(Config) if f.name not in _NOT_REPEATED]
+        write_atomically(self.directory / "flags.txt", "\n".join(self.config.flag_lines(names)) + "\n")
+        self.write()
+
+    def write(self, **facts: Any) -> None:
+        """Adds facts to run.json and writes it."""
+        self.facts.update(facts)
+        write_atomically(self.directory / "run.json", json.dumps(self.facts, indent=2, allow_nan=True) + "\n")
+
+    def end(self, exit_code: int, reason: str, **facts: Any) -> None:
+        """Completes run.json."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        self.write(
+            ended=_now(), exit_code=exit_code, exit_reason=reason, peak_resident_mib=usage.ru_maxrss // 1024, **facts
+        )
+
+    def close(self) -> None:
+        """Lets go of run_dir."""
+        self._lock.close()
+
+    def append_metrics(self, values: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl."""
+        with open(self.metrics_path, "a") as file:
+            file.write(json.dumps(dict(values)) + "\n")
+
+    def sync_metrics(self) -> None:
+        """Brings metrics.jsonl to the disk, before a checkpoint covers its lines."""
+        with contextlib.suppress(FileNotFoundError), open(self.metrics_path, "a") as file:
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one that a killed process left unfinished is left out."""
+        lines = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in self.metrics_path.read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    lines.append(json.loads(line))
+        return lines
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drops the lines after a step: the resumed run writes them again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        if kept or self.metrics_path.exists():
+            write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def last(self, split: str) -> dict[str, Any]:
+        """The last line of a split, or an empty one."""
+        return next((line for line in reversed(self.metrics()) if line["split"] == split), {})
