@@ -37,7 +37,9 @@ class ResidentBatches:
     With `seed=None` the order is that of the split, once; examples beyond its end get weight 0.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None):
+    def __init__(
+        self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
+    ):
         self.size, self.batch_size, self.seed = split.size, batch_size, seed
         self._held = _on_each_device(strategy, split.arrays)
 
@@ -48,7 +50,9 @@ class ResidentBatches:
         """The arrays of each replica."""
         return self._held
 
-    def share(self, feed: Features, step: tf.Tensor, first: tf.Tensor, part: int, count: int) -> tuple[Features, tf.Tensor]:
+    def share(
+        self, feed: Features, step: tf.Tensor, first: tf.Tensor, part: int, count: int
+    ) -> tuple[Features, tf.Tensor]:
         """Examples `first … first + count` of the step's global batch, and their weights `[count]` (1, or 0: padding)."""
         position = step * self.batch_size + first + tf.range(count, dtype=tf.int64)
         if self.seed is not None:
@@ -65,8 +69,11 @@ class StreamedBatches:
     example moves by about `STREAM_WINDOW` records. `start` reads over what comes before within the epoch.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None):
+    def __init__(
+        self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
+    ):
         self.size, self.batch_size, self.seed = split.size, batch_size, seed
+        self.parts, self.replicas = parts, strategy.num_replicas_in_sync
         self._strategy, self._split = strategy, split
         self._iterator = None
 
@@ -98,13 +105,22 @@ class StreamedBatches:
         present = tf.shape(next(iter(features.values())))[0]
         index = tf.range(self.batch_size)
         weights = tf.cast(index < present, tf.float32)
-        return {key: tf.gather(value, tf.where(index < present, index, 0)) for key, value in features.items()}, weights
+        padded = {key: tf.gather(value, tf.where(index < present, index, 0)) for key, value in features.items()}
+        return {key: self._by_replica(value) for key, value in padded.items()}, self._by_replica(weights)
+
+    def _by_replica(self, value: tf.Tensor) -> tf.Tensor:
+        """Part by part, replica by replica → replica by replica, part by part: a replica gets one contiguous piece."""
+        rest = value.shape[1:].as_list()
+        grid = tf.reshape(value, [self.parts, self.replicas, self.batch_size // self.parts // self.replicas, *rest])
+        return tf.reshape(tf.transpose(grid, [1, 0, 2, *range(3, 3 + len(rest))]), [self.batch_size, *rest])
 
     def feed(self) -> Any:
         """The next global batch, split over the replicas in order."""
         return next(self._iterator)
 
-    def share(self, feed: Any, step: tf.Tensor, first: tf.Tensor, part: int, count: int) -> tuple[Features, tf.Tensor]:
+    def share(
+        self, feed: Any, step: tf.Tensor, first: tf.Tensor, part: int, count: int
+    ) -> tuple[Features, tf.Tensor]:
         """Part number `part` of this replica's examples, `count` of them, and their weights `[count]`."""
         features, weights = feed
         window = slice(part * count, (part + 1) * count)
@@ -112,11 +128,14 @@ class StreamedBatches:
 
 
 def batches(
-    strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None
+    strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
 ) -> ResidentBatches | StreamedBatches:
-    """The source for a split: resident if it holds arrays, streamed otherwise. `seed=None`: in order, once."""
+    """The source for a split: resident if it holds arrays, streamed otherwise.
+
+    `seed=None`: in order, once. `parts`: pieces of the global batch that are computed one after another.
+    """
     source = ResidentBatches if split.arrays is not None else StreamedBatches
-    return source(strategy, split, batch_size, seed)
+    return source(strategy, split, batch_size, seed, parts)
 
 
 def _on_each_device(strategy: tf.distribute.Strategy, arrays: Features) -> Any:

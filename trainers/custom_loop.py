@@ -138,14 +138,16 @@ def replica_gradients(
     """
     context = tf.distribute.get_replica_context()
     config = job.config
-    share = config.batch_size // job.replicas
-    count = share // config.accumulate
-    start = tf.cast(context.replica_id_in_sync_group, tf.int64) * share
+    # The global batch is cut into parts first and each part over the replicas, so that what is computed over a part
+    # (batch statistics) does not depend on the number of replicas.
+    whole_part = config.batch_size // config.accumulate
+    count = whole_part // job.replicas
+    start = tf.cast(context.replica_id_in_sync_group, tf.int64) * count
     gradients, sums = None, None
     for part in range(config.accumulate):
         # One part after the other: together they would need the memory that accumulation saves.
         with tf.control_dependencies([] if part == 0 else [*gradients, sums]):
-            first = start + part * count
+            first = start + part * whole_part
             features, _ = source.share(feed, step, first, part, count)
             more, more_sums = compiled(features, step, first)
         gradients = more if part == 0 else [a + b for a, b in zip(gradients, more, strict=True)]
@@ -278,6 +280,8 @@ def count_trace(job: Job) -> None:
 def build_job(config: Config, strategy: tf.distribute.Strategy, dataset: data.Dataset) -> Job:
     """Builds model, optimizer and loop state inside the strategy's scope, and checks what they are made of."""
     module = importlib.import_module(config.card.module)
+    # Here and not earlier: what ran before (preparing the data, say) must not reach the initial weights.
+    keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         model, task = module.build(dataset.spec)
         # One call on zeros: `build(shape)` leaves a subclassed model without variables.
@@ -430,7 +434,7 @@ def run(job: Job, record: RunRecord, clock: Clock) -> Summary:
         return finish(job, record, clock, step, "complete already")
 
     with clock.phase("build"):
-        source = batches.batches(job.strategy, job.dataset.train, config.batch_size, config.seed)
+        source = batches.batches(job.strategy, job.dataset.train, config.batch_size, config.seed, config.accumulate)
         source.start(step)
         eval_source = batches.batches(job.strategy, job.dataset.eval, config.batch_size, None)
         train_call, evaluate = make_train_call(job, source), make_evaluate(job, eval_source)

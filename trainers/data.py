@@ -102,7 +102,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, name: str, data_dir: str) -> Non
 
 def _check_network(builder: tfds.core.DatasetBuilder, name: str) -> None:
     """Answers within seconds where the downloader would retry for minutes. A proxy resolves names itself: no check."""
-    hosts = {urllib.parse.urlsplit(url).hostname for url in getattr(builder, "url_infos", {})}
+    hosts = {urllib.parse.urlsplit(url).hostname for url in builder.url_infos or ()}
     proxy = os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY")
     for host in sorted(filter(None, hosts))[:1] if not proxy else ():
         try:

@@ -28,13 +28,12 @@ def replica_count(config: Config) -> int:
 def set_up(config: Config) -> tf.distribute.Strategy:
     """Configures TensorFlow for a run and returns the strategy.
 
-    Seeds every generator, sets the precision policy and determinism, lets GPUs grow their memory, and splits the CPU
+    Sets the precision policy and determinism, lets GPUs grow their memory, and splits the CPU
     into virtual devices where there is no GPU.
     """
     replicas = replica_count(config)
     kind = _configure_devices(replicas)
     keras.backend.clear_session()
-    keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(
         config.precision if config.precision == "float32" else f"mixed_{config.precision}"
     )

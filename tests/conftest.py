@@ -1,0 +1,103 @@
+"""What the tests share: four virtual CPU devices in this process, prepared data, and runs of the real loop."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+)
+
+from trainers import checkpoints, custom_loop
+from trainers.config import Config, resolve
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of prepared data for all tests."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def run(data_dir, tmp_path):
+    """`run(name, **flags)` trains in this process with small defaults, in `tmp_path / name`, and returns the summary."""
+
+    def train(name: str = "run", **flags) -> custom_loop.Summary:
+        settings = {"model": "mlp", "train_steps": 6, "batch_size": 32, "data_dir": str(data_dir)}
+        settings |= {"log_every": 2, "eval_every": 3, "checkpoint_every": 3, "run_dir": str(tmp_path / name)}
+        return custom_loop.train(resolve(Config(**(settings | flags))))
+
+    return train
+
+
+def weights(run_dir: Path, step: int | None = None) -> dict[str, np.ndarray]:
+    """Everything in a run's checkpoint: the newest, or that of a step."""
+    store = checkpoints.Checkpoints(Path(run_dir) / "checkpoints", 3, {}, "loss", "min")
+    return store._read(step if step is not None else store.steps()[-1])
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(lines: list[dict]) -> list[dict]:
+    """Lines of metrics without what a clock decides."""
+    return [{k: v for k, v in line.items() if not k.endswith("per_second")} for line in lines]
+
+
+def largest_relative_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray], group: str = "model/") -> float:
+    """The largest over variables of max |a - b| / max |a|."""
+    worst = 0.0
+    for name in a:
+        if name.startswith(group):
+            scale = max(float(np.abs(a[name]).max()), 1e-8)
+            worst = max(worst, float(np.abs(a[name] - b[name]).max()) / scale)
+    return worst
+
+
+class Trainer:
+    """The script in a process of its own."""
+
+    def __init__(self, *flags: str, data_dir: Path, env: dict[str, str] | None = None):
+        command = [sys.executable, str(ROOT / "trainers/custom_loop.py"), f"--data_dir={data_dir}", *flags]
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | (env or {}), cwd=ROOT
+        )
+
+    def wait(self, timeout: float = 240) -> tuple[int, str]:
+        """Exit code and everything that was printed."""
+        try:
+            output, _ = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        return self.process.returncode, output
+
+
+@pytest.fixture
+def trainer(data_dir):
+    """`trainer(*flags)` starts the script in a process of its own; whatever is left is killed at the end."""
+    started = []
+
+    def start(*flags: str, env: dict[str, str] | None = None) -> Trainer:
+        started.append(Trainer(*flags, data_dir=data_dir, env=env))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
