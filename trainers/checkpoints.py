@@ -81,6 +81,10 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _own_digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -157,7 +161,7 @@ class Checkpoints:
             "variables": {n: {"shape": list(state[n].shape), "dtype": str(state[n].dtype)} for n in names},
             "files": {path.name: digest(path) for path in sorted(aside.iterdir())},
         }
-        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        (aside / "manifest.json").write_text(json.dumps(manifest | {"digest": _own_digest(manifest)}, indent=1))
         for path in aside.iterdir():
             _sync(path)
 
@@ -220,6 +224,8 @@ class Checkpoints:
 
     def _read(self, step: int) -> State:
         path, manifest = self.path(step), self._manifest(step)
+        if manifest.pop("digest", None) != _own_digest(manifest):
+            raise ValueError("manifest.json does not have the digest that it names")
         if manifest["format"] != _FORMAT:
             raise BadConfiguration(f"{path} has format {manifest['format']}, this version reads {_FORMAT}; use its version")
         for key, value in self.identity.items():

@@ -14,24 +14,31 @@ if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from trainers.flags import parse
+    from trainers.preemption import end_at_once_on_signal
 
     # Flags are checked before TensorFlow is imported, which takes seconds.
     CONFIG = parse(sys.argv, __doc__)
+    end_at_once_on_signal()
 
 import contextlib
 import dataclasses
 import errno
 import importlib
 import os
+import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from trainers import quiet
 
-import keras
-import numpy as np
-import tensorflow as tf
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+with quiet.known_noise_removed():
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    tf.config.list_physical_devices()
 from absl import logging
 
 from models import optimizers, randomness
@@ -308,7 +315,7 @@ def example_inputs(dataset: data.Dataset, batch: int) -> Any:
 
 
 @contextlib.contextmanager
-def averaged_weights(job: Job) -> Any:
+def averaged_weights(job: Job) -> Iterator[None]:
     """Within the block the model's weights are their moving average, if there is one."""
 
     def exchange() -> None:
@@ -326,8 +333,9 @@ def averaged_weights(job: Job) -> Any:
             exchange()
 
 
-def plan(config: Config, replicas: int, dataset: data.Dataset, model: keras.Model) -> str:
-    """What `--dry_run` prints: devices, batch arithmetic, data, parameters and cadences."""
+def plan(job: Job) -> str:
+    """What a run prints first, and `--dry_run` alone: devices, batch arithmetic, data, parameters and cadences."""
+    config, replicas, dataset = job.config, job.replicas, job.dataset
     share = check_batch(config, replicas)
     placement = "resident on the device" if dataset.train.arrays is not None else "streamed"
     call = config.steps_per_call or "about a second's worth"
@@ -337,7 +345,7 @@ def plan(config: Config, replicas: int, dataset: data.Dataset, model: keras.Mode
         "batch": f"{config.batch_size} examples = {replicas} × {share}"
         + (f", each in {config.accumulate} parts" if config.accumulate > 1 else ""),
         "data": f"{dataset.name}: {dataset.train.size} train, {dataset.eval.size} eval examples, {placement}",
-        "model": f"{config.model}: {model.count_params():,} parameters, {config.precision}",
+        "model": f"{config.model}: {job.model.count_params():,} parameters, {config.precision}",
         "training": f"{config.train_steps} steps = {config.train_steps * config.batch_size / dataset.train.size:.1f} epochs, "
         f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.schedule})",
         "cadences": f"log {config.log_every}, evaluate {config.eval_every}, checkpoint {config.checkpoint_every}, "
@@ -349,16 +357,12 @@ def plan(config: Config, replicas: int, dataset: data.Dataset, model: keras.Mode
 
 def export_model(job: Job, path: Path) -> None:
     """Writes a SavedModel whose `serve` takes features as stored and returns the model's outputs."""
-    import shutil
-
-    features = {key: value[:1] for key, value in (job.dataset.eval.arrays or {}).items()}
     module = importlib.import_module(job.config.card.module)
     model, _ = module.build(job.dataset.spec)
     model(example_inputs(job.dataset, batch=1), training=False)
     with averaged_weights(job):
         for copy, weight in zip(model.variables, job.model.variables, strict=True):
             copy.assign(weight.numpy())
-    del features
     spec = tf.TensorSpec([None, *job.dataset.spec.input_shape], job.dataset.spec.input_dtype)
     archive = keras.export.ExportArchive()
     archive.track(model)
@@ -387,12 +391,12 @@ def train(config: Config) -> Summary:
         dataset = data.load(config.dataset, config.data_dir, config.input)
         job = build_job(config, strategy, dataset)
     if config.dry_run:
-        print(plan(config, job.replicas, dataset, job.model))
+        print(plan(job))
         return Summary(0, {}, {}, Path(config.run_dir), 0)
     record = RunRecord(config)
-    with contextlib.closing(record):
+    with contextlib.closing(record), Preemption() as preemption:
         try:
-            summary = run(job, record, clock)
+            summary = run(job, record, clock, preemption)
         except BaseException as error:
             code = error.exit_code if isinstance(error, RunEnded) else 1
             with contextlib.suppress(OSError):
@@ -401,7 +405,7 @@ def train(config: Config) -> Summary:
     return summary
 
 
-def run(job: Job, record: RunRecord, clock: Clock) -> Summary:
+def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Summary:
     """Restores, trains, evaluates, saves, and ends."""
     config, model = job.config, job.model
     store = checkpoints.Checkpoints(
@@ -438,19 +442,21 @@ def run(job: Job, record: RunRecord, clock: Clock) -> Summary:
         source.start(step)
         eval_source = batches.batches(job.strategy, job.dataset.eval, config.batch_size, None)
         train_call, evaluate = make_train_call(job, source), make_evaluate(job, eval_source)
-        summaries = Summaries(record.directory)
+        summaries = Summaries(record.directory, step)
     with clock.phase("trace"):
         concrete = train_call.get_concrete_function()
         checkpoints.check_complete(job.variables, concrete)
         spec = tf.TensorSpec([None, *job.dataset.spec.input_shape], job.dataset.spec.input_dtype)
         summaries.model_graph(model, spec)
 
-    logging.info("training from step %d to %d, %d replicas", step, config.train_steps, job.replicas)
     progress = Progress(step, config.train_steps)
+    if restored:
+        progress.line(f"resumed from the checkpoint of step {step}")
+    progress.line(plan(job))
     saved, call, seconds_per_step = step if restored else -1, 0, 0.0
     window_start, window_seconds = step, 0.0
-    with Preemption() as preemption, contextlib.closing(progress), contextlib.closing(summaries):
-        while step < config.train_steps:
+    with contextlib.closing(progress), contextlib.closing(summaries):
+        while step < config.train_steps and not preemption.requested:
             # 1. A compiled call, up to the next thing to do.
             cadences = (config.log_every, config.eval_every, config.checkpoint_every)
             stop = min(next_due(step, every, config.train_steps) for every in cadences)
@@ -458,7 +464,8 @@ def run(job: Job, record: RunRecord, clock: Clock) -> Summary:
             stop = min(stop, step + max(limit, 1))
             began = time.monotonic()
             with clock.phase("train"):
-                reached, new_sums, norm, finite = (t.numpy() for t in concrete(tf.constant(step, tf.int64), tf.constant(stop, tf.int64), tf.constant(sums)))
+                results = concrete(tf.constant(step, tf.int64), tf.constant(stop, tf.int64), tf.constant(sums))
+                reached, new_sums, norm, finite = (result.numpy() for result in results)
             took = time.monotonic() - began
             window_seconds += took
             call += 1
@@ -502,12 +509,10 @@ def run(job: Job, record: RunRecord, clock: Clock) -> Summary:
                     summaries.flush()
                     store.save(step, checkpoints.values_of(job.variables) | {"loop/sums": sums}, evaluation)
                     saved = step
-            if preemption.requested and step < config.train_steps:
-                grace = time.monotonic() - preemption.requested_at
-                raise Preempted(
-                    f"{preemption.signal_name} came; the checkpoint of step {saved} was written after {grace:.1f} s; "
-                    "the same command continues"
-                )
+    if step < config.train_steps:
+        grace = time.monotonic() - preemption.requested_at
+        held = f"the checkpoint of step {saved} was there after {grace:.1f} s" if saved > 0 else "no step was finished"
+        raise Preempted(f"{preemption.signal_name} came at step {step}; {held}; the same command continues")
     return finish(job, record, clock, step, "complete")
 
 
@@ -519,14 +524,13 @@ def finish(job: Job, record: RunRecord, clock: Clock, step: int, reason: str) ->
             export_model(job, export_path)
     final = {split: {k: v for k, v in record.last(split).items() if k != "split"} for split in ("train", "eval")}
     record.end(OK, reason, final=final, seconds=clock.seconds, step=step, traces=job.traces)
-    logging.info("%s at step %d: %s", reason, step, final["eval"])
+    print(f"{reason}: {Progress.words(final['eval'])}  in {record.directory}", file=sys.stderr)
     return Summary(step, final["train"], final["eval"], record.directory, job.traces)
 
 
 def main(config: Config) -> int:
     """Runs `train` as a program: what the user can act on is one line and an exit code, anything else a traceback."""
-    logging.set_verbosity(logging.INFO)
-    logging.set_stderrthreshold("info")
+    logging.set_verbosity(logging.WARNING)
     try:
         train(config)
     except RunEnded as error:

@@ -9,6 +9,15 @@ from types import FrameType
 from trainers.exit_codes import PREEMPTED
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def end_at_once_on_signal() -> None:
+    """Until a run has begun there is nothing to save; and as process 1 of a container, no handler would mean deaf."""
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: os._exit(PREEMPTED))
+
+
 class Preemption:
     """Context in which the two signals are caught; `requested` tells the loop. Outside the main thread: inactive."""
 
@@ -29,7 +38,7 @@ class Preemption:
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

@@ -25,11 +25,11 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {values['loss']:.4f}")
         else:
-            self.line(f"step {step}/{self.total}  train  {_words(values)}")
+            self.line(f"step {step}/{self.total}  train  {self.words(values)}")
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Shows evaluation metrics, on a line of their own."""
-        self.line(f"step {step}/{self.total}  eval   {_words(values)}")
+        self.line(f"step {step}/{self.total}  eval   {self.words(values)}")
 
     def line(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -43,6 +43,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-
-def _words(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    @staticmethod
+    def words(values: Mapping[str, float]) -> str:
+        """`name value` for each metric."""
+        return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,19 +1,38 @@
 """TensorBoard: scalars of train and eval under the same names, and the model's graph."""
 
+import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorboard.compat.proto import event_pb2
 
 from trainers import graphs
 
 
-class Summaries:
-    """Event files in `train/` and `eval/` of a run_dir."""
+def _mark_restart(directory: Path, step: int) -> None:
+    """Tells TensorBoard to forget events after `step`, which a killed process wrote and this one writes again."""
+    if not directory.exists():
+        return
+    # Files are read in the order of their names: `-` stands before the digit in the name of the file that follows.
+    name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.-restart.v2"
+    restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    with tf.io.TFRecordWriter(str(directory / name)) as writer:
+        writer.write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        event = event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=restart)
+        writer.write(event.SerializeToString())
 
-    def __init__(self, directory: Path):
+
+class Summaries:
+    """Event files in `train/` and `eval/` of a run_dir, from a step on."""
+
+    def __init__(self, directory: Path, step: int):
+        for split in ("train", "eval"):
+            _mark_restart(directory / split, step)
         self._writers = {split: tf.summary.create_file_writer(str(directory / split)) for split in ("train", "eval")}
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:

@@ -1,0 +1,135 @@
+"""Promise 2: a run that is killed at any moment and started again ends with the bits of the uninterrupted run."""
+
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+from conftest import metrics, weights, without_times
+
+RUNS = {
+    "mlp": ("--model=mlp", "--train_steps=1500", "--batch_size=32", "--checkpoint_every=70", "--eval_every=110"),
+    "resnet": ("--model=resnet", "--train_steps=240", "--batch_size=32", "--checkpoint_every=30", "--eval_every=40"),
+}
+EXACT = ("--deterministic", "--seed=3", "--replicas=2", "--ema=0.99", "--log_every=20")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Run directories of finished runs, by model; each is made once."""
+    return {}, tmp_path_factory.mktemp("uninterrupted")
+
+
+def reference(uninterrupted, trainer, model):
+    made, folder = uninterrupted
+    if model not in made:
+        code, output = trainer(*RUNS[model], *EXACT, f"--run_dir={folder / model}").wait()
+        assert code == 0, output
+        made[model] = folder / model
+    return made[model]
+
+
+def newest_step(run_dir):
+    steps = [int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step-*") if path.suffix == ""]
+    return max(steps, default=0)
+
+
+def wait_until(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        if process.poll() is not None:
+            return
+        time.sleep(0.005)
+
+
+def assert_same_bits(run_dir, expected_dir):
+    expected, found = weights(expected_dir), weights(run_dir)
+    assert found.keys() == expected.keys()
+    different = [name for name in expected if not np.array_equal(expected[name], found[name])]
+    assert different == []
+    assert without_times(metrics(run_dir)) == without_times(metrics(expected_dir))
+
+
+@pytest.mark.parametrize("model", RUNS)
+def test_killed_at_random_moments_the_run_ends_with_the_same_bits(trainer, tmp_path, uninterrupted, model):
+    expected = reference(uninterrupted, trainer, model)
+    chance, run_dir, kills = random.Random(model), tmp_path / "run", 0
+    for sent in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        one = trainer(*RUNS[model], *EXACT, f"--run_dir={run_dir}")
+        before = newest_step(run_dir)
+        wait_until(lambda before=before: newest_step(run_dir) > before, one.process)
+        time.sleep(chance.uniform(0, 0.6))
+        one.process.send_signal(sent)
+        code, output = one.wait()
+        if code == 0:
+            break  # it was done before the signal came
+        kills += 1
+        assert code == (-signal.SIGKILL if sent == signal.SIGKILL else 143), output
+        if code == 143:
+            assert newest_step(run_dir) > before
+            assert "the same command continues" in output
+    else:
+        code, output = trainer(*RUNS[model], *EXACT, f"--run_dir={run_dir}").wait()
+        assert code == 0, output
+        assert "resumed from the checkpoint of step" in output
+    assert kills >= 2
+    assert_same_bits(run_dir, expected)
+
+
+def test_killed_during_a_save_the_run_ends_with_the_same_bits(trainer, tmp_path):
+    flags = ("--model=mlp", "--train_steps=60", "--batch_size=32", "--eval_every=0", "--checkpoint_every=1", *EXACT)
+    code, output = trainer(*flags, f"--run_dir={tmp_path / 'expected'}").wait()
+    assert code == 0, output
+    run_dir, killed = tmp_path / "run", 0
+    for _ in range(3):
+        one = trainer(*flags, f"--run_dir={run_dir}")
+        before = newest_step(run_dir)
+
+        def saving(before=before):
+            return newest_step(run_dir) > before and any((run_dir / "checkpoints").glob(".writing-step-*"))
+
+        wait_until(saving, one.process)
+        one.process.kill()
+        one.wait()
+        killed += any((run_dir / "checkpoints").glob(".writing-*"))
+    assert killed, "no kill fell into a save"
+    code, output = trainer(*flags, f"--run_dir={run_dir}").wait()
+    assert code == 0, output
+    assert not any((run_dir / "checkpoints").glob(".writing-*"))
+    assert_same_bits(run_dir, tmp_path / "expected")
+
+
+def test_a_checkpoint_of_one_size_resumes_on_any_other(run, tmp_path):
+    flags = {"optimizer": "sgd", "schedule": "constant", "warmup_steps": 0, "learning_rate": 0.05}
+    run("whole", replicas=1, train_steps=12, **flags)
+    for step, replicas in ((4, 4), (8, 1), (12, 2)):
+        summary = run("resized", replicas=replicas, train_steps=step, **flags)
+    assert summary.step == 12
+    whole, resized = weights(tmp_path / "whole"), weights(tmp_path / "resized")
+    for name, value in whole.items():
+        np.testing.assert_allclose(resized[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_complete_run_is_complete_already(run, tmp_path):
+    first = run()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    second = run()
+    assert (second.step, second.eval, second.traces) == (first.step, first.eval, 0)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
+
+
+def test_the_second_signal_ends_at_once(trainer, tmp_path):
+    one = trainer("--model=mlp", "--train_steps=1000000", f"--run_dir={tmp_path}", "--checkpoint_every=50")
+    wait_until(lambda: newest_step(tmp_path) > 0, one.process)
+    one.process.send_signal(signal.SIGTERM)
+    one.process.send_signal(signal.SIGTERM)
+    assert one.wait(30)[0] == 143
+
+
+def test_a_signal_during_start_up_ends_with_the_same_code(trainer, tmp_path):
+    one = trainer("--model=mlp", f"--run_dir={tmp_path}")
+    time.sleep(1.0)
+    one.process.send_signal(signal.SIGTERM)
+    assert one.wait(60)[0] == 143
