@@ -87,15 +87,14 @@ class StreamedBatches:
 
     def _dataset(self, position: int) -> tf.data.Dataset:
         if self.seed is None:
-            return self._split.stream().batch(self.batch_size).map(self._padded)
+            # Repeated: each evaluation reads on where the one before has ended, at the first batch.
+            return self._split.stream().batch(self.batch_size).map(self._padded).repeat()
         epoch, skipped = divmod(position, self.size)
 
         def shuffled(number: tf.Tensor) -> tf.data.Dataset:
-            key = tf.random.experimental.index_shuffle(number, [self.seed, 1], tf.int64.max - 1)
-            records = self._split.stream().shuffle(
-                min(STREAM_WINDOW, self.size), seed=key, reshuffle_each_iteration=False
+            return _shuffled_records(self._split.stream(), min(STREAM_WINDOW, self.size), self.seed, number).skip(
+                tf.where(number == epoch, tf.cast(skipped, tf.int64), 0)
             )
-            return records.skip(tf.where(number == epoch, tf.cast(skipped, tf.int64), 0))
 
         epochs = tf.data.Dataset.range(epoch, tf.int64.max)
         return epochs.flat_map(shuffled).batch(self.batch_size, drop_remainder=True).map(self._padded)
@@ -136,6 +135,24 @@ def batches(
     """
     source = ResidentBatches if split.arrays is not None else StreamedBatches
     return source(strategy, split, batch_size, seed, parts)
+
+
+def _shuffled_records(records: tf.data.Dataset, window: int, seed: int, epoch: tf.Tensor) -> tf.data.Dataset:
+    """Records shuffled in a window by (seed, epoch) alone: `Dataset.shuffle` mixes in the global seed and refuses a
+    seed that is a tensor when that one is 0.
+    """
+    shapes = tf.nest.flatten(tf.compat.v1.data.get_output_shapes(records))
+    types = tf.nest.flatten(tf.compat.v1.data.get_output_types(records))
+    variant = tf.raw_ops.ShuffleDataset(
+        input_dataset=tf.data.experimental.to_variant(records),
+        buffer_size=tf.constant(window, tf.int64),
+        seed=tf.constant(seed + 1, tf.int64),
+        seed2=epoch + 1,
+        output_types=types,
+        output_shapes=shapes,
+        reshuffle_each_iteration=False,
+    )
+    return tf.data.experimental.from_variant(variant, records.element_spec)
 
 
 def _on_each_device(strategy: tf.distribute.Strategy, arrays: Features) -> Any:

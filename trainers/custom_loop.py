@@ -79,6 +79,7 @@ class Job:
     model: keras.Model
     task: Task
     optimizer: keras.optimizers.Optimizer
+    schedule: Callable[[tf.Tensor], tf.Tensor]
     ema: list[tf.Variable]
     loss_scale: LossScale | None
     traces: int = 0
@@ -276,11 +277,13 @@ def crosses_replicas(model: keras.Model) -> bool:
     return any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers())
 
 
+@tf.autograph.experimental.do_not_convert
 def count_trace(job: Job) -> None:
     """Runs once for each trace of the train call. A second one is a defect that costs minutes: it is logged."""
     job.traces += 1
     if job.traces > 1:
-        cause = "".join(traceback.format_stack(limit=12)[:-1])
+        frames = [frame for frame in traceback.extract_stack()[:-1] if "site-packages" not in frame.filename]
+        cause = "".join(traceback.format_list(frames[-6:]))
         logging.warning("the train step is traced again (trace %d); called from:\n%s", job.traces, cause)
 
 
@@ -306,7 +309,7 @@ def build_job(config: Config, strategy: tf.distribute.Strategy, dataset: data.Da
             logging.warning(
                 "layer %s draws the same noise on every replica; use models.layers.Dropout instead", layer.path
             )
-    return Job(config, strategy, dataset, model, task, optimizer, ema, loss_scale)
+    return Job(config, strategy, dataset, model, task, optimizer, schedule, ema, loss_scale)
 
 
 def example_inputs(dataset: data.Dataset, batch: int) -> Any:
@@ -341,7 +344,7 @@ def plan(job: Job) -> str:
     call = config.steps_per_call or "about a second's worth"
     rows = {
         "strategy": f"{config.strategy}, {replicas} replica{'s' if replicas > 1 else ''}: "
-        + ", ".join(d.name.removeprefix("/device:") for d in tf.config.list_logical_devices()),
+        + ", ".join(device.split("device:")[-1] for device in job.strategy.extended.worker_devices),
         "batch": f"{config.batch_size} examples = {replicas} × {share}"
         + (f", each in {config.accumulate} parts" if config.accumulate > 1 else ""),
         "data": f"{dataset.name}: {dataset.train.size} train, {dataset.eval.size} eval examples, {placement}",
@@ -428,7 +431,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
         record.rewind_metrics(step)
     record.facts.update(
         replicas=job.replicas,
-        devices=[device.name for device in tf.config.list_logical_devices()],
+        devices=list(job.strategy.extended.worker_devices),
         parameters=model.count_params(),
         data_fingerprint=job.dataset.fingerprint,
         resumed_from=step if restored else None,
@@ -441,6 +444,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
         source = batches.batches(job.strategy, job.dataset.train, config.batch_size, config.seed, config.accumulate)
         source.start(step)
         eval_source = batches.batches(job.strategy, job.dataset.eval, config.batch_size, None)
+        eval_source.start(0)
         train_call, evaluate = make_train_call(job, source), make_evaluate(job, eval_source)
         summaries = Summaries(record.directory, step)
     with clock.phase("trace"):
@@ -486,7 +490,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
             if due(step, config.log_every, config.train_steps):
                 rate = (step - window_start) / max(window_seconds, 1e-9)
                 values = metrics_of(job, sums) | {
-                    "learning_rate": float(job.optimizer._learning_rate(tf.constant(step - 1))),
+                    "learning_rate": float(job.schedule(tf.constant(step - 1))),
                     "gradient_norm": float(norm),
                     "steps_per_second": rate,
                     "examples_per_second": rate * config.batch_size,
@@ -497,7 +501,6 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
                 sums, window_start, window_seconds = np.zeros_like(sums), step, 0.0
             if due(step, config.eval_every, config.train_steps):
                 with clock.phase("evaluate"), averaged_weights(job):
-                    eval_source.start(0)
                     evaluation = metrics_of(job, evaluate().numpy())
                 record.append_metrics({"step": step, "split": "eval"} | evaluation)
                 summaries.scalars("eval", step, evaluation)

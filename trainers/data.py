@@ -27,6 +27,7 @@ RESIDENT_BYTES = 1 << 30
 # What images of varying size are resized to when they stream.
 STREAMED_IMAGE_SIZE = 224
 _PROBE_SECONDS = 10.0
+_READ_BATCH = 1024
 
 Features = dict[str, Any]
 
@@ -143,14 +144,14 @@ def _image_classification(builder: tfds.core.DatasetBuilder, name: str, placemen
         raise BadConfiguration(
             f"--dataset {name!r} has features {sorted(features)}; image and label are needed; choose such a set"
         )
-    held_out = next((split for split in ("test", "validation") if split in splits), None)
-    if "train" not in splits or held_out is None:
+    held_out = next((split for split in ("test", "validation") if split in splits or not splits), None)
+    if (splits and "train" not in splits) or held_out is None:
         raise BadConfiguration(
             f"--dataset {name!r} has splits {sorted(splits)}; train and test or validation are needed; choose such a set"
         )
     shape = features["image"].shape
     fixed = None not in shape
-    size = int(np.prod(shape)) * splits["train"].num_examples if fixed else None
+    size = int(np.prod(shape)) * _size(builder, "train") if fixed else None
     resident = placement == "resident" or (placement == "auto" and fixed and size <= RESIDENT_BYTES)
     if resident and not fixed:
         raise BadConfiguration(f"--input=resident: the images of {name!r} vary in size; use --input=stream")
@@ -168,8 +169,8 @@ def _prepare_image(features: Features) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _resident_split(builder: tfds.core.DatasetBuilder, split: str, shape: tuple[int, ...]) -> Split:
-    examples = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
-    arrays = {key: np.ascontiguousarray(examples[key]) for key in ("image", "label")}
+    pieces = list(builder.as_dataset(split=split, shuffle_files=False).batch(_READ_BATCH).as_numpy_iterator())
+    arrays = {key: np.concatenate([piece[key] for piece in pieces]) for key in ("image", "label")}
     return Split(len(arrays["label"]), arrays=arrays)
 
 
@@ -186,7 +187,11 @@ def _streamed_split(builder: tfds.core.DatasetBuilder, split: str, shape: tuple[
             example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
 
-    return Split(builder.info.splits[split].num_examples, stream=stream)
+    return Split(_size(builder, split), stream=stream)
+
+
+def _size(builder: tfds.core.DatasetBuilder, split: str) -> int:
+    return int(builder.as_dataset(split=split, shuffle_files=False).cardinality())
 
 
 def _fingerprint(builder: tfds.core.DatasetBuilder, *splits: Split) -> str:

@@ -14,16 +14,18 @@ from tensorboard.compat.proto import event_pb2
 from trainers import graphs
 
 
-def _mark_restart(directory: Path, step: int) -> None:
-    """Tells TensorBoard to forget events after `step`, which a killed process wrote and this one writes again."""
-    if not directory.exists():
-        return
+def _mark_start(directory: Path, step: int) -> None:
+    """Tells TensorBoard to forget events after `step`, which a killed process wrote and this one writes again.
+
+    Its rule: the second and later START in a folder discard what lies at or after their step.
+    """
+    directory.mkdir(exist_ok=True)
     # Files are read in the order of their names: `-` stands before the digit in the name of the file that follows.
-    name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.-restart.v2"
-    restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.-start.v2"
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     with tf.io.TFRecordWriter(str(directory / name)) as writer:
         writer.write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        event = event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=restart)
+        event = event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start)
         writer.write(event.SerializeToString())
 
 
@@ -32,7 +34,7 @@ class Summaries:
 
     def __init__(self, directory: Path, step: int):
         for split in ("train", "eval"):
-            _mark_restart(directory / split, step)
+            _mark_start(directory / split, step)
         self._writers = {split: tf.summary.create_file_writer(str(directory / split)) for split in ("train", "eval")}
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:

@@ -1,0 +1,87 @@
+"""The order of the data is a pure function of (seed, step), whatever the replicas and wherever the data lies."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainers import batches
+from trainers.data import Split
+
+SIZE, BATCH = 50, 12
+ARRAYS = {"x": np.arange(SIZE, dtype=np.int64)}
+RESIDENT = Split(SIZE, arrays=ARRAYS)
+STREAMED = Split(SIZE, stream=lambda: tf.data.Dataset.from_tensor_slices(ARRAYS))
+
+
+def strategy_of(replicas):
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+def global_batches(split, replicas, steps, first=0, seed=3, parts=1):
+    """The ids of the global batches `first … first + steps`, each in order of position, and their weights."""
+    strategy = strategy_of(replicas)
+    source = batches.batches(strategy, split, BATCH, seed, parts)
+    source.start(first)
+    count = BATCH // replicas // parts
+
+    def replica(feed, step):
+        start = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64) * count
+        pieces = [source.share(feed, step, start + part * (BATCH // parts), part, count) for part in range(parts)]
+        return [features["x"] for features, _ in pieces], [weights for _, weights in pieces]
+
+    @tf.function
+    def one(step):
+        return strategy.run(replica, args=(source.feed(), step))
+
+    ids, weights = [], []
+    for step in range(first, first + steps):
+        xs, ws = one(tf.constant(step, tf.int64))
+        ids.append(np.concatenate([x for part in xs for x in strategy.experimental_local_results(part)]))
+        weights.append(np.concatenate([w for part in ws for w in strategy.experimental_local_results(part)]))
+    return np.array(ids), np.array(weights)
+
+
+@pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
+def test_replicas_and_parts_do_not_change_the_batches(split):
+    expected, _ = global_batches(split, 1, 9)
+    for replicas, parts in ((2, 1), (4, 1), (2, 3)):
+        found, _ = global_batches(split, replicas, 9, parts=parts)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
+def test_a_run_that_starts_in_the_middle_sees_the_same_batches(split):
+    expected, _ = global_batches(split, 2, 12)
+    found, _ = global_batches(split, 2, 5, first=7)
+    np.testing.assert_array_equal(found, expected[7:])
+
+
+@pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
+def test_each_epoch_holds_each_example_once_in_an_order_of_its_own(split):
+    ids, _ = global_batches(split, 2, 25)  # 300 examples: 6 epochs
+    epochs = ids.reshape(6, SIZE)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(SIZE))
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    other, _ = global_batches(split, 2, 1, seed=4)
+    assert not np.array_equal(other[0], ids[0])
+
+
+@pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
+def test_evaluation_goes_over_each_example_once_with_padding_of_weight_0(split):
+    ids, weights = global_batches(split, 4, 5, seed=None)
+    assert list(ids[weights == 1]) == list(range(SIZE))
+    assert weights.sum() == SIZE
+    assert weights.shape == (5, BATCH)
+
+
+def test_seeking_far_ahead_costs_nothing():
+    ids, _ = global_batches(RESIDENT, 1, 1, first=10**12)
+    assert ids.shape == (1, BATCH)
+
+
+def test_one_example_is_a_data_set():
+    index = batches.shuffled_index(tf.range(5, dtype=tf.int64), 1, 0)
+    assert index.numpy().tolist() == [0] * 5

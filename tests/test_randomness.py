@@ -1,0 +1,58 @@
+"""Noise is a pure function of (seed, step, position of the example)."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models import layers, randomness
+
+
+def draw(count, first, step=5, seed=7, stream="a", jit=None, shape=(3, 5), kind=randomness.uniform):
+    def numbers(step, first):
+        with randomness.at(seed, step, first):
+            return kind([count, *shape], stream)
+
+    function = numbers if jit is None else tf.function(numbers, jit_compile=jit)
+    return function(tf.constant(step, tf.int64), tf.constant(first, tf.int64)).numpy()
+
+
+@pytest.mark.parametrize("kind", [randomness.uniform, randomness.normal])
+def test_an_example_gets_the_same_numbers_wherever_the_batch_is_cut(kind):
+    whole = draw(8, 0, kind=kind)
+    parts = np.concatenate([draw(3, 0, kind=kind), draw(5, 3, kind=kind)])
+    # The cosine of a normal draw is computed in vectors whose last, shorter one may round otherwise.
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=0 if kind is randomness.uniform else 1e-6)
+
+
+def test_eager_graph_and_xla_draw_the_same_bits():
+    np.testing.assert_array_equal(draw(8, 2, jit=False), draw(8, 2))
+    np.testing.assert_array_equal(draw(8, 2, jit=True), draw(8, 2))
+
+
+@pytest.mark.parametrize("change", [{"step": 6}, {"seed": 8}, {"stream": "b"}, {"first": 8}])
+def test_any_other_place_gets_other_numbers(change):
+    base = {"count": 8, "first": 0}
+    assert np.intersect1d(draw(**base), draw(**(base | change))).size <= 1
+
+
+def test_the_numbers_are_uniform_and_normal():
+    numbers = draw(1000, 0, shape=(100,))
+    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.mean() == pytest.approx(0.5, abs=0.005)
+    assert numbers.var() == pytest.approx(1 / 12, abs=0.002)
+    assert abs(np.corrcoef(numbers[:-1].ravel(), numbers[1:].ravel())[0, 1]) < 0.01
+    normal = draw(1000, 0, shape=(100,), kind=randomness.normal)
+    assert normal.mean() == pytest.approx(0, abs=0.01)
+    assert normal.var() == pytest.approx(1, abs=0.02)
+
+
+def test_dropout_keeps_the_mean_and_acts_in_training_only():
+    layer = layers.Dropout(0.25, name="drop")
+    x = tf.ones([1000, 40])
+    assert layer(x, training=False) is x
+    with randomness.at(0, tf.constant(0), tf.constant(0)):
+        y = layer(x, training=True).numpy()
+    assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
+    assert (y == 0).mean() == pytest.approx(0.25, abs=0.01)
+    with pytest.raises(ValueError, match="rate 1.5"):
+        layers.Dropout(1.5)
