@@ -73,7 +73,7 @@ def install(lock: str) -> None:
 
 def ensure(purpose: str) -> Path:
     """Makes `.venv` hold the locks of a purpose and returns its interpreter."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - this runs before anything is installed
         fail(f"Python {sys.version.split()[0]} is too old; 3.11 or newer is needed; set PYTHON=python3.11")
     needed = {lock: digest(lock) for lock in locks(purpose)}
     if needed.items() <= read_stamp().items():

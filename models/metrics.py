@@ -61,5 +61,6 @@ class Accuracy(StreamingMetric):
         super().__init__(name=name, dtype=dtype)
 
     def statistics(self, targets: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """1 where the largest logit is the label: `[batch, 1]`."""
         correct = tf.equal(tf.argmax(outputs, axis=-1, output_type=tf.int64), tf.cast(targets, tf.int64))
         return tf.cast(correct, tf.float32)[:, None]

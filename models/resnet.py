@@ -17,7 +17,12 @@ class ResNet(keras.Model):
     """
 
     def __init__(
-        self, num_classes: int, widths: tuple[int, ...] = (32, 64, 128), blocks: int = 1, name: str = "resnet", **kwargs: Any
+        self,
+        num_classes: int,
+        widths: tuple[int, ...] = (32, 64, 128),
+        blocks: int = 1,
+        name: str = "resnet",
+        **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
         self.num_classes, self.widths, self.num_blocks = num_classes, tuple(widths), blocks

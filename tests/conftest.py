@@ -31,7 +31,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(data_dir, tmp_path):
-    """`run(name, **flags)` trains in this process with small defaults, in `tmp_path / name`, and returns the summary."""
+    """`run(name, **flags)` trains in this process, by default for a few steps in `tmp_path / name`: the summary."""
 
     def train(name: str = "run", **flags) -> custom_loop.Summary:
         settings = {"model": "mlp", "train_steps": 6, "batch_size": 32, "data_dir": str(data_dir)}

@@ -187,7 +187,14 @@ def test_nan_in_the_data_is_divergence_at_the_step_that_meets_it(monkeypatch, tm
 
     monkeypatch.setattr(data, "load", with_nan)
     config = resolve(
-        Config(model="mlp", train_steps=60, batch_size=32, data_dir=str(data_dir), run_dir=str(tmp_path / "run"), checkpoint_every=1)
+        Config(
+            model="mlp",
+            train_steps=60,
+            batch_size=32,
+            data_dir=str(data_dir),
+            run_dir=str(tmp_path / "run"),
+            checkpoint_every=1,
+        )
     )
     with pytest.raises(Diverged, match=r"not finite at step (\d+).*step-\d+.*--learning_rate") as caught:
         custom_loop.train(config)

@@ -82,7 +82,9 @@ def test_metrics_come_at_their_cadences_and_agree_with_tensorboard(run, tmp_path
         if line["split"] == "train":
             wanted |= {"learning_rate", "gradient_norm", "steps_per_second", "examples_per_second"}
         assert line.keys() == wanted | {"step", "split"}
-    events = event_multiplexer.EventMultiplexer(size_guidance={"tensors": 0}).AddRunsFromDirectory(str(tmp_path / "run"))
+    events = event_multiplexer.EventMultiplexer(size_guidance={"tensors": 0}).AddRunsFromDirectory(
+        str(tmp_path / "run")
+    )
     events.Reload()
     for split in ("train", "eval"):
         expected = {line["step"]: line["loss"] for line in lines if line["split"] == split}
@@ -95,7 +97,9 @@ def test_tensorboard_shows_no_step_twice_after_a_resume(run, tmp_path):
     for path in (tmp_path / "run" / "checkpoints").glob("step-*6"):
         path.rename(path.with_suffix(".damaged"))
     run(train_steps=6, checkpoint_every=3, log_every=1)
-    events = event_multiplexer.EventMultiplexer(size_guidance={"tensors": 0}).AddRunsFromDirectory(str(tmp_path / "run"))
+    events = event_multiplexer.EventMultiplexer(size_guidance={"tensors": 0}).AddRunsFromDirectory(
+        str(tmp_path / "run")
+    )
     events.Reload()
     assert [e.step for e in events.Tensors("train", "loss")] == [1, 2, 3, 4, 5, 6]
 
@@ -117,7 +121,9 @@ def test_loss_and_metrics_are_those_of_the_examples(run, tmp_path):
     run(train_steps=4, log_every=4, learning_rate=0.0, warmup_steps=0, eval_every=0, seed=2, replicas=2)
     state, lines = weights(tmp_path / "run"), metrics(tmp_path / "run")
     values = [state[name] for name in sorted(state) if name.startswith("model/")]
-    config = resolve(Config(model="mlp", data_dir=json.loads((tmp_path / "run/run.json").read_text())["flags"]["data_dir"]))
+    config = resolve(
+        Config(model="mlp", data_dir=json.loads((tmp_path / "run/run.json").read_text())["flags"]["data_dir"])
+    )
     test = custom_loop.data.load("digits", config.data_dir).eval.arrays
     x = test["image"].reshape(len(test["label"]), -1).astype(np.float64) * (2 / 255) - 1
     for kernel, bias in ((values[0], values[1]), (values[2], values[3])):
@@ -274,3 +280,8 @@ def test_no_module_of_the_trainers_bears_a_name_of_the_standard_library():
 
     names = {path.stem for path in (ROOT / "trainers").glob("*.py")} - {"__init__"}
     assert names.isdisjoint(sys.stdlib_module_names)
+
+
+def test_a_profile_of_the_named_steps_is_written(run, tmp_path):
+    run(train_steps=6, profile="2:4")
+    assert list((tmp_path / "run/train/plugins/profile").glob("*/*.xplane.pb"))

@@ -53,7 +53,7 @@ class ResidentBatches:
     def share(
         self, feed: Features, step: tf.Tensor, first: tf.Tensor, part: int, count: int
     ) -> tuple[Features, tf.Tensor]:
-        """Examples `first … first + count` of the step's global batch, and their weights `[count]` (1, or 0: padding)."""
+        """Examples `first … first + count` of the step's global batch; weights `[count]`: 1, or 0 for padding."""
         position = step * self.batch_size + first + tf.range(count, dtype=tf.int64)
         if self.seed is not None:
             index, weights = shuffled_index(position, self.size, self.seed), tf.ones([count])
@@ -117,9 +117,7 @@ class StreamedBatches:
         """The next global batch, split over the replicas in order."""
         return next(self._iterator)
 
-    def share(
-        self, feed: Any, step: tf.Tensor, first: tf.Tensor, part: int, count: int
-    ) -> tuple[Features, tf.Tensor]:
+    def share(self, feed: Any, step: tf.Tensor, first: tf.Tensor, part: int, count: int) -> tuple[Features, tf.Tensor]:
         """Part number `part` of this replica's examples, `count` of them, and their weights `[count]`."""
         features, weights = feed
         window = slice(part * count, (part + 1) * count)
@@ -138,8 +136,9 @@ def batches(
 
 
 def _shuffled_records(records: tf.data.Dataset, window: int, seed: int, epoch: tf.Tensor) -> tf.data.Dataset:
-    """Records shuffled in a window by (seed, epoch) alone: `Dataset.shuffle` mixes in the global seed and refuses a
-    seed that is a tensor when that one is 0.
+    """Records shuffled in a window by (seed, epoch) alone.
+
+    `Dataset.shuffle` mixes in the global seed, and refuses a seed that is a tensor when the global one is 0.
     """
     shapes = tf.nest.flatten(tf.compat.v1.data.get_output_shapes(records))
     types = tf.nest.flatten(tf.compat.v1.data.get_output_types(records))

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there.
 
-A checkpoint is a directory `step-0000000100` with a TensorFlow checkpoint (`state.index`, `state.data-…`, readable with
-`tf.train.load_checkpoint`) and `manifest.json`: the step, the run's fixed flags, each variable's shape and type, and the
-SHA-256 of each file. It is written aside, brought to the disk and renamed. Values are saved by list, not by object
+A checkpoint is a directory `step-0000000100` with a TensorFlow checkpoint (`state.index`, `state.data-…`, readable
+with `tf.train.load_checkpoint`) and `manifest.json`: the step, the run's fixed flags, each variable's shape and type,
+and the SHA-256 of each file. It is written aside, brought to the disk and renamed. Values are saved by list, not by object
 graph: Keras 3 hides variables from `tf.train.Checkpoint` (16 of 20 of a model that keeps layers in lists).
 """
 
@@ -142,7 +142,8 @@ class Checkpoints:
         reason = "the disk is full" if full else str(error).splitlines()[0]
         steps = self.steps()
         last = f"the last good checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
-        return f"the checkpoint of step {step} cannot be written to {self.directory}: {reason}; {last}; free space, start again"
+        where = f"the checkpoint of step {step} cannot be written to {self.directory}"
+        return f"{where}: {reason}; {last}; free space, start again"
 
     def _write(self, aside: Path, step: int, state: State, metrics: Mapping[str, float] | None) -> None:
         names = sorted(state)
@@ -227,12 +228,14 @@ class Checkpoints:
         if manifest.pop("digest", None) != _own_digest(manifest):
             raise ValueError("manifest.json does not have the digest that it names")
         if manifest["format"] != _FORMAT:
-            raise BadConfiguration(f"{path} has format {manifest['format']}, this version reads {_FORMAT}; use its version")
+            raise BadConfiguration(
+                f"{path} has format {manifest['format']}, this version reads {_FORMAT}; use its version"
+            )
         for key, value in self.identity.items():
             if manifest["identity"].get(key, value) != value:
-                raise BadConfiguration(
-                    f"--{key} {value} differs from {manifest['identity'][key]} of {path}; pass that, or name another --run_dir"
-                )
+                what = f"--{key} {value}" if key != "data" else f"the fingerprint {value} of the data"
+                other = f"{manifest['identity'][key]} of {path}"
+                raise BadConfiguration(f"{what} differs from {other}; use that, or name another --run_dir")
         for file, expected in manifest["files"].items():
             if digest(path / file) != expected:
                 raise ValueError(f"{file} does not have the digest that the manifest names")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.cards import MODELS, ModelCard
-from trainers.data_cards import DATASETS, data_card
+from trainers.data_cards import data_card
 from trainers.exit_codes import BadConfiguration
 
 STRATEGIES = ("one_device", "mirrored")
@@ -69,10 +69,19 @@ class Config:
         None, "training", "largest global norm of the summed gradient; 0 = no clipping", low=0, fixed=True
     )
     ema: float | None = _flag(
-        None, "training", "decay of a moving average of the weights, used to evaluate; 0 = none", low=0, high=1, fixed=True
+        None,
+        "training",
+        "decay of a moving average of the weights, used to evaluate; 0 = none",
+        low=0,
+        high=1,
+        fixed=True,
     )
     accumulate: int | None = _flag(
-        None, "training", "parts that each replica's share of the batch is computed in, one after another", low=1, fixed=True
+        None,
+        "training",
+        "parts that each replica's share of the batch is computed in, one after another",
+        low=1,
+        fixed=True,
     )
     seed: int = _flag(0, "training", "initial weights, order of the data, noise", low=0, high=2**31 - 1, fixed=True)
     deterministic: bool = _flag(False, "training", "deterministic kernels: two runs are bit-identical", fixed=True)
@@ -100,10 +109,10 @@ class Config:
         return MODELS[self.model]
 
     @property
-    def profile_steps(self) -> tuple[int, int] | None:
-        """First and last-but-one step to profile, or None."""
+    def profile_steps(self) -> tuple[int, ...]:
+        """The steps at which the profile begins and ends; empty without one."""
         if not self.profile:
-            return None
+            return ()
         start, stop = self.profile.split(":")
         return int(start), int(stop)
 
@@ -148,6 +157,10 @@ def _check_profile(config: Config) -> None:
     start, _, stop = config.profile.partition(":")
     if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
         raise BadConfiguration(f"--profile {config.profile!r} is not START:STOP with START < STOP; pass e.g. 100:110")
+    if int(start) >= (config.train_steps or int(stop)):
+        raise BadConfiguration(
+            f"--profile {config.profile} begins after --train_steps {config.train_steps}; begin sooner"
+        )
 
 
 def default_run_dir(config: Config) -> str:
@@ -164,12 +177,12 @@ def resolve(config: Config) -> Config:
     """
     for field in dataclasses.fields(Config):
         _check_field(field, getattr(config, field.name))
-    _check_profile(config)
     if config.model not in MODELS:
         raise BadConfiguration(unknown("--model", config.model, MODELS))
     recipe = dataclasses.asdict(config.card.recipe)
     filled = {name: value for name, value in recipe.items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **filled)
+    _check_profile(config)
     if config.ema == 1:
         raise BadConfiguration("--ema 1 would never move; pass a decay below 1, e.g. 0.999")
     if config.warmup_steps > config.train_steps:
@@ -212,6 +225,3 @@ def check_batch(config: Config, replicas: int) -> int:
     nearest = f"{below} or {above}" if below else f"{above}"
     over = f"{replicas} replicas" + (f" × {config.accumulate} accumulated parts" if config.accumulate > 1 else "")
     raise BadConfiguration(f"--batch_size {config.batch_size} does not divide over {over}; use {nearest}")
-
-
-__all__ = ["Config", "DATASETS", "FIXED", "check_batch", "resolve", "unknown"]

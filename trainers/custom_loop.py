@@ -1,8 +1,8 @@
 """Trains a subclassed Keras 3 model in a loop of our own, compiled with tf.function under tf.distribute.
 
-    python trainers/custom_loop.py --strategy=mirrored
-    python trainers/custom_loop.py --strategy=mirrored --model=mlp --train_steps=500 --run_dir=runs/first
-    python trainers/custom_loop.py --flagfile=runs/first/flags.txt --run_dir=runs/again
+python trainers/custom_loop.py --strategy=mirrored
+python trainers/custom_loop.py --strategy=mirrored --model=mlp --train_steps=500 --run_dir=runs/first
+python trainers/custom_loop.py --flagfile=runs/first/flags.txt --run_dir=runs/again
 """
 
 import sys
@@ -302,7 +302,9 @@ def build_job(config: Config, strategy: tf.distribute.Strategy, dataset: data.Da
         optimizer.build(model.trainable_variables)
         # The loop has summed the gradients already: a second all-reduce in `apply` would multiply them.
         optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
-        ema = [tf.Variable(v, trainable=False, name=f"{v.path}/average") for v in model.trainable_variables if config.ema]
+        ema = [
+            tf.Variable(v, trainable=False, name=f"{v.path}/average") for v in model.trainable_variables if config.ema
+        ]
         loss_scale = LossScale() if config.precision == "float16" else None
     for layer in model._flatten_layers():
         if isinstance(layer, (keras.layers.Dropout, keras.layers.GaussianNoise)):
@@ -341,6 +343,7 @@ def plan(job: Job) -> str:
     config, replicas, dataset = job.config, job.replicas, job.dataset
     share = check_batch(config, replicas)
     placement = "resident on the device" if dataset.train.arrays is not None else "streamed"
+    epochs = config.train_steps * config.batch_size / dataset.train.size
     call = config.steps_per_call or "about a second's worth"
     rows = {
         "strategy": f"{config.strategy}, {replicas} replica{'s' if replicas > 1 else ''}: "
@@ -349,7 +352,7 @@ def plan(job: Job) -> str:
         + (f", each in {config.accumulate} parts" if config.accumulate > 1 else ""),
         "data": f"{dataset.name}: {dataset.train.size} train, {dataset.eval.size} eval examples, {placement}",
         "model": f"{config.model}: {job.model.count_params():,} parameters, {config.precision}",
-        "training": f"{config.train_steps} steps = {config.train_steps * config.batch_size / dataset.train.size:.1f} epochs, "
+        "training": f"{config.train_steps} steps = {epochs:.1f} epochs, "
         f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.schedule})",
         "cadences": f"log {config.log_every}, evaluate {config.eval_every}, checkpoint {config.checkpoint_every}, "
         f"call {call}",
@@ -465,7 +468,8 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
             cadences = (config.log_every, config.eval_every, config.checkpoint_every)
             stop = min(next_due(step, every, config.train_steps) for every in cadences)
             limit = config.steps_per_call or (int(CALL_SECONDS / seconds_per_step) if seconds_per_step else 1)
-            stop = min(stop, step + max(limit, 1))
+            stop = min([stop, step + max(limit, 1), *(edge for edge in config.profile_steps if edge > step)])
+            profile(config, record.directory / "train", step)
             began = time.monotonic()
             with clock.phase("train"):
                 results = concrete(tf.constant(step, tf.int64), tf.constant(stop, tf.int64), tf.constant(sums))
@@ -476,13 +480,14 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
             if call > 1:
                 seconds_per_step = took / (stop - step)
             if not finite:
-                last = store.steps()
+                good = store.steps()
                 raise Diverged(
-                    f"the loss or a gradient is not finite at step {reached} (gradient norm {norm}); the last good checkpoint is "
-                    + (f"{store.path(last[-1])}" if last else "none")
-                    + "; lower --learning_rate or set --clip_norm, and begin in another --run_dir"
+                    f"the loss or a gradient is not finite at step {reached} (gradient norm {norm}); the last good "
+                    f"checkpoint is {store.path(good[-1]) if good else 'none'}; lower --learning_rate or set "
+                    "--clip_norm, and begin in another --run_dir"
                 )
             step, sums = int(reached), new_sums
+            profile(config, record.directory / "train", step, ending=True)
             progress.advance(step)
 
             # 2. What is due at this step.
@@ -519,6 +524,15 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
     return finish(job, record, clock, step, "complete")
 
 
+def profile(config: Config, directory: Path, step: int, ending: bool = False) -> None:
+    """Begins a profile at the first step of `--profile`, ends it at the last (or with the run)."""
+    start, stop = config.profile_steps or (None, None)
+    if not ending and step == start:
+        tf.profiler.experimental.start(str(directory))
+    if ending and start is not None and start < step and step == min(stop, config.train_steps):
+        tf.profiler.experimental.stop()
+
+
 def finish(job: Job, record: RunRecord, clock: Clock, step: int, reason: str) -> Summary:
     """Exports if asked, completes run.json and returns the summary."""
     export_path = record.directory / "export"
@@ -542,7 +556,10 @@ def main(config: Config) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"{sys.argv[0]}: the disk of --run_dir {config.run_dir} is full; free space and start again", file=sys.stderr)
+        print(
+            f"{sys.argv[0]}: the disk of --run_dir {config.run_dir} is full; free space and start again",
+            file=sys.stderr,
+        )
         return BadConfiguration.exit_code
     return OK
 

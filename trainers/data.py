@@ -128,9 +128,7 @@ def _readable_errors(name: str, data_dir: str) -> Iterator[None]:
             reason, remedy = str(error), "name a --data_dir that can be written"
         else:
             reason, remedy = str(error).splitlines()[0], "--dataset=digits needs no network"
-        raise BadConfiguration(
-            f"--dataset {name!r} could not be prepared in {data_dir}: {reason}; {remedy}"
-        ) from error
+        raise BadConfiguration(f"--dataset {name!r} could not be prepared in {data_dir}: {reason}; {remedy}") from error
     except (tf.errors.OpError, tfds.core.download.download_manager.NonMatchingChecksumError) as error:
         line = str(getattr(error, "message", error)).splitlines()[0]
         raise BadConfiguration(
@@ -147,7 +145,7 @@ def _image_classification(builder: tfds.core.DatasetBuilder, name: str, placemen
     held_out = next((split for split in ("test", "validation") if split in splits or not splits), None)
     if (splits and "train" not in splits) or held_out is None:
         raise BadConfiguration(
-            f"--dataset {name!r} has splits {sorted(splits)}; train and test or validation are needed; choose such a set"
+            f"--dataset {name!r} has splits {sorted(splits)}; train and test or validation are needed; choose another"
         )
     shape = features["image"].shape
     fixed = None not in shape

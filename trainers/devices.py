@@ -34,9 +34,7 @@ def set_up(config: Config) -> tf.distribute.Strategy:
     replicas = replica_count(config)
     kind = _configure_devices(replicas)
     keras.backend.clear_session()
-    keras.config.set_dtype_policy(
-        config.precision if config.precision == "float32" else f"mixed_{config.precision}"
-    )
+    keras.config.set_dtype_policy(config.precision if config.precision == "float32" else f"mixed_{config.precision}")
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     if config.strategy == "one_device":

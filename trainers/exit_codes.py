@@ -18,7 +18,7 @@ RETRY = {
 }
 
 
-class RunEnded(Exception):
+class RunEnded(Exception):  # noqa: N818 - not every end is an error
     """A run ends for a reason that the user can act on; the message is one line, `exit_code` its number."""
 
     exit_code = 1

@@ -8,7 +8,6 @@ from types import FrameType
 
 from trainers.exit_codes import PREEMPTED
 
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

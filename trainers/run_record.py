@@ -126,9 +126,7 @@ class RunRecord:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.directory / ".lock", "a+")  # noqa: SIM115 - held for the life of the run
         except (FileExistsError, NotADirectoryError):
-            raise BadConfiguration(
-                f"--run_dir {self.directory} is, or lies under, a file; name a directory"
-            ) from None
+            raise BadConfiguration(f"--run_dir {self.directory} is, or lies under, a file; name a directory") from None
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise

@@ -1,0 +1,88 @@
+"""The commands of the README, and the rules that the code keeps."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+BIN = Path(sys.executable).parent
+
+
+def run_command(*command, **keywords):
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT, **keywords)
+
+
+def test_ruff_finds_nothing():
+    assert run_command(BIN / "ruff", "check", ".").stdout.strip() == "All checks passed!"
+    formatted = run_command(BIN / "ruff", "format", "--check", ".")
+    assert formatted.returncode == 0, formatted.stdout
+
+
+def test_shellcheck_finds_nothing():
+    scripts = [*map(str, (ROOT / "launch").glob("*.sh")), ".ci/run"]
+    found = run_command(BIN / "shellcheck", *scripts)
+    assert found.returncode == 0, found.stdout
+
+
+def test_the_locks_name_no_registry_and_hash_every_file():
+    for lock in (ROOT / "requirements").glob("*.txt"):
+        text = lock.read_text()
+        assert "http" not in text
+        assert "--index-url" not in text
+        requirements = [block for block in text.replace("\\\n", " ").splitlines() if block and block[0] != "#"]
+        assert requirements
+        assert all("--hash=sha256:" in requirement for requirement in requirements), lock
+    cpu, gpu = ((ROOT / "requirements" / f"{name}.txt").read_text() for name in ("cpu", "gpu"))
+    assert "nvidia" not in cpu
+    assert "nvidia-cudnn" in gpu
+    for name in ("tensorflow", "tensorflow-datasets", "absl-py", "tensorboard"):
+        assert f"\n{name}==" in "\n" + cpu
+
+
+@pytest.mark.skipif(not (ROOT / ".venv/lockstep.json").exists(), reason="no .venv of the launch scripts here")
+def test_a_second_call_starts_at_once_and_reaches_no_network(tmp_path):
+    # An index that cannot be reached would end any installation.
+    env = os.environ | {"PIP_INDEX_URL": "http://127.0.0.1:9", "PIP_NO_INDEX": "1", "PYTHON": sys.executable}
+    if sys.prefix != sys.base_prefix:
+        env["PYTHON"] = str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")
+    began = time.monotonic()
+    done = run_command("launch/local.sh", "--help", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "--strategy" in done.stdout
+    assert "installing" not in done.stderr
+    assert time.monotonic() - began < 2
+    done = run_command("launch/local.sh", "--model=nothing", env=env)
+    assert done.returncode == 2
+
+
+def test_launch_says_what_is_wrong_with_its_own_variables():
+    done = run_command("launch/local.sh", env=os.environ | {"LOCKSTEP_DEVICE": "tpu"})
+    assert done.returncode == 2
+    assert "LOCKSTEP_DEVICE is 'tpu'; it must be cpu or gpu" in done.stderr
+
+
+def test_every_public_module_says_what_it_is_for_in_workspace_md():
+    text = (ROOT / "WORKSPACE.md").read_text()
+    modules = [path for folder in ("trainers", "models", "launch") for path in (ROOT / folder).iterdir()]
+    missing = [
+        path.name for path in modules if path.is_file() and path.stem != "__init__" and f"`{path.name}`" not in text
+    ]
+    assert missing == []
+
+
+def test_the_readme_names_every_flag():
+    import dataclasses
+
+    from trainers.config import Config
+
+    text = (ROOT / "README.md").read_text()
+    assert [field.name for field in dataclasses.fields(Config) if f"`--{field.name}`" not in text] == []
+
+
+def test_models_know_nothing_of_trainers():
+    for path in (ROOT / "models").glob("*.py"):
+        assert "trainers" not in path.read_text(), path
