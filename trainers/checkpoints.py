@@ -2,8 +2,8 @@
 
 A checkpoint is a directory `step-0000000100` with a TensorFlow checkpoint (`state.index`, `state.data-…`, readable
 with `tf.train.load_checkpoint`) and `manifest.json`: the step, the run's fixed flags, each variable's shape and type,
-and the SHA-256 of each file. It is written aside, brought to the disk and renamed. Values are saved by list, not by object
-graph: Keras 3 hides variables from `tf.train.Checkpoint` (16 of 20 of a model that keeps layers in lists).
+and the SHA-256 of each file. It is written aside, brought to the disk and renamed. Values are saved by list, not by
+object graph: Keras 3 hides variables from `tf.train.Checkpoint` (16 of 20 of a model that keeps layers in lists).
 """
 
 import contextlib
