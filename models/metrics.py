@@ -10,16 +10,22 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from models import losses
+
+register = keras.saving.register_keras_serializable("lockstep")
+
 
 class StreamingMetric(keras.metrics.Metric):
     """A metric that is `result_of(sum over examples of statistics)`.
 
-    A subclass sets `width`, the number of statistics of one example, and implements the two pure functions.
+    A subclass sets `width`, the number of statistics of one example, lists its constructor's own arguments in
+    `arguments`, and implements the two pure functions.
     """
 
     width = 1
+    arguments: tuple[str, ...] = ()
 
-    def __init__(self, name: str | None = None, dtype: str | None = None):
+    def __init__(self, name: str | None = None, dtype: Any = None):
         super().__init__(name=name, dtype=dtype)
         self._total = None
 
@@ -53,14 +59,193 @@ class StreamingMetric(keras.metrics.Metric):
         """Forgets all examples."""
         self._state().assign(tf.zeros([self.width + 1]))
 
+    def get_config(self) -> dict[str, Any]:
+        """The metric's arguments."""
+        return super().get_config() | {name: getattr(self, name) for name in self.arguments}
 
+
+def _predicted(logits: tf.Tensor) -> tf.Tensor:
+    return tf.argmax(logits, axis=-1, output_type=tf.int32)
+
+
+@register
 class Accuracy(StreamingMetric):
-    """Share of examples whose largest logit is the label. `labels: [batch]`, `logits: [batch, num_classes]`."""
+    """Share of right predictions: labels `[batch, …]`, logits `[batch, …, num_classes]`; mean over an example's own."""
 
-    def __init__(self, name: str = "accuracy", dtype: str | None = None):
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self, name: str = "accuracy", dtype: Any = None):
+        super().__init__(name, dtype)
 
-    def statistics(self, targets: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """1 where the largest logit is the label: `[batch, 1]`."""
-        correct = tf.equal(tf.argmax(outputs, axis=-1, output_type=tf.int64), tf.cast(targets, tf.int64))
-        return tf.cast(correct, tf.float32)[:, None]
+    def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The share of an example's labels that have the largest logit: `[batch, 1]`."""
+        correct = tf.cast(tf.equal(_predicted(outputs), tf.cast(targets, tf.int32)), tf.float32)
+        return tf.reduce_mean(tf.reshape(correct, [tf.shape(correct)[0], -1]), axis=1, keepdims=True)
+
+
+@register
+class TopK(StreamingMetric):
+    """Share of examples whose label is among the `k` largest of the logits `[batch, num_classes]`."""
+
+    arguments = ("k",)
+
+    def __init__(self, k: int = 5, name: str | None = None, dtype: Any = None):
+        super().__init__(name or f"top_{k}", dtype)
+        self.k = k
+
+    def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """1 where the label is among the k largest: `[batch, 1]`."""
+        hit = tf.math.in_top_k(tf.cast(targets, tf.int32), tf.cast(outputs, tf.float32), self.k)
+        return tf.cast(hit, tf.float32)[:, None]
+
+
+class _ConfusionCounts(StreamingMetric):
+    """Right, predicted and true examples of each class: three counts a class."""
+
+    arguments = ("num_classes",)
+
+    def __init__(self, num_classes: int, name: str, dtype: Any = None):
+        super().__init__(name, dtype)
+        self.num_classes = num_classes
+        self.width = 3 * num_classes
+
+    def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """One-hot rows of label ∧ prediction, prediction, and label: `[batch, 3 · num_classes]`."""
+        true = tf.one_hot(tf.cast(targets, tf.int32), self.num_classes)
+        predicted = tf.one_hot(_predicted(outputs), self.num_classes)
+        return tf.concat([true * predicted, predicted, true], axis=1)
+
+    def result_of(self, total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """Mean over the classes that occur, as a label or as a prediction."""
+        right, predicted, true = tf.unstack(tf.reshape(total, [3, self.num_classes]))
+        occurs = tf.cast(predicted + true > 0, tf.float32)
+        return tf.math.divide_no_nan(
+            tf.reduce_sum(self._of_class(right, predicted, true) * occurs), tf.reduce_sum(occurs)
+        )
+
+    def _of_class(self, right: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
+
+
+@register
+class Precision(_ConfusionCounts):
+    """Share of the predictions of a class that are right, mean over classes; 0 for a class that is never predicted."""
+
+    def __init__(self, num_classes: int, name: str = "precision", dtype: Any = None):
+        super().__init__(num_classes, name, dtype)
+
+    def _of_class(self, right: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
+        return tf.math.divide_no_nan(right, predicted)
+
+
+@register
+class Recall(_ConfusionCounts):
+    """Share of the examples of a class that are found, mean over classes; 0 for a class without examples."""
+
+    def __init__(self, num_classes: int, name: str = "recall", dtype: Any = None):
+        super().__init__(num_classes, name, dtype)
+
+    def _of_class(self, right: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
+        return tf.math.divide_no_nan(right, true)
+
+
+@register
+class F1(_ConfusionCounts):
+    """Harmonic mean of precision and recall, mean over classes."""
+
+    def __init__(self, num_classes: int, name: str = "f1", dtype: Any = None):
+        super().__init__(num_classes, name, dtype)
+
+    def _of_class(self, right: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
+        return tf.math.divide_no_nan(2 * right, predicted + true)
+
+
+@register
+class CalibrationError(StreamingMetric):
+    """Expected calibration error: |accuracy - confidence| in bins of confidence, weighted by their examples.
+
+    Bins are `(i / bins, (i + 1) / bins]`. Source: Guo et al., "On calibration of modern neural networks", ICML 2017.
+    """
+
+    arguments = ("bins",)
+
+    def __init__(self, bins: int = 15, name: str = "calibration_error", dtype: Any = None):
+        super().__init__(name, dtype)
+        self.bins = bins
+        self.width = 2 * bins
+
+    def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """Confidence and correctness, each in the column of the example's bin: `[batch, 2 · bins]`."""
+        confidence = tf.reduce_max(tf.nn.softmax(tf.cast(outputs, tf.float32)), axis=-1)
+        bin_of = tf.clip_by_value(tf.cast(tf.math.ceil(confidence * self.bins), tf.int32) - 1, 0, self.bins - 1)
+        column = tf.one_hot(bin_of, self.bins)
+        correct = tf.cast(tf.equal(_predicted(outputs), tf.cast(targets, tf.int32)), tf.float32)
+        return tf.concat([column * confidence[:, None], column * correct[:, None]], axis=1)
+
+    def result_of(self, total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """The error: a scalar in [0, 1]."""
+        confidence, correct = tf.unstack(tf.reshape(total, [2, self.bins]))
+        return tf.math.divide_no_nan(tf.reduce_sum(tf.abs(confidence - correct)), count)
+
+
+@register
+class HuberMetric(StreamingMetric):
+    """Mean Huber loss, with its `threshold` in the configuration. Targets `[batch, …]`."""
+
+    arguments = ("threshold",)
+
+    def __init__(self, threshold: float = 1.0, name: str = "huber", dtype: Any = None):
+        super().__init__(name, dtype)
+        self._loss = losses.Huber(threshold)
+        self.threshold = self._loss.threshold
+
+    def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The loss of each example: `[batch, 1]`."""
+        return self._loss.call(targets, outputs)[:, None]
+
+
+@register
+class AbsoluteError(StreamingMetric):
+    """Mean absolute error. Targets `[batch, …]`."""
+
+    def __init__(self, name: str = "absolute_error", dtype: Any = None):
+        super().__init__(name, dtype)
+
+    def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The mean absolute error of each example: `[batch, 1]`."""
+        return losses._per_example(tf.abs(losses._errors(targets, outputs)))[:, None]
+
+
+@register
+class R2(StreamingMetric):
+    """Coefficient of determination, `1 - Σ error² / Σ (target - mean)²`, mean over the target's `outputs` columns."""
+
+    arguments = ("num_outputs",)
+
+    def __init__(self, num_outputs: int = 1, name: str = "r2", dtype: Any = None):
+        super().__init__(name, dtype)
+        self.num_outputs = num_outputs
+        self.width = 3 * num_outputs
+
+    def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """Squared error, target and its square: `[batch, 3 · num_outputs]`."""
+        errors = tf.reshape(losses._errors(targets, outputs), [-1, self.num_outputs])
+        targets = tf.reshape(tf.cast(targets, tf.float32), [-1, self.num_outputs])
+        return tf.concat([tf.square(errors), targets, tf.square(targets)], axis=1)
+
+    def result_of(self, total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """The coefficient: a scalar, 1 at best; 0 where the target does not vary."""
+        squared, sums, squares = tf.unstack(tf.reshape(total, [3, self.num_outputs]))
+        spread = squares - tf.math.divide_no_nan(tf.square(sums), count)
+        return tf.reduce_mean(tf.where(spread > 0, 1 - tf.math.divide_no_nan(squared, spread), 0.0))
+
+
+@register
+class BitsPerToken(StreamingMetric):
+    """Mean cross-entropy of the next token in bits; of bytes: bits per byte. Logits `[batch, time, vocabulary]`."""
+
+    def __init__(self, name: str = "bits_per_token", dtype: Any = None):
+        super().__init__(name, dtype)
+        self._loss = losses.TokenCrossEntropy()
+
+    def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """Bits a token of each example: `[batch, 1]`."""
+        return self._loss.call(targets, outputs)[:, None] / tf.math.log(2.0)

@@ -41,4 +41,4 @@ class MLP(keras.Model):
 
 def build(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
     """The model and its task for a classification data set."""
-    return MLP(spec.num_classes, name="mlp"), tasks.classification()
+    return MLP(spec.num_classes, name="mlp"), tasks.classification(spec)

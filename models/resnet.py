@@ -7,35 +7,43 @@ import tensorflow as tf
 
 from models import layers, tasks
 
+# Images below this size are not halved before the first block: the stem is a single 3×3 convolution (He et al., 4.2).
+_LARGE_IMAGE = 64
+
 
 @keras.saving.register_keras_serializable("lockstep")
 class ResNet(keras.Model):
-    """A residual network for small images: a 3×3 stem, stages of residual blocks, global mean, logits.
+    """A stem, stages of residual blocks, global mean, logits.
 
     `x: [batch, height, width, channels]` → logits `[batch, num_classes]`, float32. The first stage keeps the
-    resolution; each later one halves it.
+    resolution; each later one halves it. `blocks`: blocks a stage; `widths`: filters a stage; `bottleneck`: blocks of
+    three convolutions with four times the filters; `large_images`: a 7×7 stem of stride 2 and a pool of stride 2.
     """
 
     def __init__(
         self,
         num_classes: int,
         widths: tuple[int, ...] = (32, 64, 128),
-        blocks: int = 1,
+        blocks: tuple[int, ...] = (1, 1, 1),
+        bottleneck: bool = False,
+        large_images: bool = False,
         name: str = "resnet",
         **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
-        self.num_classes, self.widths, self.num_blocks = num_classes, tuple(widths), blocks
+        self.num_classes, self.widths, self.num_blocks = num_classes, tuple(widths), tuple(blocks)
+        self.bottleneck, self.large_images = bottleneck, large_images
+        size, stride = (7, 2) if large_images else (3, 1)
         self.stem = keras.layers.Conv2D(
-            widths[0], 3, 1, "same", use_bias=False, kernel_initializer="he_normal", name="stem"
+            widths[0], size, stride, "same", use_bias=False, kernel_initializer="he_normal", name="stem"
         )
         self.stem_norm = layers.batch_normalization("stem_norm")
+        self.stem_pool = keras.layers.MaxPooling2D(3, 2, "same", name="stem_pool") if large_images else None
+        block_class = layers.BottleneckBlock if bottleneck else layers.ResidualBlock
         self.stages = [
-            layers.ResidualBlock(
-                width, stride=2 if stage > 1 and block == 1 else 1, name=f"stage_{stage}_block_{block}"
-            )
-            for stage, width in enumerate(self.widths, 1)
-            for block in range(1, blocks + 1)
+            block_class(width, stride=2 if stage > 1 and block == 1 else 1, name=f"stage_{stage}_block_{block}")
+            for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True), 1)
+            for block in range(1, count + 1)
         ]
         self.pool = keras.layers.GlobalAveragePooling2D(name="pool")
         self.head = keras.layers.Dense(num_classes, name="logits", dtype="float32")
@@ -43,16 +51,38 @@ class ResNet(keras.Model):
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits of a batch."""
         x = tf.nn.relu(self.stem_norm(self.stem(x), training=training))
+        if self.stem_pool is not None:
+            x = self.stem_pool(x)
         for block in self.stages:
             x = block(x, training=training)
         return self.head(self.pool(x))
 
     def get_config(self) -> dict[str, Any]:
         """The model's arguments."""
-        config = {"num_classes": self.num_classes, "widths": self.widths, "blocks": self.num_blocks}
-        return super().get_config() | config
+        return super().get_config() | {
+            "num_classes": self.num_classes,
+            "widths": self.widths,
+            "blocks": self.num_blocks,
+            "bottleneck": self.bottleneck,
+            "large_images": self.large_images,
+        }
 
 
 def build(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
-    """The model and its task for an image-classification data set."""
-    return ResNet(spec.num_classes), tasks.classification()
+    """The small network for small images."""
+    return ResNet(spec.num_classes), tasks.classification(spec)
+
+
+def _imagenet(spec: tasks.DataSpec, name: str, blocks: tuple[int, ...], bottleneck: bool) -> ResNet:
+    large = min(spec.input_shape[:2]) >= _LARGE_IMAGE
+    return ResNet(spec.num_classes, (64, 128, 256, 512), blocks, bottleneck, large, name=name)
+
+
+def build_18(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
+    """ResNet-18."""
+    return _imagenet(spec, "resnet18", (2, 2, 2, 2), False), tasks.classification(spec)
+
+
+def build_50(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
+    """ResNet-50."""
+    return _imagenet(spec, "resnet50", (3, 4, 6, 3), True), tasks.classification(spec)

@@ -6,21 +6,36 @@ from typing import Any
 
 import tensorflow as tf
 
+from models import losses
 from models import metrics as metrics_lib
+from models.metrics import StreamingMetric
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
     """What a model must know of the data to be built.
 
-    `input_shape`: one example's shape without the batch, e.g. `(8, 8, 1)`, after the data set's own preparation.
-    `input_dtype`: its element type. `num_classes`: classes of the label; 0 where the target is not a class.
+    `task`: `classification`, `regression` or `language`. `input_shape`: one example's shape without the batch, e.g.
+    `(8, 8, 1)`, after the data set's own preparation; `input_dtype` its element type. `num_classes`: classes of the
+    label or tokens of the vocabulary. `target_shape`: one regression target's. `loss`: a name of `losses.LOSSES`, or
+    empty for the task's first.
     """
 
     task: str
     input_shape: tuple[int, ...]
     input_dtype: str = "float32"
     num_classes: int = 0
+    target_shape: tuple[int, ...] = ()
+    loss: str = ""
+
+    @property
+    def num_outputs(self) -> int:
+        """Columns of a regression target."""
+        return self.target_shape[0] if self.target_shape else 1
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +43,51 @@ class Task:
     """The loss and the metrics of a model.
 
     `loss(targets, outputs) -> [batch]` gives one value for each example; only the loop reduces.
-    `metrics`: each a sum over examples of additive statistics, see `models.metrics.StreamingMetric`.
-    `best_metric`, `best_mode`: the eval metric, `max` or `min`, by which the best checkpoint is kept.
+    `metrics` are measured in training and evaluation, `eval_metrics` in evaluation alone; each is a sum over examples
+    of additive statistics. `best_metric`, `best_mode`: the eval metric, `max` or `min`, by which the best checkpoint is
+    kept. `inputs` turns the data set's inputs into those that the model takes.
     """
 
     loss: Callable[[Any, Any], tf.Tensor]
-    metrics: Mapping[str, metrics_lib.StreamingMetric]
+    metrics: Mapping[str, StreamingMetric]
+    eval_metrics: Mapping[str, StreamingMetric] = dataclasses.field(default_factory=dict)
     best_metric: str = "loss"
     best_mode: str = "min"
+    inputs: Callable[[Any], Any] = _same
 
 
-def classification() -> Task:
+def named_loss(spec: DataSpec) -> Callable[[Any, Any], tf.Tensor]:
+    """The loss that the spec names, or the first of its task."""
+    choices = losses.LOSSES[spec.task]
+    return choices[spec.loss or next(iter(choices))]().call
+
+
+def classification(spec: DataSpec) -> Task:
     """One label in `[0, num_classes)` for each example; the model returns logits `[batch, num_classes]`."""
+    thorough = [metrics_lib.F1(spec.num_classes), metrics_lib.CalibrationError()]
+    if spec.num_classes > 10:
+        thorough.append(metrics_lib.TopK(5))
+    return Task(
+        named_loss(spec),
+        {"accuracy": metrics_lib.Accuracy()},
+        {metric.name: metric for metric in thorough},
+        best_metric="accuracy",
+        best_mode="max",
+    )
 
-    def loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
 
-    return Task(loss, {"accuracy": metrics_lib.Accuracy()}, best_metric="accuracy", best_mode="max")
+def regression(spec: DataSpec) -> Task:
+    """A real target for each example, scaled to standard deviations of the training split; outputs of its shape."""
+    thorough = [metrics_lib.AbsoluteError(), metrics_lib.HuberMetric()]
+    return Task(
+        named_loss(spec),
+        {"r2": metrics_lib.R2(spec.num_outputs)},
+        {metric.name: metric for metric in thorough},
+        best_metric="r2",
+        best_mode="max",
+    )
+
+
+def language(spec: DataSpec) -> Task:
+    """The next token at every position: tokens `[batch, time]`, logits `[batch, time, num_classes]`."""
+    return Task(named_loss(spec), {"bits_per_token": metrics_lib.BitsPerToken()}, {"accuracy": metrics_lib.Accuracy()})

@@ -44,3 +44,59 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         for index, (image, label) in enumerate(zip(images, digits.target, strict=True)):
             if (index % _EVERY_NTH_IS_TEST == _EVERY_NTH_IS_TEST - 1) == test:
                 yield index, {"image": image, "label": int(label)}
+
+
+class _Table(tfds.core.GeneratorBasedBuilder):
+    """Rows of numbers with a target of numbers. Every fifth row is `test`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    columns = 0
+    target_shape: tuple[int, ...] = ()
+
+    def _rows(self) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "features": tfds.features.Tensor(shape=(self.columns,), dtype=np.float32),
+                "target": tfds.features.Tensor(shape=self.target_shape, dtype=np.float32),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, description=type(self).__doc__, features=features)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
+
+    def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, (row, target) in enumerate(zip(*self._rows(), strict=True)):
+            if (index % _EVERY_NTH_IS_TEST == _EVERY_NTH_IS_TEST - 1) == test:
+                yield index, {"features": row.astype(np.float32), "target": target.astype(np.float32)}
+
+
+class Diabetes(_Table):
+    """Ten measurements of 442 patients and the progression of their disease a year later. Every fifth row is `test`.
+
+    Source: Efron et al., "Least angle regression", Annals of Statistics 2004, as scikit-learn ships it.
+    """
+
+    columns = 10
+
+    def _rows(self) -> tuple[np.ndarray, np.ndarray]:
+        return sklearn_datasets.load_diabetes(return_X_y=True, scaled=False)
+
+
+class Linnerud(_Table):
+    """Three exercises of 20 people, and their weight, waist and pulse. Every fifth row is `test`.
+
+    Source: M. Tenenhaus, "La régression PLS", 1998, as scikit-learn ships it.
+    """
+
+    columns = 3
+    target_shape = (3,)
+
+    def _rows(self) -> tuple[np.ndarray, np.ndarray]:
+        return sklearn_datasets.load_linnerud(return_X_y=True)
+
+
+BUILDERS = {"digits": Digits, "diabetes": Diabetes, "linnerud": Linnerud}

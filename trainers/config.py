@@ -10,15 +10,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from models.cards import MODELS, ModelCard
+from models.cards import LOSSES, MODELS, OPTIMIZERS, SCHEDULES, ModelCard
 from trainers.data_cards import data_card
 from trainers.exit_codes import BadConfiguration
 
 STRATEGIES = ("one_device", "mirrored")
-OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
-SCHEDULES = ("constant", "cosine", "linear")
-# Cosine and linear schedules end at this share of the peak rate.
-FINAL_RATE = 0.0
 
 
 def _flag(default: Any, group: str, text: str, **rules: Any) -> Any:
@@ -47,7 +43,10 @@ class Config:
         choices=("auto", "on", "off"),
     )
     model: str = _flag("resnet", "model and data", "a name from models/", fixed=True)
-    dataset: str = _flag("digits", "model and data", "an embedded data set, or one of TensorFlow Datasets", fixed=True)
+    dataset: str | None = _flag(
+        None, "model and data", "an embedded data set, or one of TensorFlow Datasets", fixed=True
+    )
+    label: str = _flag("", "model and data", "for --dataset=csv:PATH: the column to predict", fixed=True)
     data_dir: str = _flag("~/tensorflow_datasets", "model and data", "where prepared data lies")
     input: str = _flag(
         "auto",
@@ -58,6 +57,7 @@ class Config:
     )
     batch_size: int = _flag(128, "training", "the GLOBAL batch, over all replicas", low=1, fixed=True)
     train_steps: int | None = _flag(None, "training", "optimizer updates in the whole run", low=1)
+    loss: str = _flag("", "training", "the loss, by name; default: the model's own", fixed=True)
     optimizer: str | None = _flag(None, "training", "the update rule", choices=OPTIMIZERS, fixed=True)
     learning_rate: float | None = _flag(None, "training", "peak learning rate", low=0, fixed=True)
     schedule: str | None = _flag(None, "training", "learning rate after the warm-up", choices=SCHEDULES, fixed=True)
@@ -179,7 +179,7 @@ def resolve(config: Config) -> Config:
         _check_field(field, getattr(config, field.name))
     if config.model not in MODELS:
         raise BadConfiguration(unknown("--model", config.model, MODELS))
-    recipe = dataclasses.asdict(config.card.recipe)
+    recipe = dataclasses.asdict(config.card.recipe) | {"dataset": config.card.dataset}
     filled = {name: value for name, value in recipe.items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **filled)
     _check_profile(config)
@@ -188,12 +188,12 @@ def resolve(config: Config) -> Config:
     if config.warmup_steps > config.train_steps:
         config = _shorter_warmup(config, "warmup_steps" in filled)
     card = data_card(config.dataset)
-    if card.task not in config.card.tasks:
-        fit = [name for name, model in MODELS.items() if card.task in model.tasks]
-        raise BadConfiguration(
-            f"--model {config.model} does not take the {card.task} data of {config.dataset!r}; "
-            f"choose one of: {', '.join(fit)}"
-        )
+    check_task(config, card.task)
+    if config.loss and config.loss not in LOSSES[config.card.task]:
+        raise BadConfiguration(unknown("--loss", config.loss, LOSSES[config.card.task]))
+    if card.needs_label != bool(config.label):
+        need = "needs --label=COLUMN" if card.needs_label else "takes no --label; leave it out"
+        raise BadConfiguration(f"--dataset {config.dataset} {need}")
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=default_run_dir(config))
     return dataclasses.replace(
@@ -201,6 +201,20 @@ def resolve(config: Config) -> Config:
         run_dir=str(Path(config.run_dir).expanduser()),
         data_dir=str(Path(config.data_dir).expanduser()),
     )
+
+
+def check_task(config: Config, task: str) -> None:
+    """Checks that the model takes data of a kind; an empty one is known only once the data is read.
+
+    Raises:
+      BadConfiguration: it does not; the message names the models that do.
+    """
+    if task and task != config.card.task:
+        fit = [name for name, model in MODELS.items() if model.task == task]
+        raise BadConfiguration(
+            f"--model {config.model} does not take the {task} data of {config.dataset!r}; "
+            f"choose one of: {', '.join(fit)}"
+        )
 
 
 def _shorter_warmup(config: Config, from_recipe: bool) -> Config:

@@ -23,11 +23,10 @@ if __name__ == "__main__":
 import contextlib
 import dataclasses
 import errno
-import importlib
 import os
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trainers import quiet
@@ -42,10 +41,11 @@ with quiet.known_noise_removed():
 from absl import logging
 
 from models import optimizers, randomness
+from models.metrics import StreamingMetric
 from models.tasks import Task
 from trainers import batches, checkpoints, data, devices
 from trainers.cadence import due, next_due
-from trainers.config import FIXED, Config, check_batch
+from trainers.config import FIXED, Config, check_batch, check_task
 from trainers.exit_codes import OK, BadConfiguration, Diverged, Preempted, RunEnded
 from trainers.precision import LossScale
 from trainers.preemption import Preemption
@@ -97,20 +97,23 @@ class Job:
         named |= checkpoints.name_variables("ema", self.ema)
         return named | checkpoints.name_variables("loss_scale", self.loss_scale.variables if self.loss_scale else ())
 
-    @property
-    def num_sums(self) -> int:
-        """Length of the vector of running sums: the loss, the number of examples, then each metric's statistics."""
-        return 2 + sum(metric.width for metric in self.task.metrics.values())
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # One update of the global batch. This is the part to change for research.
 
 
-def per_example_sums(job: Job, targets: Any, outputs: Any, losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+Metrics = Mapping[str, StreamingMetric]
+
+
+def num_sums(metrics: Metrics) -> int:
+    """Length of the vector of running sums: the loss, the number of examples, then each metric's statistics."""
+    return 2 + sum(metric.width for metric in metrics.values())
+
+
+def per_example_sums(metrics: Metrics, targets: Any, outputs: Any, losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Sums over examples of the loss `[batch]`, of 1, and of the metrics' statistics: `[num_sums]`, float32."""
     columns = [losses[:, None], tf.ones_like(losses)[:, None]]
-    columns += [metric.statistics(targets, outputs) for metric in job.task.metrics.values()]
+    columns += [metric.statistics(targets, outputs) for metric in metrics.values()]
     return tf.reduce_sum(tf.concat(columns, axis=1) * weights[:, None], axis=0)
 
 
@@ -124,7 +127,7 @@ def gradients_of_part(job: Job, features: Any, step: tf.Tensor, first: tf.Tensor
     parts = job.replicas * config.accumulate
     inputs, targets = job.dataset.prepare(features)
     with tf.GradientTape() as tape, randomness.at(config.seed, step, first):
-        outputs = model(inputs, training=True)
+        outputs = model(job.task.inputs(inputs), training=True)
         losses = job.task.loss(targets, outputs)
         penalty = tf.add_n(model.losses) / parts if model.losses else tf.constant(0.0)
         loss = tf.reduce_sum(losses) / config.batch_size + tf.cast(penalty, tf.float32)
@@ -133,8 +136,8 @@ def gradients_of_part(job: Job, features: Any, step: tf.Tensor, first: tf.Tensor
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
     if job.loss_scale:
         gradients = [gradient / job.loss_scale.factor for gradient in gradients]
-    sums = per_example_sums(job, targets, outputs, losses, tf.ones_like(losses))
-    return gradients, sums + tf.one_hot(0, job.num_sums) * penalty * config.batch_size
+    sums = per_example_sums(job.task.metrics, targets, outputs, losses, tf.ones_like(losses))
+    return gradients, sums + tf.one_hot(0, num_sums(job.task.metrics)) * penalty * config.batch_size
 
 
 def replica_gradients(
@@ -195,7 +198,7 @@ def make_train_call(job: Job, source: Any) -> Callable:
         compiled = lambda *args: gradients_of_part(job, *args)  # noqa: E731
     scalar = tf.TensorSpec([], tf.int64)
 
-    @tf.function(input_signature=[scalar, scalar, tf.TensorSpec([job.num_sums], tf.float64)])
+    @tf.function(input_signature=[scalar, scalar, tf.TensorSpec([num_sums(job.task.metrics)], tf.float64)])
     def train_call(first: tf.Tensor, last: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
         count_trace(job)
         step, norm, finite = first, tf.constant(0.0), tf.constant(True)
@@ -229,19 +232,20 @@ def make_evaluate(job: Job, source: Any) -> Callable:
     """
     share = source.batch_size // job.replicas
     num_batches = -(-source.size // source.batch_size)
+    metrics = eval_metrics(job)
 
     def replica_sums(feed: Any, step: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         first = tf.cast(context.replica_id_in_sync_group, tf.int64) * share
         features, weights = source.share(feed, step, first, 0, share)
         inputs, targets = job.dataset.prepare(features)
-        outputs = job.model(inputs, training=False)
+        outputs = job.model(job.task.inputs(inputs), training=False)
         losses = job.task.loss(targets, outputs)
-        return per_example_sums(job, targets, outputs, losses, weights)
+        return per_example_sums(metrics, targets, outputs, losses, weights)
 
     @tf.function(input_signature=[])
     def evaluate() -> tf.Tensor:
-        sums = tf.zeros([job.num_sums], tf.float64)
+        sums = tf.zeros([num_sums(metrics)], tf.float64)
         for step in tf.range(num_batches, dtype=tf.int64):
             new = job.strategy.run(replica_sums, args=(source.feed(), step))
             sums += tf.cast(job.strategy.reduce("SUM", new, axis=None), tf.float64)
@@ -250,11 +254,16 @@ def make_evaluate(job: Job, source: Any) -> Callable:
     return evaluate
 
 
-def metrics_of(job: Job, sums: np.ndarray) -> dict[str, float]:
+def eval_metrics(job: Job) -> Metrics:
+    """What an evaluation measures: the metrics of training and those that are for evaluation alone."""
+    return dict(job.task.metrics) | dict(job.task.eval_metrics)
+
+
+def metrics_of(metrics: Metrics, sums: np.ndarray) -> dict[str, float]:
     """The loss and the metrics of the examples that were summed."""
     count = max(float(sums[1]), 1.0)
     values, at = {"loss": float(sums[0]) / count}, 2
-    for name, metric in job.task.metrics.items():
+    for name, metric in metrics.items():
         total = tf.constant(sums[at : at + metric.width], tf.float32)
         values[name] = float(metric.result_of(total, tf.constant(count, tf.float32)))
         at += metric.width
@@ -289,14 +298,13 @@ def count_trace(job: Job) -> None:
 
 def build_job(config: Config, strategy: tf.distribute.Strategy, dataset: data.Dataset) -> Job:
     """Builds model, optimizer and loop state inside the strategy's scope, and checks what they are made of."""
-    module = importlib.import_module(config.card.module)
     # Here and not earlier: what ran before (preparing the data, say) must not reach the initial weights.
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        model, task = module.build(dataset.spec)
+        model, task = config.card.builder()(dataclasses.replace(dataset.spec, loss=config.loss))
         # One call on zeros: `build(shape)` leaves a subclassed model without variables.
-        model(example_inputs(dataset, batch=1), training=False)
-        schedule = optimizers.Warmup(config.learning_rate, config.warmup_steps, config.train_steps, config.schedule)
+        model(example_inputs(dataset, task), training=False)
+        schedule = optimizers.SCHEDULES[config.schedule](config.learning_rate, config.warmup_steps, config.train_steps)
         optimizer = optimizers.build(config.optimizer, schedule, config.weight_decay)
         optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if len(v.shape) < 2])
         optimizer.build(model.trainable_variables)
@@ -314,9 +322,14 @@ def build_job(config: Config, strategy: tf.distribute.Strategy, dataset: data.Da
     return Job(config, strategy, dataset, model, task, optimizer, schedule, ema, loss_scale)
 
 
-def example_inputs(dataset: data.Dataset, batch: int) -> Any:
-    """Zeros in the shape of a batch of prepared inputs."""
-    return tf.zeros([batch, *dataset.spec.input_shape], dataset.spec.input_dtype)
+def example_inputs(dataset: data.Dataset, task: Task) -> Any:
+    """One example of zeros, as the model takes it."""
+    return task.inputs(tf.zeros([1, *dataset.spec.input_shape], dataset.spec.input_dtype))
+
+
+def input_spec(dataset: data.Dataset) -> tf.TensorSpec:
+    """The shape of a batch of the data set's prepared inputs."""
+    return tf.TensorSpec([None, *dataset.spec.input_shape], dataset.spec.input_dtype, name="inputs")
 
 
 @contextlib.contextmanager
@@ -362,17 +375,17 @@ def plan(job: Job) -> str:
 
 
 def export_model(job: Job, path: Path) -> None:
-    """Writes a SavedModel whose `serve` takes features as stored and returns the model's outputs."""
-    module = importlib.import_module(job.config.card.module)
-    model, _ = module.build(job.dataset.spec)
-    model(example_inputs(job.dataset, batch=1), training=False)
+    """Writes a SavedModel whose `serve` takes prepared inputs, `[batch, …]`, and returns the model's outputs."""
+    model, task = job.config.card.builder()(job.dataset.spec)
+    model(example_inputs(job.dataset, task), training=False)
     with averaged_weights(job):
         for copy, weight in zip(model.variables, job.model.variables, strict=True):
             copy.assign(weight.numpy())
-    spec = tf.TensorSpec([None, *job.dataset.spec.input_shape], job.dataset.spec.input_dtype)
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("serve", lambda inputs: model(inputs, training=False), input_signature=[spec])
+    archive.add_endpoint(
+        "serve", lambda inputs: model(task.inputs(inputs), training=False), input_signature=[input_spec(job.dataset)]
+    )
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     archive.write_out(str(aside), verbose=False)
     shutil.rmtree(path, ignore_errors=True)
@@ -394,7 +407,8 @@ def train(config: Config) -> Summary:
     with clock.phase("build"):
         strategy = devices.set_up(config)
         check_batch(config, strategy.num_replicas_in_sync)
-        dataset = data.load(config.dataset, config.data_dir, config.input)
+        dataset = data.load(config.dataset, config.data_dir, config.input, config.label)
+        check_task(config, dataset.spec.task)
         job = build_job(config, strategy, dataset)
     if config.dry_run:
         print(plan(job))
@@ -421,7 +435,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
         job.task.best_metric,
         job.task.best_mode,
     )
-    step, sums = 0, np.zeros([job.num_sums], np.float64)
+    step, sums = 0, np.zeros([num_sums(job.task.metrics)], np.float64)
     with clock.phase("checkpoint"):
         if config.resume == "never" and store.steps():
             raise BadConfiguration(
@@ -453,8 +467,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
     with clock.phase("trace"):
         concrete = train_call.get_concrete_function()
         checkpoints.check_complete(job.variables, concrete)
-        spec = tf.TensorSpec([None, *job.dataset.spec.input_shape], job.dataset.spec.input_dtype)
-        summaries.model_graph(model, spec)
+        summaries.model_graph(model, input_spec(job.dataset), job.task.inputs)
 
     progress = Progress(step, config.train_steps)
     if restored:
@@ -494,7 +507,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
             evaluation = None
             if due(step, config.log_every, config.train_steps):
                 rate = (step - window_start) / max(window_seconds, 1e-9)
-                values = metrics_of(job, sums) | {
+                values = metrics_of(job.task.metrics, sums) | {
                     "learning_rate": float(job.schedule(tf.constant(step - 1))),
                     "gradient_norm": float(norm),
                     "steps_per_second": rate,
@@ -506,7 +519,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
                 sums, window_start, window_seconds = np.zeros_like(sums), step, 0.0
             if due(step, config.eval_every, config.train_steps):
                 with clock.phase("evaluate"), averaged_weights(job):
-                    evaluation = metrics_of(job, evaluate().numpy())
+                    evaluation = metrics_of(eval_metrics(job), evaluate().numpy())
                 record.append_metrics({"step": step, "split": "eval"} | evaluation)
                 summaries.scalars("eval", step, evaluation)
                 progress.evaluation(step, evaluation)

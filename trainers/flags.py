@@ -56,10 +56,10 @@ def help_page(summary: str) -> str:
             lines += [f"  --{field.name}", textwrap.indent(text, "        ")]
         lines.append("")
     lines.append("Models:")
-    lines += [f"  {name:<10} {card.summary}; {card.quality}" for name, card in MODELS.items()]
+    lines += [f"  {name:<26}{card.summary} ({card.dataset})" for name, card in MODELS.items()]
     lines += ["", "Data sets:"]
-    lines += [f"  {name:<10} {card.summary}" for name, card in DATASETS.items()]
-    lines += ["  any name of TensorFlow Datasets with images and labels: mnist, cifar10, …", ""]
+    lines += [f"  {name + card.argument:<26}{card.summary}" for name, card in DATASETS.items()]
+    lines += [f"  {'mnist, cifar10, …':<26}any image classification set of TensorFlow Datasets, by its name", ""]
     lines.append("--flagfile=FILE reads flags from a file; every run writes one: RUN_DIR/flags.txt")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """Graphs made readable: one replica's forward pass with layers by their own names."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -15,9 +15,9 @@ def layer_names(model: keras.Model) -> set[str]:
     return {layer.name for layer in model._flatten_layers()}
 
 
-def forward(model: keras.Model, spec: Any) -> tf.compat.v1.GraphDef:
-    """The GraphDef of `model(inputs, training=False)` for inputs of `spec` (nested `tf.TensorSpec`)."""
-    function = tf.function(lambda inputs: model(inputs, training=False))
+def forward(model: keras.Model, spec: Any, inputs_of: Callable[[Any], Any]) -> tf.compat.v1.GraphDef:
+    """The GraphDef of `model(inputs_of(data), training=False)` for data of `spec` (nested `tf.TensorSpec`)."""
+    function = tf.function(lambda inputs: model(inputs_of(inputs), training=False))
     graph = function.get_concrete_function(spec).graph
     return clean(graph.as_graph_def(add_shapes=True), layer_names(model))
 

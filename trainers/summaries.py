@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,10 @@ class Summaries:
             for name, value in values.items():
                 tf.summary.scalar(name, value, step)
 
-    def model_graph(self, model: keras.Model, spec: Any) -> None:
+    def model_graph(self, model: keras.Model, spec: Any, inputs: Callable[[Any], Any]) -> None:
         """Writes the forward pass of one replica: what the Graphs tab shows first."""
         with self._writers["train"].as_default():
-            tf.summary.graph(graphs.forward(model, spec))
+            tf.summary.graph(graphs.forward(model, spec, inputs))
 
     def flush(self) -> None:
         """Brings the events to the files."""

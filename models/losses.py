@@ -1,0 +1,203 @@
+"""Losses for each example: `loss.call(targets, outputs) -> [batch]`. Only a loop reduces over the batch.
+
+Each is an ordinary, serializable Keras loss as well, so it also works in `model.compile`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+register = keras.saving.register_keras_serializable("lockstep")
+
+
+def _errors(targets: Any, outputs: Any) -> tf.Tensor:
+    """`outputs - targets` in float32, with outputs `[batch, 1]` brought to targets `[batch]`."""
+    outputs, targets = tf.cast(outputs, tf.float32), tf.cast(targets, tf.float32)
+    if outputs.shape.rank == targets.shape.rank + 1:
+        outputs = tf.squeeze(outputs, -1)
+    return outputs - targets
+
+
+def _per_example(values: tf.Tensor) -> tf.Tensor:
+    """Mean over everything but the batch: `[batch, …]` → `[batch]`."""
+    return tf.reduce_mean(values, axis=list(range(1, values.shape.rank))) if values.shape.rank > 1 else values
+
+
+class _Loss(keras.losses.Loss):
+    """A Keras loss whose constructor's own arguments are listed in `arguments`."""
+
+    arguments: tuple[str, ...] = ()
+
+    def get_config(self) -> dict[str, Any]:
+        """The loss's arguments."""
+        return super().get_config() | {name: getattr(self, name) for name in self.arguments}
+
+
+@register
+class SquaredError(_Loss):
+    """`(output - target)²`, mean over the target's own dimensions. Targets `[batch, …]` → `[batch]`."""
+
+    def call(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The loss of each example."""
+        return _per_example(tf.square(_errors(targets, outputs)))
+
+
+@register
+class Huber(_Loss):
+    """Quadratic up to an error of `threshold`, linear beyond it. Targets `[batch, …]` → `[batch]`.
+
+    Source: P. J. Huber, "Robust estimation of a location parameter", 1964.
+    """
+
+    arguments = ("threshold",)
+
+    def __init__(self, threshold: float = 1.0, name: str = "huber", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        if not threshold > 0:
+            raise ValueError(
+                f"threshold {threshold} is not above 0; pass the error from which the loss is linear, e.g. 1"
+            )
+        self.threshold = float(threshold)
+
+    def call(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The loss of each example."""
+        error = tf.abs(_errors(targets, outputs))
+        # The quadratic half sees a clipped error, so that the half that is not taken cannot overflow.
+        quadratic = tf.minimum(error, self.threshold)
+        return _per_example(0.5 * tf.square(quadratic) + self.threshold * (error - quadratic))
+
+
+@register
+class PseudoHuber(_Loss):
+    """`d² (√(1 + (error / d)²) - 1)`: like Huber's with threshold `d`, and smooth. Targets `[batch, …]` → `[batch]`.
+
+    Source: Charbonnier et al., "Deterministic edge-preserving regularization", 1997.
+    """
+
+    arguments = ("threshold",)
+
+    def __init__(self, threshold: float = 1.0, name: str = "pseudo_huber", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        if not threshold > 0:
+            raise ValueError(f"threshold {threshold} is not above 0; pass the scale of the errors, e.g. 1")
+        self.threshold = float(threshold)
+
+    def call(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The loss of each example."""
+        scaled = tf.abs(_errors(targets, outputs)) / self.threshold
+        # √(1 + x²) - 1 = x · x / (√(1 + x²) + 1), without cancellation for small x; and x is taken out of the root for
+        # large x, where x² would overflow.
+        small, large = tf.minimum(scaled, 1.0), tf.maximum(scaled, 1.0)
+        root = tf.where(scaled > 1.0, large * tf.sqrt(1.0 + tf.square(1.0 / large)), tf.sqrt(1.0 + tf.square(small)))
+        return _per_example(self.threshold**2 * scaled * (scaled / (root + 1.0)))
+
+
+@register
+class LogCosh(_Loss):
+    """`log(cosh(error))`: half the square of a small error, the size of a large one. `[batch, …]` → `[batch]`."""
+
+    def call(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The loss of each example."""
+        error = tf.abs(_errors(targets, outputs))
+        # log cosh x = x + log(1 + e^(-2x)) - log 2, with no exponential that overflows.
+        return _per_example(error + tf.math.log1p(tf.exp(-2.0 * error)) - math.log(2.0))
+
+
+class _ClassLoss(_Loss):
+    """A loss of one class out of many: labels `[batch]` integers, logits `[batch, num_classes]` → `[batch]`.
+
+    `class_weights`: a factor for each class, by its label; None = 1 for all.
+    """
+
+    def __init__(self, class_weights: Sequence[float] | None = None, name: str | None = None, **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self.class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
+
+    def _log_probability(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Log of the probability of the label: `[batch]`, float32."""
+        labels, logits = tf.cast(labels, tf.int32), tf.cast(logits, tf.float32)
+        return -tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+    def _weighted(self, labels: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        if self.class_weights is None:
+            return values
+        return values * tf.gather(tf.constant(self.class_weights), tf.cast(labels, tf.int32))
+
+
+@register
+class CrossEntropy(_ClassLoss):
+    """Cross-entropy with label smoothing and class weights.
+
+    With smoothing `s` the target is `1 - s` for the label plus `s / num_classes` for each class. Source: Szegedy et
+    al., "Rethinking the Inception architecture", CVPR 2016, section 7.
+    """
+
+    arguments = ("label_smoothing", "class_weights")
+
+    def __init__(
+        self, label_smoothing: float = 0.0, class_weights: Any = None, name: str = "cross_entropy", **kwargs: Any
+    ):
+        super().__init__(class_weights, name=name, **kwargs)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing {label_smoothing} is outside [0, 1); pass a share, e.g. 0.1")
+        self.label_smoothing = float(label_smoothing)
+
+    def call(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The loss of each example."""
+        values = -self._log_probability(targets, outputs)
+        if self.label_smoothing:
+            uniform = -tf.reduce_mean(tf.nn.log_softmax(tf.cast(outputs, tf.float32)), axis=-1)
+            values = (1 - self.label_smoothing) * values + self.label_smoothing * uniform
+        return self._weighted(targets, values)
+
+
+@register
+class Focal(_ClassLoss):
+    """`-(1 - p)^gamma log p` of the label's probability `p`: examples that are easy count less.
+
+    Source: Lin et al., "Focal loss for dense object detection", ICCV 2017.
+    """
+
+    arguments = ("gamma", "class_weights")
+
+    def __init__(self, gamma: float = 2.0, class_weights: Any = None, name: str = "focal", **kwargs: Any):
+        super().__init__(class_weights, name=name, **kwargs)
+        if not gamma >= 0:
+            raise ValueError(f"gamma {gamma} is below 0; pass 0 (cross-entropy) or more, e.g. 2")
+        self.gamma = float(gamma)
+
+    def call(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The loss of each example."""
+        log_p = self._log_probability(targets, outputs)
+        # 1 - p = -expm1(log p), kept above 0: the power's gradient is infinite there for gamma below 1.
+        return self._weighted(targets, -tf.pow(tf.maximum(-tf.math.expm1(log_p), 1e-12), self.gamma) * log_p)
+
+
+@register
+class TokenCrossEntropy(_Loss):
+    """Cross-entropy of the next token, mean over time: tokens `[batch, time]`, logits `[batch, time, vocabulary]`."""
+
+    def call(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The loss of each example, in nats a token: `[batch]`."""
+        logits = tf.cast(outputs, tf.float32)
+        return _per_example(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(targets, tf.int32), logits))
+
+
+# What `--loss` may name, by kind of data; the first is the default. `models.cards.LOSSES` repeats the names.
+LOSSES = {
+    "classification": {
+        "cross_entropy": CrossEntropy,
+        "smoothed": lambda: CrossEntropy(label_smoothing=0.1),
+        "focal": Focal,
+    },
+    "regression": {
+        "squared": SquaredError,
+        "huber": Huber,
+        "pseudo_huber": PseudoHuber,
+        "log_cosh": LogCosh,
+    },
+    "language": {"cross_entropy": TokenCrossEntropy},
+}

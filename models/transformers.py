@@ -1,0 +1,146 @@
+"""Transformers, subclassed: a classifier of images and a decoder-only language model."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from models import layers, tasks
+
+register = keras.saving.register_keras_serializable("lockstep")
+
+
+@register
+class VisionTransformer(keras.Model):
+    """Patches of an image as tokens, a learned class token and positions, attention blocks, logits.
+
+    `x: [batch, height, width, channels]`, both sizes multiples of `patch` → logits `[batch, num_classes]`, float32.
+    Source: Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        patch: int = 2,
+        features: int = 64,
+        depth: int = 4,
+        heads: int = 4,
+        dropout: float = 0.1,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.num_classes, self.patch, self.features = num_classes, patch, features
+        self.depth, self.heads, self.dropout = depth, heads, dropout
+        self.embed = keras.layers.Conv2D(features, patch, patch, name="embed")
+        self.drop = layers.Dropout(dropout, name="drop")
+        self.blocks = [layers.AttentionBlock(heads, dropout=dropout, name=f"block_{i}") for i in range(1, depth + 1)]
+        self.norm = layers.LayerNormalization(name="norm")
+        self.head = layers.Dense(num_classes, name="logits", dtype="float32")
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the class token and the positions, and builds the parts."""
+        height, width = input_shape[1:3]
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"images of {height}×{width} do not divide into patches of {self.patch}; choose a divisor")
+        tokens = height // self.patch * (width // self.patch) + 1
+        small = keras.initializers.RandomNormal(stddev=0.02)
+        self.class_token = self.add_weight(shape=(1, 1, self.features), initializer="zeros", name="class_token")
+        self.positions = self.add_weight(shape=(1, tokens, self.features), initializer=small, name="positions")
+        self.embed.build(input_shape)
+        shape = (input_shape[0], tokens, self.features)
+        for part in (self.drop, *self.blocks, self.norm):
+            part.build(shape)
+        self.head.build((input_shape[0], self.features))
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Logits of a batch."""
+        x = self.embed(x)
+        x = tf.reshape(x, [tf.shape(x)[0], x.shape[1] * x.shape[2], self.features])
+        first = tf.tile(tf.convert_to_tensor(self.class_token), [tf.shape(x)[0], 1, 1])
+        x = self.drop(tf.concat([first, x], axis=1) + self.positions, training=training)
+        for block in self.blocks:
+            x = block(x, training=training)
+        return self.head(self.norm(x)[:, 0])
+
+    def get_config(self) -> dict[str, Any]:
+        """The model's arguments."""
+        return super().get_config() | {
+            "num_classes": self.num_classes,
+            "patch": self.patch,
+            "features": self.features,
+            "depth": self.depth,
+            "heads": self.heads,
+            "dropout": self.dropout,
+        }
+
+
+@register
+class LanguageModel(keras.Model):
+    """A decoder-only transformer: the next token at every position, from those up to it.
+
+    `tokens: [batch, time]` integers, `time` at most `length` → logits `[batch, time, vocabulary]`, float32. The output
+    shares the embedding's weights. Source: Radford et al., "Language models are unsupervised multitask learners", 2019.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int,
+        features: int = 96,
+        depth: int = 3,
+        heads: int = 4,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.vocabulary, self.length, self.features = vocabulary, length, features
+        self.depth, self.heads, self.dropout = depth, heads, dropout
+        self.drop = layers.Dropout(dropout, name="drop")
+        self.blocks = [
+            layers.AttentionBlock(heads, dropout=dropout, causal=True, name=f"block_{i}") for i in range(1, depth + 1)
+        ]
+        self.norm = layers.LayerNormalization(name="norm")
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the embedding and the positions, and builds the parts."""
+        small = keras.initializers.RandomNormal(stddev=0.02)
+        self.embedding = self.add_weight(shape=(self.vocabulary, self.features), initializer=small, name="embedding")
+        self.positions = self.add_weight(shape=(self.length, self.features), initializer=small, name="positions")
+        shape = (input_shape[0], input_shape[1], self.features)
+        for part in (self.drop, *self.blocks, self.norm):
+            part.build(shape)
+        self.built = True
+
+    def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Logits of the next token at every position."""
+        table = tf.convert_to_tensor(self.embedding)
+        positions = tf.convert_to_tensor(self.positions)[: tf.shape(tokens)[1]]
+        # As a matrix product, the gradient is dense: an all-reduce of sparse slices would depend on the replicas.
+        x = tf.one_hot(tf.cast(tokens, tf.int32), self.vocabulary, dtype=table.dtype) @ table + positions
+        x = self.drop(x, training=training)
+        for block in self.blocks:
+            x = block(x, training=training)
+        return tf.cast(tf.matmul(self.norm(x), table, transpose_b=True), tf.float32)
+
+    def get_config(self) -> dict[str, Any]:
+        """The model's arguments."""
+        return super().get_config() | {
+            "vocabulary": self.vocabulary,
+            "length": self.length,
+            "features": self.features,
+            "depth": self.depth,
+            "heads": self.heads,
+            "dropout": self.dropout,
+        }
+
+
+def build_vit(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
+    """A small vision transformer; patches of 2 pixels for small images, of 16 for large ones."""
+    patch = 2 if min(spec.input_shape[:2]) < 64 else 16
+    return VisionTransformer(spec.num_classes, patch, name="vit"), tasks.classification(spec)
+
+
+def build_language_model(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
+    """A small language model for sequences of the data set's length."""
+    return LanguageModel(spec.num_classes, spec.input_shape[0], name="transformer"), tasks.language(spec)
