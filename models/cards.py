@@ -85,7 +85,7 @@ MODELS: dict[str, ModelCard] = {
         summary="ResNet-50 (v1.5); 25,557,032 parameters at ImageNet's size",
         task="classification",
         dataset="digits",
-        recipe=Recipe(train_steps=120, learning_rate=1e-3, warmup_steps=20, weight_decay=1e-2, clip_norm=1.0),
+        recipe=Recipe(train_steps=80, learning_rate=1e-3, warmup_steps=20, weight_decay=1e-2, clip_norm=1.0),
         quality=("accuracy", 0.96),
     ),
     "vit": ModelCard(
@@ -101,7 +101,7 @@ MODELS: dict[str, ModelCard] = {
         summary="decoder-only language model: three causal attention blocks",
         task="language",
         dataset="text",
-        recipe=Recipe(train_steps=600, learning_rate=3e-3, warmup_steps=60, weight_decay=1e-2, clip_norm=1.0),
+        recipe=Recipe(train_steps=300, learning_rate=3e-3, warmup_steps=40, weight_decay=1e-2, clip_norm=1.0),
         quality=("bits_per_token", 2.6),
     ),
     "residual_regressor": ModelCard(
@@ -117,7 +117,7 @@ MODELS: dict[str, ModelCard] = {
         summary="wide & deep: two inputs, a gate, an auxiliary output",
         task="regression",
         dataset="diabetes",
-        recipe=Recipe(train_steps=200, learning_rate=3e-3, warmup_steps=20, weight_decay=1e-1),
+        recipe=Recipe(train_steps=400, optimizer="sam", learning_rate=3e-2, warmup_steps=20, weight_decay=1e-1),
         quality=("r2", 0.40),
     ),
     "reconstructing_regressor": ModelCard(

@@ -171,6 +171,24 @@ def replica_gradients(
     return gradients, sums, norm
 
 
+def replica_displace(job: Job, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    """In a replica: moves the weights to where a second gradient is taken. Returns the weights that they were."""
+    weights = [tf.identity(v) for v in job.model.trainable_variables]
+    perturbation = job.optimizer.perturbation(gradients, tf.linalg.global_norm(gradients))
+    replica_assign(job, [w + e for w, e in zip(weights, perturbation, strict=True)])
+    return weights
+
+
+def replica_assign(job: Job, values: list[tf.Tensor]) -> None:
+    """In a replica: sets the weights on its device to values that are the same on all replicas."""
+
+    def assign(strategy: tf.distribute.Strategy, values: list[tf.Tensor]) -> None:
+        for weight, value in zip(job.model.trainable_variables, values, strict=True):
+            strategy.extended.update(weight.value, lambda w, v: w.assign(v), args=(value,), group=False)
+
+    tf.distribute.get_replica_context().merge_call(assign, args=(values,))
+
+
 def replica_update(job: Job, gradients: list[tf.Tensor]) -> None:
     """In a replica: applies gradients that are the same on all replicas."""
     job.optimizer.apply(gradients, job.model.trainable_variables)
@@ -196,7 +214,13 @@ def make_train_call(job: Job, source: Any) -> Callable:
     compiled = tf.function(lambda *args: gradients_of_part(job, *args), jit_compile=True, autograph=False)
     if not uses_xla(job):
         compiled = lambda *args: gradients_of_part(job, *args)  # noqa: E731
-    scalar = tf.TensorSpec([], tf.int64)
+
+    # Python's own control flow, which the replicas' functions use, needs no conversion.
+    plain, run, scalar = tf.autograph.experimental.do_not_convert, job.strategy.run, tf.TensorSpec([], tf.int64)
+    gradients_of_batch = plain(lambda feed, step: replica_gradients(job, compiled, source, feed, step))
+    displace = plain(lambda gradients: replica_displace(job, gradients))
+    assign = plain(lambda values: replica_assign(job, values))
+    update = plain(lambda gradients: replica_update(job, gradients))
 
     @tf.function(input_signature=[scalar, scalar, tf.TensorSpec([num_sums(job.task.metrics)], tf.float64)])
     def train_call(first: tf.Tensor, last: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -204,20 +228,22 @@ def make_train_call(job: Job, source: Any) -> Callable:
         step, norm, finite = first, tf.constant(0.0), tf.constant(True)
         while step < last and finite:
             feed = source.feed()
-            gradients, new_sums, norms = job.strategy.run(
-                lambda feed, step: replica_gradients(job, compiled, source, feed, step), args=(feed, step)
-            )
+            gradients, new_sums, norms = run(gradients_of_batch, args=(feed, step))
+            if hasattr(job.optimizer, "perturbation"):
+                weights = run(displace, args=(gradients,))
+                gradients, _, _ = run(gradients_of_batch, args=(feed, step))
+                run(assign, args=(weights,))
             norm = job.strategy.experimental_local_results(norms)[0]
             new_sums = job.strategy.experimental_local_results(new_sums)[0]
             finite = tf.math.is_finite(new_sums[0])
             if job.loss_scale:
                 whole = tf.math.is_finite(norm)
                 if whole:
-                    job.strategy.run(lambda gradients: replica_update(job, gradients), args=(gradients,))
+                    run(update, args=(gradients,))
                 job.loss_scale.adjust(whole)
             else:
                 finite = finite and tf.math.is_finite(norm)
-                job.strategy.run(lambda gradients: replica_update(job, gradients), args=(gradients,))
+                run(update, args=(gradients,))
             sums += tf.cast(new_sums, tf.float64)
             step += 1
         return step, sums, norm, finite
