@@ -153,7 +153,7 @@ class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self.peak, "warmup_steps": self.warmup_steps}
 
 
-# What `--schedule` may name: (peak, warmup_steps, total_steps) → a schedule. `models.cards.SCHEDULES` has the names too.
+# What `--schedule` may name: (peak, warmup_steps, total_steps) → a schedule. `models.cards.SCHEDULES` names them too.
 SCHEDULES: dict[str, Callable[[float, int, int], keras.optimizers.schedules.LearningRateSchedule]] = {
     **{name: lambda peak, warmup, total, name=name: WarmupDecay(peak, warmup, total, name) for name in _DECAYS},
     "one_cycle": OneCycle,

@@ -1,7 +1,7 @@
 """Every model, layer, loss, metric and optimizer crossed with every property.
 
-Losses, metrics and optimizers have their configuration round trips beside their references, in `test_losses_and_metrics`
-and `test_optimizers`; here they meet eager against graph, replicas, precision and restoring.
+Losses, metrics and optimizers have their configuration round trips beside their references, in
+`test_losses_and_metrics` and `test_optimizers`; here they meet eager against graph, replicas, precision and restoring.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def built(model, data_dir, precision="float32", **flags):
             model=model, data_dir=str(data_dir), replicas=1, precision=precision, run_dir="unused", **(FLAGS | flags)
         )
     )
-    strategy = devices.set_up(config)
+    strategy = devices.set_up(config, None, print)
     dataset = data.load(config.dataset, config.data_dir)
     job = custom_loop.build_job(config, strategy, dataset)
     features = {key: tf.constant(array[:BATCH]) for key, array in dataset.train.arrays.items()}
@@ -195,7 +195,7 @@ def test_a_layer_does_the_same_eager_in_a_graph_and_under_xla(name):
     layer(inputs)
     eager = tf.nest.flatten(called(layer, inputs))
     for jit in (False, True):
-        compiled = tf.nest.flatten(tf.function(lambda x: called(layer, x), jit_compile=jit)(inputs))  # noqa: B023
+        compiled = tf.nest.flatten(tf.function(lambda x: called(layer, x), jit_compile=jit)(inputs))
         for one, other in zip(eager, compiled, strict=True):
             np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
 

@@ -1,5 +1,7 @@
 """Losses and metrics against independent references: NumPy, Keras, scikit-learn."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -140,7 +142,7 @@ def calibration_error(labels, logits, bins=15):
     confidence, correct = p.max(-1), p.argmax(-1) == labels
     edges = np.linspace(0, 1, bins + 1)
     total = 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             total += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())

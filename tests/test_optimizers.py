@@ -54,7 +54,7 @@ def test_sam_takes_the_gradient_at_the_worst_neighbour(run, tmp_path, data_dir):
     config = resolve(
         Config(train_steps=1, replicas=1, data_dir=str(data_dir), run_dir=str(tmp_path / "x"), **SAM_FLAGS)
     )
-    strategy = devices.set_up(config)
+    strategy = devices.set_up(config, None, print)
     dataset = data.load(config.dataset, config.data_dir)
     job = custom_loop.build_job(config, strategy, dataset)
     index = batches.shuffled_index(tf.range(32, dtype=tf.int64), dataset.train.size, config.seed).numpy()

@@ -79,11 +79,25 @@ class StreamedBatches:
 
     def start(self, step: int) -> None:
         """Goes to a step: the next `feed` is its global batch."""
-        batches = self._dataset(step * self.batch_size).prefetch(tf.data.AUTOTUNE)
         options = tf.data.Options()
-        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         options.deterministic = True
-        self._iterator = iter(self._strategy.experimental_distribute_dataset(batches.with_options(options)))
+        batches = self._dataset(step * self.batch_size).with_options(options)
+
+        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            """One element for each replica of this worker and step, in order."""
+            local = self.replicas // context.num_input_pipelines
+            first, share = context.input_pipeline_id * local, self.batch_size // self.replicas
+
+            def own(element: Any) -> Any:
+                def rows(value: tf.Tensor) -> tf.Tensor:
+                    mine = value[first * share : (first + local) * share]
+                    return tf.reshape(mine, [local, share, *value.shape[1:].as_list()])
+
+                return tf.nest.map_structure(rows, element)
+
+            return batches.map(own).unbatch().prefetch(tf.data.AUTOTUNE)
+
+        self._iterator = iter(self._strategy.distribute_datasets_from_function(of_worker))
 
     def _dataset(self, position: int) -> tf.data.Dataset:
         if self.seed is None:

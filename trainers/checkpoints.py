@@ -54,13 +54,21 @@ def _first(variable: Any) -> tf.Variable:
     return _components(variable)[0]
 
 
-def check_complete(variables: Mapping[str, Any], *functions: Any) -> None:
+def _ordering_tokens(strategy: tf.distribute.Strategy) -> list[tf.Variable]:
+    """Variables by which TensorFlow keeps collectives in order; they hold no value of the run."""
+    operations = (getattr(strategy.extended, f"_{where}cross_device_ops", None) for where in ("", "host_"))
+    launchers = [launcher for one in operations for launcher in getattr(one, "_launchers", ())]
+    return [launcher._ordering_token for launcher in launchers if hasattr(launcher, "_ordering_token")]
+
+
+def check_complete(strategy: tf.distribute.Strategy, variables: Mapping[str, Any], *functions: Any) -> None:
     """Checks that each variable that a compiled function touches is among those that are saved.
 
     Raises:
       BadConfiguration: one is not: a plain `tf.Variable` that Keras does not track, for instance.
     """
     saved = {id(component.handle) for v in variables.values() for component in _components(v)}
+    saved |= {id(token.handle) for token in _ordering_tokens(strategy)}
     for function in functions:
         for outer, _ in function.graph.captures:
             if outer.dtype != tf.resource or id(outer) in saved or not hasattr(outer, "_handle_data"):
@@ -198,6 +206,21 @@ class Checkpoints:
                 with contextlib.suppress(OSError):
                     os.replace(self.path(step), doomed)
                     shutil.rmtree(doomed)
+
+    def restore(self, step: int) -> State:
+        """Values of the checkpoint of a step, verified.
+
+        Raises:
+          BadConfiguration: it cannot be read here: run_dir is not one folder that all workers share.
+        """
+        try:
+            return self._read(step)
+        except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BadConfiguration(
+                f"the chief continues from step {step}, but {self.path(step)} cannot be read here: {reason}; "
+                "--run_dir must be one folder that all workers share"
+            ) from error
 
     def restore_newest(self) -> tuple[int, State] | None:
         """Step and values of the newest whole checkpoint; damaged ones are set aside with a warning.

@@ -14,7 +14,7 @@ from models.cards import LOSSES, MODELS, OPTIMIZERS, SCHEDULES, ModelCard
 from trainers.data_cards import data_card
 from trainers.exit_codes import BadConfiguration
 
-STRATEGIES = ("one_device", "mirrored")
+STRATEGIES = ("one_device", "mirrored", "multi_worker")
 
 
 def _flag(default: Any, group: str, text: str, **rules: Any) -> Any:
@@ -32,6 +32,10 @@ class Config:
     strategy: str = _flag("mirrored", "devices", "how replicas are placed", choices=STRATEGIES)
     replicas: int = _flag(
         0, "devices", "replicas on this machine; 0 = every visible GPU or, with no GPU, 2 virtual CPU devices", low=0
+    )
+    startup_timeout: float = _flag(600.0, "devices", "seconds to wait for all workers of multi_worker", low=1)
+    step_timeout: float = _flag(
+        600.0, "devices", "seconds without a finished call after which the process ends with code 75; 0 = never", low=0
     )
     precision: str = _flag(
         "float32", "devices", "arithmetic of the layers", choices=("float32", "bfloat16", "float16"), fixed=True
@@ -127,6 +131,8 @@ class Config:
         return lines
 
 
+# What all workers of a run must have in common: besides the mathematics, when they meet.
+SHARED_FLAGS = ("train_steps", "log_every", "eval_every", "checkpoint_every", "steps_per_call", "profile")
 FIXED = tuple(f.name for f in dataclasses.fields(Config) if f.metadata.get("fixed"))
 
 

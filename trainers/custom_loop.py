@@ -45,17 +45,20 @@ from models.metrics import StreamingMetric
 from models.tasks import Task
 from trainers import batches, checkpoints, data, devices
 from trainers.cadence import due, next_due
+from trainers.cluster import Cluster, resolve
 from trainers.config import FIXED, Config, check_batch, check_task
-from trainers.exit_codes import OK, BadConfiguration, Diverged, Preempted, RunEnded
+from trainers.exit_codes import OK, BadConfiguration, Diverged, PeerLost, Preempted, RunEnded
 from trainers.precision import LossScale
 from trainers.preemption import Preemption
 from trainers.progress import Progress
-from trainers.run_record import Clock, RunRecord
+from trainers.run_record import Clock, Observer, RunRecord
 from trainers.summaries import Summaries
+from trainers.watchdog import Watchdog
 
 IMPORT_SECONDS = time.monotonic() - STARTED
 # A compiled call lasts about this long: short enough to answer a signal, long enough that Python costs nothing.
 CALL_SECONDS = 1.0
+NUM_NEWS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,18 @@ class Job:
     schedule: Callable[[tf.Tensor], tf.Tensor]
     ema: list[tf.Variable]
     loss_scale: LossScale | None
+    cluster: Cluster | None = None
     traces: int = 0
+
+    @property
+    def chief(self) -> bool:
+        """Whether this process writes what users read."""
+        return self.cluster is None or self.cluster.index == 0
+
+    @property
+    def workers(self) -> int:
+        """Number of processes."""
+        return self.cluster.size if self.cluster else 1
 
     @property
     def replicas(self) -> int:
@@ -206,10 +220,26 @@ def update_ema(strategy: tf.distribute.Strategy, job: Job) -> None:
         strategy.extended.update(average, move, args=(weight.value,), group=False)
 
 
+def mean_over_workers(job: Job, values: tf.Tensor) -> tf.Tensor:
+    """The mean of what each worker has, on all of them. Where there is one worker, its own."""
+    if job.cluster is None:
+        return values
+    total = job.strategy.reduce("SUM", job.strategy.run(lambda: values), axis=None)
+    return total / job.replicas
+
+
+def from_chief(job: Job, value: float) -> float:
+    """The chief's value on all workers. Nobody passes before all have come: also a barrier."""
+    own = tf.constant([float(value) if job.chief else 0.0], tf.float64)
+    return float(tf.function(lambda: mean_over_workers(job, own))().numpy()[0] * job.workers)
+
+
 def make_train_call(job: Job, source: Any) -> Callable:
     """The compiled loop: updates `first … last` of the run, in one call, stopping at the first that is not finite.
 
-    Returns a function `(first, last, sums [num_sums] float64) -> (step, sums, gradient norm, finite)`.
+    Returns a function `(first, last, sums [num_sums], news) -> (step, sums, gradient norm, finite, news)`, sums and
+    news in float64. `news` is what a worker has to tell, `[stop requested, seconds a step]`; it comes back as the mean
+    over all workers, so that all decide alike.
     """
     compiled = tf.function(lambda *args: gradients_of_part(job, *args), jit_compile=True, autograph=False)
     if not uses_xla(job):
@@ -222,8 +252,10 @@ def make_train_call(job: Job, source: Any) -> Callable:
     assign = plain(lambda values: replica_assign(job, values))
     update = plain(lambda gradients: replica_update(job, gradients))
 
-    @tf.function(input_signature=[scalar, scalar, tf.TensorSpec([num_sums(job.task.metrics)], tf.float64)])
-    def train_call(first: tf.Tensor, last: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    sums_spec, news_spec = (tf.TensorSpec([size], tf.float64) for size in (num_sums(job.task.metrics), NUM_NEWS))
+
+    @tf.function(input_signature=[scalar, scalar, sums_spec, news_spec])
+    def train_call(first: tf.Tensor, last: tf.Tensor, sums: tf.Tensor, news: tf.Tensor) -> tuple[tf.Tensor, ...]:
         count_trace(job)
         step, norm, finite = first, tf.constant(0.0), tf.constant(True)
         while step < last and finite:
@@ -246,7 +278,7 @@ def make_train_call(job: Job, source: Any) -> Callable:
                 run(update, args=(gradients,))
             sums += tf.cast(new_sums, tf.float64)
             step += 1
-        return step, sums, norm, finite
+        return step, sums, norm, finite, mean_over_workers(job, news)
 
     return train_call
 
@@ -430,28 +462,50 @@ def train(config: Config) -> Summary:
     """
     clock = Clock()
     clock.add("import", IMPORT_SECONDS)
-    with clock.phase("build"):
-        strategy = devices.set_up(config)
-        check_batch(config, strategy.num_replicas_in_sync)
-        dataset = data.load(config.dataset, config.data_dir, config.input, config.label)
-        check_task(config, dataset.spec.task)
-        job = build_job(config, strategy, dataset)
-    if config.dry_run:
-        print(plan(job))
+    cluster = resolve(os.environ) if config.strategy == "multi_worker" else None
+    if config.dry_run and cluster:
+        print(cluster.tf_config())
         return Summary(0, {}, {}, Path(config.run_dir), 0)
-    record = RunRecord(config)
-    with contextlib.closing(record), Preemption() as preemption:
-        try:
-            summary = run(job, record, clock, preemption)
-        except BaseException as error:
-            code = error.exit_code if isinstance(error, RunEnded) else 1
-            with contextlib.suppress(OSError):
-                record.end(code, f"{type(error).__name__}: {error}", seconds=clock.seconds)
-            raise
-    return summary
+    with Watchdog(config.step_timeout) as watchdog:
+        with clock.phase("build"):
+            watchdog.feed("meeting the other workers", config.startup_timeout + config.step_timeout)
+            strategy = devices.set_up(config, cluster, say)
+            check_batch(config, strategy.num_replicas_in_sync)
+            watchdog.feed("loading the data and building the model", config.startup_timeout + config.step_timeout)
+            dataset = data.load(config.dataset, config.data_dir, config.input, config.label)
+            check_task(config, dataset.spec.task)
+            job = dataclasses.replace(build_job(config, strategy, dataset), cluster=cluster)
+        if config.dry_run:
+            print(plan(job))
+            return Summary(0, {}, {}, Path(config.run_dir), 0)
+        record = RunRecord(config) if job.chief else Observer(config)
+        with contextlib.closing(record), Preemption() as preemption:
+            try:
+                return run(job, record, clock, preemption, watchdog)
+            except BaseException as error:
+                ended = peer_lost(error) if cluster else error
+                code = ended.exit_code if isinstance(ended, RunEnded) else 1
+                with contextlib.suppress(OSError):
+                    record.end(code, f"{type(ended).__name__}: {ended}", seconds=clock.seconds)
+                raise ended from (None if ended is error else error)
 
 
-def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Summary:
+def say(line: str) -> None:
+    """Prints a line for the user."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def peer_lost(error: BaseException) -> BaseException:
+    """What TensorFlow raises when a worker goes away, as what it means; anything else as it is."""
+    lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+    lost += (tf.errors.CancelledError, tf.errors.InternalError, tf.errors.UnknownError)
+    if not isinstance(error, lost):
+        return error
+    line = next(iter(str(error.message).splitlines()), "")[:300]
+    return PeerLost(f"a worker was lost: {line}; start all workers again, the run continues from its checkpoint")
+
+
+def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watchdog: Watchdog) -> Summary:
     """Restores, trains, evaluates, saves, and ends."""
     config, model = job.config, job.model
     store = checkpoints.Checkpoints(
@@ -467,7 +521,9 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
             raise BadConfiguration(
                 f"--resume=never and --run_dir {record.directory} holds a checkpoint; name another, or --resume=auto"
             )
-        if restored := store.restore_newest():
+        watchdog.feed("restoring a checkpoint")
+        restored = restore(job, store)
+        if restored:
             step, state = restored
             sums = state.pop("loop/sums")
             checkpoints.assign(job.variables, state)
@@ -489,20 +545,22 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
         eval_source = batches.batches(job.strategy, job.dataset.eval, config.batch_size, None)
         eval_source.start(0)
         train_call, evaluate = make_train_call(job, source), make_evaluate(job, eval_source)
-        summaries = Summaries(record.directory, step)
+        summaries = Summaries(record.directory, step, silent=not job.chief)
     with clock.phase("trace"):
+        watchdog.feed("tracing the train step", config.startup_timeout + config.step_timeout)
         concrete = train_call.get_concrete_function()
-        checkpoints.check_complete(job.variables, concrete)
+        checkpoints.check_complete(job.strategy, job.variables, concrete)
         summaries.model_graph(model, input_spec(job.dataset), job.task.inputs)
 
-    progress = Progress(step, config.train_steps)
+    progress = Progress(step, config.train_steps, silent=not job.chief)
     if restored:
         progress.line(f"resumed from the checkpoint of step {step}")
     progress.line(plan(job))
-    saved, call, seconds_per_step = step if restored else -1, 0, 0.0
+    call, seconds_per_step, own_seconds = 0, 0.0, 0.0
     window_start, window_seconds = step, 0.0
     with contextlib.closing(progress), contextlib.closing(summaries):
-        while step < config.train_steps and not preemption.requested:
+        stopping = bool(from_chief(job, 0)) if job.cluster else preemption.requested
+        while step < config.train_steps and not stopping:
             # 1. A compiled call, up to the next thing to do.
             cadences = (config.log_every, config.eval_every, config.checkpoint_every)
             stop = min(next_due(step, every, config.train_steps) for every in cadences)
@@ -511,13 +569,20 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
             profile(config, record.directory / "train", step)
             began = time.monotonic()
             with clock.phase("train"):
-                results = concrete(tf.constant(step, tf.int64), tf.constant(stop, tf.int64), tf.constant(sums))
-                reached, new_sums, norm, finite = (result.numpy() for result in results)
+                watchdog.feed(
+                    f"steps {step} to {stop}", config.step_timeout + (config.startup_timeout if call == 0 else 0)
+                )
+                news = tf.constant([float(preemption.requested), own_seconds], tf.float64)
+                results = concrete(tf.constant(step, tf.int64), tf.constant(stop, tf.int64), tf.constant(sums), news)
+                reached, new_sums, norm, finite, (stops, seconds_per_step) = (result.numpy() for result in results)
             took = time.monotonic() - began
             window_seconds += took
             call += 1
             if call > 1:
-                seconds_per_step = took / (stop - step)
+                own_seconds = took / (stop - step)
+            if job.cluster is None:
+                stops, seconds_per_step = preemption.requested, own_seconds
+            stopping = stops > 0
             if not finite:
                 good = store.steps()
                 raise Diverged(
@@ -544,21 +609,27 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption) -> Su
                 progress.train(step, values)
                 sums, window_start, window_seconds = np.zeros_like(sums), step, 0.0
             if due(step, config.eval_every, config.train_steps):
+                watchdog.feed(f"the evaluation at step {step}")
                 with clock.phase("evaluate"), averaged_weights(job):
                     evaluation = metrics_of(eval_metrics(job), evaluate().numpy())
                 record.append_metrics({"step": step, "split": "eval"} | evaluation)
                 summaries.scalars("eval", step, evaluation)
                 progress.evaluation(step, evaluation)
-            better = evaluation is not None and store.improves(evaluation)
-            if due(step, config.checkpoint_every, config.train_steps) or better or preemption.requested:
+            better = evaluation is not None and job.chief and store.improves(evaluation)
+            if job.chief and (due(step, config.checkpoint_every, config.train_steps) or better or stopping):
+                watchdog.feed(f"the checkpoint of step {step}")
                 with clock.phase("checkpoint"):
                     record.sync_metrics()
                     summaries.flush()
                     store.save(step, checkpoints.values_of(job.variables) | {"loop/sums": sums}, evaluation)
-                    saved = step
+    if job.cluster:
+        watchdog.feed("waiting for the other workers to finish")
+        from_chief(job, 0)
     if step < config.train_steps:
+        if not preemption.requested:
+            raise Preempted(f"another worker was told to stop at step {step}; the same command continues")
         grace = time.monotonic() - preemption.requested_at
-        held = f"the checkpoint of step {saved} was there after {grace:.1f} s" if saved > 0 else "no step was finished"
+        held = f"the checkpoint of step {step} was there after {grace:.1f} s" if step > 0 else "no step was finished"
         raise Preempted(f"{preemption.signal_name} came at step {step}; {held}; the same command continues")
     return finish(job, record, clock, step, "complete")
 
@@ -572,15 +643,28 @@ def profile(config: Config, directory: Path, step: int, ending: bool = False) ->
         tf.profiler.experimental.stop()
 
 
+def restore(job: Job, store: checkpoints.Checkpoints) -> tuple[int, checkpoints.State] | None:
+    """The newest whole checkpoint; on every worker the one that the chief has chosen."""
+    if job.cluster is None:
+        return store.restore_newest()
+    restored = store.restore_newest() if job.chief else None
+    step = int(from_chief(job, restored[0] if restored else -1))
+    if not job.chief and step >= 0:
+        restored = step, store.restore(step)
+    from_chief(job, 0)
+    return restored
+
+
 def finish(job: Job, record: RunRecord, clock: Clock, step: int, reason: str) -> Summary:
     """Exports if asked, completes run.json and returns the summary."""
     export_path = record.directory / "export"
-    if job.config.export and not export_path.exists():
+    if job.config.export and job.chief and not export_path.exists():
         with clock.phase("export"):
             export_model(job, export_path)
     final = {split: {k: v for k, v in record.last(split).items() if k != "split"} for split in ("train", "eval")}
     record.end(OK, reason, final=final, seconds=clock.seconds, step=step, traces=job.traces)
-    print(f"{reason}: {Progress.words(final['eval'])}  in {record.directory}", file=sys.stderr)
+    if job.chief:
+        say(f"{reason}: {Progress.words(final['eval'])}  in {record.directory}")
     return Summary(step, final["train"], final["eval"], record.directory, job.traces)
 
 
@@ -590,7 +674,11 @@ def main(config: Config) -> int:
     try:
         train(config)
     except RunEnded as error:
-        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+        print(f"{sys.argv[0]}: {error}", file=sys.stderr, flush=True)
+        if config.strategy == "multi_worker":
+            # TensorFlow's servers would wait for their peers on the way out.
+            sys.stdout.flush()
+            os._exit(error.exit_code)
         return error.exit_code
     except OSError as error:
         if error.errno != errno.ENOSPC:

@@ -1,9 +1,14 @@
 """Devices and the strategy: visible GPUs, or virtual CPU devices that share this machine's cores."""
 
+import os
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
-from trainers.config import Config
+from trainers import cluster as cluster_lib
+from trainers.cluster import Cluster
+from trainers.config import FIXED, SHARED_FLAGS, Config
 from trainers.exit_codes import BadConfiguration
 
 DEFAULT_CPU_REPLICAS = 2
@@ -22,21 +27,53 @@ def replica_count(config: Config) -> int:
         return 1
     if gpus and config.replicas > gpus:
         raise BadConfiguration(f"--replicas {config.replicas} is above the {gpus} visible GPUs; use {gpus} or fewer")
+    if config.strategy == "multi_worker" and not gpus:
+        if config.replicas > 1:
+            raise BadConfiguration(
+                f"--replicas {config.replicas} with --strategy=multi_worker and no GPU; a worker has one; add workers"
+            )
+        return 1
     return config.replicas or gpus or DEFAULT_CPU_REPLICAS
 
 
-def set_up(config: Config) -> tf.distribute.Strategy:
-    """Configures TensorFlow for a run and returns the strategy.
+def join(config: Config, cluster: Cluster, log: Callable[[str], None]) -> tf.distribute.Strategy:
+    """Meets the other workers and starts the strategy over all of them. Nothing may use TensorFlow before.
+
+    Raises:
+      PeerLost: a worker did not come within `--startup_timeout`.
+      BadConfiguration: the workers disagree about the cluster or the flags.
+    """
+    identity = {name: str(getattr(config, name)) for name in (*FIXED, *SHARED_FLAGS)}
+    cluster_lib.meet(cluster, identity, config.startup_timeout, log)
+    os.environ["TF_CONFIG"] = cluster.tf_config()
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    gpus = tf.config.list_physical_devices("GPU")
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=implementation.NCCL if gpus else implementation.RING
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+def set_up(
+    config: Config, cluster: Cluster | None = None, log: Callable[[str], None] = print
+) -> tf.distribute.Strategy:
+    """Configures TensorFlow for a run and returns the strategy, over the workers of `cluster` if there is one.
 
     Sets the precision policy and determinism, lets GPUs grow their memory, and splits the CPU
     into virtual devices where there is no GPU.
     """
     replicas = replica_count(config)
-    kind = _configure_devices(replicas)
+    # First of all: TensorFlow configures collectives only before its first operation.
+    joined = join(config, cluster, log) if cluster else None
+    kind = _configure_devices(replicas) if joined is None else ""
     keras.backend.clear_session()
     keras.config.set_dtype_policy(config.precision if config.precision == "float32" else f"mixed_{config.precision}")
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
+    if joined is not None:
+        return joined
     if config.strategy == "one_device":
         return tf.distribute.OneDeviceStrategy(f"{kind}:0")
     devices = [f"{kind}:{i}" for i in range(replicas)]

@@ -7,12 +7,15 @@ import tqdm
 
 
 class Progress:
-    """Progress over `total` steps from `first`. On a terminal a tqdm bar; else one line for each log or evaluation."""
+    """Progress over `total` steps from `first`. On a terminal a tqdm bar; else one line for each log or evaluation.
 
-    def __init__(self, first: int, total: int):
-        self.total = total
+    `silent`: shows nothing; a worker that is not the chief has nothing to say that the chief does not.
+    """
+
+    def __init__(self, first: int, total: int, silent: bool = False):
+        self.total, self.silent = total, silent
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not silent:
             self._bar = tqdm.tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, file=sys.stderr)
 
     def advance(self, step: int) -> None:
@@ -35,7 +38,7 @@ class Progress:
         """Prints a line above the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
-        else:
+        elif not self.silent:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -211,3 +211,29 @@ class RunRecord:
     def last(self, split: str) -> dict[str, Any]:
         """The last line of a split, or an empty one."""
         return next((line for line in reversed(self.metrics()) if line["split"] == split), {})
+
+
+class Observer(RunRecord):
+    """The record of a worker that is not the chief: it reads what users read, and writes nothing."""
+
+    def __init__(self, config: Config):
+        self.config, self.directory, self.facts = config, Path(config.run_dir), {}
+        self.metrics_path = self.directory / "metrics.jsonl"
+
+    def begin(self) -> None:
+        """Writes nothing."""
+
+    def write(self, **facts: Any) -> None:
+        """Writes nothing."""
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+    def append_metrics(self, values: Mapping[str, Any]) -> None:
+        """Writes nothing."""
+
+    def sync_metrics(self) -> None:
+        """Writes nothing."""
+
+    def rewind_metrics(self, step: int) -> None:
+        """Writes nothing."""

@@ -30,12 +30,13 @@ def _mark_start(directory: Path, step: int) -> None:
 
 
 class Summaries:
-    """Event files in `train/` and `eval/` of a run_dir, from a step on."""
+    """Event files in `train/` and `eval/` of a run_dir, from a step on. `silent`: writes nothing."""
 
-    def __init__(self, directory: Path, step: int):
-        for split in ("train", "eval"):
+    def __init__(self, directory: Path, step: int, silent: bool = False):
+        self._writers = {split: tf.summary.create_noop_writer() for split in ("train", "eval")}
+        for split in self._writers if not silent else ():
             _mark_start(directory / split, step)
-        self._writers = {split: tf.summary.create_file_writer(str(directory / split)) for split in ("train", "eval")}
+            self._writers[split] = tf.summary.create_file_writer(str(directory / split))
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars of a split."""

@@ -1,0 +1,177 @@
+"""Start N workers of one run on this machine, each with its TF_CONFIG: several machines, rehearsed on one.
+
+    python launch/workers.py --workers=2 -- --model=mlp --run_dir=runs/two
+    python launch/workers.py --workers=4 --restarts=3 -- --flagfile=flags.txt
+    python launch/workers.py --workers=2 --dry_run -- --batch_size=128
+
+Output is prefixed by worker. GPUs are divided among the workers. SIGTERM and SIGINT are passed on. When one worker
+fails the others are ended and its code is returned; `--restarts=K` starts all again, up to K times, where the code says
+that this helps (75, 143, or a crash). Standard library only.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from trainers.exit_codes import BAD_CONFIGURATION, DIVERGED, OK, PREEMPTED
+
+GRACE_SECONDS = 30.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing on this machine listens at."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu not in ("", "-1")]
+    driver = shutil.which("nvidia-smi")
+    if not driver:
+        return []
+    listed = subprocess.run([driver, "-L"], capture_output=True, text=True, check=False)
+    return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def environments(count: int, ports: list[int]) -> list[dict[str, str]]:
+    """What each worker's environment adds: its TF_CONFIG, and its share of the GPUs."""
+    addresses, gpus = [f"127.0.0.1:{port}" for port in ports], visible_gpus()
+    added = []
+    for index in range(count):
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        own = {"TF_CONFIG": json.dumps(config)}
+        if gpus:
+            share = len(gpus) // count
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[index * share : (index + 1) * share])
+        added.append(own)
+    return added
+
+
+class Gang:
+    """The workers of one attempt."""
+
+    def __init__(self, command: list[str], added: list[dict[str, str]]):
+        self.processes = [
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=os.environ | own,
+                start_new_session=True,
+                text=True,
+                errors="replace",
+            )
+            for own in added
+        ]
+        self.readers = [threading.Thread(target=self._copy, args=(i,)) for i in range(len(added))]
+        for reader in self.readers:
+            reader.start()
+
+    def _copy(self, index: int) -> None:
+        for line in self.processes[index].stdout:
+            sys.stdout.write(f"[{index}] {line}")
+            sys.stdout.flush()
+
+    def send(self, number: int) -> None:
+        """Sends a signal to every worker that runs."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def wait(self, grace: float) -> int:
+        """Waits for all; once one has failed the others have `grace` seconds. The first failure's code, or 0."""
+        first, ended_at = OK, None
+        while any(process.poll() is None for process in self.processes):
+            failed = [process.returncode for process in self.processes if process.returncode]
+            if failed and ended_at is None:
+                first, ended_at = failed[0], time.monotonic()
+                # What was told to stop is still saving; what lost a peer finds out by itself, but later.
+                if first != PREEMPTED:
+                    self.send(signal.SIGTERM)
+            if ended_at is not None and time.monotonic() - ended_at > grace:
+                self.send(signal.SIGKILL)
+            time.sleep(0.05)
+        for reader in self.readers:
+            reader.join()
+        codes = [process.returncode for process in self.processes]
+        first = first or next((code for code in codes if code), OK)
+        return 128 - first if first < 0 else first
+
+
+def plan(added: list[dict[str, str]], flags: list[str]) -> str:
+    """What `--dry_run` prints: each worker's TF_CONFIG, and which examples of the global batch are its own."""
+    from trainers.config import check_batch
+    from trainers.flags import config_from
+
+    config = config_from(["workers", *flags], "")
+    replicas = sum(max(len(own.get("CUDA_VISIBLE_DEVICES", "").split(",")), 1) for own in added)
+    share = check_batch(config, replicas) * replicas // len(added)
+    lines = [f"global batch {config.batch_size} = {len(added)} workers × {share} examples, {replicas} replicas in all"]
+    for index, own in enumerate(added):
+        lines.append(f"[{index}] examples {index * share} to {(index + 1) * share - 1} of each batch")
+        lines += [f"[{index}] {name}={value!r}" for name, value in own.items()]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Parses the command line, runs the gang, restarts it as asked. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2, help="number of workers (default: 2)")
+    parser.add_argument("--restarts", type=int, default=0, help="how often all are started again (default: 0)")
+    parser.add_argument("--grace", type=float, default=GRACE_SECONDS, help="seconds that the others have to end")
+    parser.add_argument("--dry_run", action="store_true", help="print each worker's TF_CONFIG and examples, and stop")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="-- and the flags of trainers/custom_loop.py")
+    options = parser.parse_args(arguments)
+    if options.workers < 1 or options.restarts < 0:
+        parser.error(f"--workers {options.workers} --restarts {options.restarts}: pass 1 or more, and 0 or more")
+    flags = options.flags[1:] if options.flags[:1] == ["--"] else options.flags
+    flags = ["--strategy=multi_worker", *flags]
+    gpus = visible_gpus()
+    if gpus and len(gpus) < options.workers:
+        parser.error(f"--workers {options.workers} is above the {len(gpus)} GPUs; use {len(gpus)} or fewer")
+    if options.dry_run:
+        try:
+            print(plan(environments(options.workers, free_ports(options.workers)), flags))
+        except Exception as error:
+            if getattr(error, "exit_code", None) != BAD_CONFIGURATION:
+                raise
+            print(f"launch/workers.py: {error}", file=sys.stderr)
+            return BAD_CONFIGURATION
+        return OK
+    if not any(flag.startswith("--run_dir") or flag.startswith("--flagfile") for flag in flags):
+        # One name for all: each worker's default would hold its own time.
+        flags.append(f"--run_dir=runs/workers-{time.strftime('%Y%m%d-%H%M%S')}")
+    stopped = []
+    for attempt in range(options.restarts + 1):
+        added = environments(options.workers, free_ports(options.workers))
+        gang = Gang([sys.executable, str(ROOT / "trainers/custom_loop.py"), *flags], added)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda n, _, gang=gang: (stopped.append(n), gang.send(n)))
+        code = gang.wait(options.grace)
+        if code in (OK, BAD_CONFIGURATION, DIVERGED) or stopped or attempt == options.restarts:
+            return code
+        print(f"launch/workers.py: the workers ended with {code}; start {attempt + 2} follows", flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""Ends the process when nothing moves: a collective whose peer is gone or frozen would wait for ever."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+from trainers.exit_codes import PEER_LOST
+
+
+class Watchdog:
+    """Ends the process with code 75 and every thread's stack if `feed` does not come within `seconds`. 0 = never."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self._allowed, self._what = seconds, seconds, ""
+        self._fed, self._stop = time.monotonic(), threading.Event()
+
+    def feed(self, what: str, seconds: float | None = None) -> None:
+        """Something moved; `what` comes now, and may take `seconds` instead of the usual."""
+        self._what, self._fed = what, time.monotonic()
+        self._allowed = self.seconds if seconds is None else seconds
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(self._allowed / 10, 1.0)):
+            waited = time.monotonic() - self._fed
+            if waited > self._allowed:
+                print(
+                    f"nothing has moved for {waited:.0f} s in: {self._what}; a peer is lost or stuck, or "
+                    "--step_timeout is too short; the stacks of all threads follow; start all workers again, the run "
+                    "continues",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(PEER_LOST)
+
+    def __enter__(self) -> "Watchdog":
+        self.feed("start-up")
+        if self.seconds:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
