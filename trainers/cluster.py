@@ -187,6 +187,7 @@ def _own_socket(cluster: Cluster, wait: _Wait) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(place)
+        listener.listen(cluster.size + 8)  # every worker listens: two that only bind could share a port
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRNOTAVAIL:
@@ -255,7 +256,6 @@ def _read_line(connection: socket.socket) -> dict:
 
 def _gather(cluster: Cluster, listener: socket.socket, hello: dict, wait: _Wait) -> None:
     present: dict[int, socket.socket] = {}
-    listener.listen(cluster.size + 8)
     listener.settimeout(_RETRY_SECONDS)
     complaint = ""
     try:

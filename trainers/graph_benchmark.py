@@ -15,6 +15,8 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import json
 import math
 import os
@@ -395,12 +397,11 @@ class Variant:
 
 @dataclasses.dataclass
 class TrainStep:
-    """Experiment 2. `timings`: eager first. `graph`: the compiled loop, with layers by their own names."""
+    """Experiment 2. `timings`: eager first. `graph`: one update, with layers by their own names."""
 
     timings: list[Timing]
     graph: tf.compat.v1.GraphDef
     parameters: int
-    examples: int
 
 
 def variants_of(settings: Settings) -> list[Variant]:
@@ -450,20 +451,22 @@ def largest_relative_difference(a: checkpoints.State, b: checkpoints.State) -> f
 
 def measure_variant(
     job: custom_loop.Job, source: Any, initial: checkpoints.State, variant: Variant, settings: Settings
-) -> tuple[Timing, checkpoints.State, Callable]:
-    """Times a variant from the `initial` values on. Also what `settings.steps` steps make of them, and the function.
+) -> tuple[Timing, checkpoints.State]:
+    """Times a variant from the `initial` values on. Also what `settings.steps` steps make of them.
 
     A call is what the trainer's is: results are on the host when it ends.
     """
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, jit=variant.jit), traces=0)
-    train_call, log = custom_loop.make_train_call(job, source), TraceLog(["first", "last", "sums"])
-    sums = np.zeros([custom_loop.num_sums(job.task.metrics)], np.float64)
+    train_call = custom_loop.make_train_call(job, source)
+    log = TraceLog(list(inspect.signature(train_call.python_function).parameters))
+    # After the steps, first and last, come running sums and the like, which begin at zero.
+    begin = [np.zeros(spec.shape, spec.dtype.as_numpy_dtype) for spec in train_call.input_signature[2:]]
 
     def call(first: int, last: int) -> int:
-        arguments = tf.constant(first, tf.int64), tf.constant(last, tf.int64), tf.constant(sums)
+        arguments = tf.constant(first, tf.int64), tf.constant(last, tf.int64), *map(tf.constant, begin)
         if variant.eager:
             job.traces = 0  # the Python body runs at every call: no trace
-        reached, _, norm, finite = (result.numpy() for result in train_call(*arguments))
+        reached, _, norm, finite, *_ = (result.numpy() for result in train_call(*arguments))
         if not variant.eager:
             log.note(job.traces, arguments)
         if not finite or reached != last:
@@ -484,7 +487,22 @@ def measure_variant(
     timing = Timing(variant.name, first, statistics.median(runs), variant.steps, log.reasons)
     if not variant.eager:
         timing.nodes = num_nodes(train_call.get_concrete_function().graph)
-    return timing, checkpoints.values_of(job.variables), train_call
+    return timing, checkpoints.values_of(job.variables)
+
+
+def update_graph(job: custom_loop.Job, source: Any) -> tf.compat.v1.GraphDef:
+    """The graph of one update. The trainer's loop has it as the body of a `while`, which TensorBoard hides."""
+    compute = functools.partial(custom_loop.gradients_of_part, job)
+
+    def update(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        gradients, sums, norm = job.strategy.run(
+            lambda feed: custom_loop.replica_gradients(job, compute, source, feed, step), args=(source.feed(),)
+        )
+        job.strategy.run(lambda gradients: custom_loop.replica_update(job, gradients), args=(gradients,))
+        return sums, norm
+
+    traced = tf.function(update, autograph=False).get_concrete_function(tf.TensorSpec([], tf.int64, name="step"))
+    return graphs.clean(traced.graph.as_graph_def(add_shapes=True), graphs.layer_names(job.model))
 
 
 def measure_train_step(settings: Settings, strategy: tf.distribute.Strategy) -> TrainStep:
@@ -499,11 +517,11 @@ def measure_train_step(settings: Settings, strategy: tf.distribute.Strategy) -> 
     source = batches.batches(strategy, dataset.train, config.batch_size, config.seed, config.accumulate)
     source.start(0)
     initial = checkpoints.values_of(job.variables)
-    timings, reference, graph = [], None, None
+    timings, reference = [], None
     with full_float32():
         for variant in variants_of(settings):
             try:
-                timing, weights, train_call = measure_variant(job, source, initial, variant, settings)
+                timing, weights = measure_variant(job, source, initial, variant, settings)
             except RunEnded:
                 raise
             except Exception as error:
@@ -515,10 +533,7 @@ def measure_train_step(settings: Settings, strategy: tf.distribute.Strategy) -> 
             reference = reference or weights
             timing.difference = largest_relative_difference(reference, weights)
             timings.append(timing)
-            if not variant.eager and variant.jit == "off":
-                graph = train_call.get_concrete_function().graph
-    definition = graphs.clean(graph.as_graph_def(add_shapes=True), graphs.layer_names(job.model))
-    return TrainStep(timings, definition, job.model.count_params(), dataset.train.size)
+    return TrainStep(timings, update_graph(job, source), job.model.count_params())
 
 
 def _reason(error: Exception) -> str:
@@ -588,8 +603,8 @@ def describe_machine(settings: Settings, facts: dict[str, Any]) -> str:
     return paragraph(
         f"Measured on one device, {facts['device']}, with {facts['cores']} CPU cores (load average at the start "
         f"{facts['load_average']}), TensorFlow {facts['versions']['tensorflow']}: wall time by a monotonic clock, "
-        "until the result is on the host. A first call is one measurement, tracing and compilation counted in; later calls "
-        f"are the median of {settings.repeats}. Times vary with the load of the machine: compare them within one run."
+        "until the result is on the host. A first call is one measurement, tracing and compilation counted in; later "
+        f"calls are the median of {settings.repeats}. Times vary with the machine's load: compare them within a run."
     )
 
 
@@ -620,10 +635,9 @@ def describe_sums(settings: Settings, sums: Sums) -> str:
         ),
         paragraph(
             f"Of a loop over tf.range AutoGraph makes one loop in the graph: {rolled.nodes} nodes at every n. A loop "
-            f"over Python's range is unrolled by the trace: {small[2].nodes} nodes at n = {small[1]}, and another trace for "
-            "another n. Here its numbers are constants, which TensorFlow folds into one: later calls are fast because "
-            "nothing is left to add. AutoGraph keeps what it has made of a function's code, so the first call of "
-            "another tf.function around the same code is shorter than the first in the process."
+            f"over Python's range is unrolled by the trace: {small[2].nodes} nodes at n = {small[1]}, a first call "
+            "that grows with n, and another trace for another n. AutoGraph keeps what it has made of some code, so "
+            "the first call of another tf.function around that code is shorter than the first in the process."
         ),
     ]
     return "\n\n".join(parts)
@@ -790,10 +804,14 @@ def benchmark(settings: Settings) -> dict[str, Any]:
             "tolerance": TOLERANCE,
         },
     }
-    write_atomically(out / "graph_benchmark.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     title = f"{facts['device']}, {facts['cores']} cores; n = {settings.n:,}; {config.model}, batch {config.batch_size}"
-    write_chart(out / "graph_benchmark.png", sums, step, title)
-    write_events(out / "tensorboard", "\n\n".join(parts), sums, step)
+    try:
+        write_atomically(out / "graph_benchmark.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        write_chart(out / "graph_benchmark.png", sums, step, title)
+        write_events(out / "tensorboard", "\n\n".join(parts), sums, step)
+    except (OSError, tf.errors.OpError) as error:
+        line = str(error).splitlines()[0]
+        raise BadConfiguration(f"--out_dir {out} cannot be written: {line}; free space or name another") from error
     print(f"\nwritten to {out}: graph_benchmark.json, graph_benchmark.png, tensorboard/")
     check_agreement(settings, step)
     return results

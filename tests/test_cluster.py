@@ -1,0 +1,171 @@
+"""The cluster is found in the documented order, checked before a server starts, and met with a bound."""
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from trainers import cluster
+from trainers.cluster import Cluster, expand_hosts, meet, resolve
+from trainers.exit_codes import BadConfiguration, PeerLost
+
+KUBERNETES = {"JOB_COMPLETION_INDEX": "1", "NUM_WORKERS": "3", "JOB_NAME": "train", "WORKER_DOMAIN": "train.ns.svc"}
+SLURM = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "gpu[01-02]", "SLURM_JOB_ID": "70123"}
+
+
+def tf_config(addresses=("a:1", "b:2"), index=0, kind="worker", chief=()):
+    described = {"worker": list(addresses)} | ({"chief": list(chief)} if chief else {})
+    return {"TF_CONFIG": json.dumps({"cluster": described, "task": {"type": kind, "index": index}})}
+
+
+def test_the_order_is_tf_config_then_kubernetes_then_slurm():
+    assert resolve(tf_config(index=1) | KUBERNETES | SLURM) == Cluster(1, ("a:1", "b:2"), "TF_CONFIG")
+    found = resolve(KUBERNETES | SLURM)
+    assert (found.index, found.source) == (1, "Kubernetes Indexed Job")
+    assert found.addresses == tuple(f"train-{i}.train.ns.svc:2222" for i in range(3))
+    found = resolve(SLURM)
+    assert (found.index, found.source) == (2, "Slurm")
+    assert found.addresses == ("gpu01:20123", "gpu01:20124", "gpu02:20123", "gpu02:20124")
+
+
+def test_a_chief_in_tf_config_is_the_first_worker():
+    found = resolve(tf_config(index=1, chief=["c:3"]))
+    assert (found.index, found.addresses) == (2, ("c:3", "a:1", "b:2"))
+    assert resolve(tf_config(index=0, kind="chief", chief=["c:3"])).index == 0
+    assert json.loads(found.tf_config())["task"] == {"type": "worker", "index": 2}
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, "finds no cluster: set TF_CONFIG.*JOB_COMPLETION_INDEX.*launch/workers.py"),
+        ({"TF_CONFIG": "{"}, "TF_CONFIG is not of the form"),
+        (tf_config(kind="ps"), "its type must be worker or chief"),
+        (tf_config(index=2), "index 2, but names 2 workers; use 0 to 1"),
+        (tf_config(addresses=("a:1", "a:1")), "names a:1 more than once"),
+        (tf_config(addresses=("a:1", "b")), "the address 'b'; write host:port"),
+        (tf_config(addresses=()), "names no worker"),
+        (KUBERNETES | {"NUM_WORKERS": ""}, "NUM_WORKERS is ''"),
+        (KUBERNETES | {"JOB_NAME": ""}, "JOB_NAME is ''.*set them in the pod template"),
+        (KUBERNETES | {"JOB_COMPLETION_INDEX": "3"}, "index 3, but names 3 workers"),
+        (SLURM | {"SLURM_NTASKS": "3"}, "SLURM_NTASKS 3 does not divide over the 2 nodes"),
+    ],
+)
+def test_a_wrong_description_is_named(environment, words):
+    with pytest.raises(BadConfiguration, match=words):
+        resolve(environment)
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("a", ["a"]),
+        ("a,b", ["a", "b"]),
+        ("n[1-3]", ["n1", "n2", "n3"]),
+        ("n[08-10,12]x,b2", ["n08x", "n09x", "n10x", "n12x", "b2"]),
+    ],
+)
+def test_a_list_of_hosts_is_opened(text, hosts):
+    assert expand_hosts(text) == hosts
+
+
+def free_addresses(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    addresses = tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
+    for one in sockets:
+        one.close()
+    return addresses
+
+
+def outcomes(members, timeout=20.0):
+    """What `meet` did to each of (cluster, identity): None or the exception, and what was logged."""
+    found, logs = [None] * len(members), []
+
+    def one(place, member, identity):
+        try:
+            meet(member, identity, timeout, logs.append)
+        except Exception as error:
+            found[place] = error
+
+    threads = [threading.Thread(target=one, args=(i, *member)) for i, member in enumerate(members)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found, logs
+
+
+def test_workers_meet():
+    addresses = free_addresses(4)
+    found, logs = outcomes([(Cluster(i, addresses, "test"), {"seed": "0"}) for i in range(4)])
+    assert found == [None] * 4
+    assert any(line.startswith("worker 3 of 4 (test): 127.0.0.1:") for line in logs)
+
+
+def test_sizes_addresses_and_flags_that_disagree_end_both():
+    a, b, c = free_addresses(3)
+    for theirs, identity, words in (
+        (Cluster(1, (a, b, c), "test"), {"seed": "0"}, "told of 3 workers, the chief of 2"),
+        (Cluster(1, (a, c), "test"), {"seed": "0"}, "told of other addresses"),
+        (Cluster(1, (a, b), "test"), {"seed": "1"}, "has --seed=1, the chief 0"),
+    ):
+        found, _ = outcomes([(Cluster(0, (a, b), "test"), {"seed": "0"}), (theirs, identity)])
+        assert all(isinstance(error, BadConfiguration) and words in str(error) for error in found), found
+
+
+def test_two_workers_with_one_index_on_one_machine():
+    addresses = free_addresses(2)
+    found, _ = outcomes([(Cluster(1, addresses, "test"), {})] * 2, timeout=2)
+    assert any(isinstance(error, BadConfiguration) and "is taken" in str(error) for error in found), found
+
+
+def test_an_address_of_another_machine():
+    found, _ = outcomes([(Cluster(0, ("192.0.2.1:2222", "127.0.0.1:1"), "test"), {})])
+    assert isinstance(found[0], BadConfiguration)
+    assert "is not of this machine" in str(found[0])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_worker_that_never_comes_is_named_within_the_timeout(monkeypatch, index):
+    monkeypatch.setattr(cluster, "_LOG_SECONDS", 0.5)
+    addresses, began = free_addresses(2), time.monotonic()
+    found, logs = outcomes([(Cluster(index, addresses, "test"), {})], timeout=2)
+    assert isinstance(found[0], PeerLost)
+    assert addresses[1 - index] in str(found[0])
+    assert time.monotonic() - began < 10
+    assert any("waits for" in line and addresses[1 - index] in line for line in logs)
+
+
+def test_a_name_that_never_resolves_is_named(monkeypatch):
+    def nothing(*arguments, **keywords):
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nothing)
+    found, _ = outcomes([(Cluster(0, ("nowhere.invalid:2222", "b:1"), "test"), {})], timeout=1)
+    assert isinstance(found[0], PeerLost)
+    assert "nowhere.invalid to resolve" in str(found[0])
+
+
+def test_a_stranger_at_the_door_does_no_harm():
+    addresses = free_addresses(2)
+    host, port = addresses[0].split(":")
+    members = [(Cluster(i, addresses, "test"), {}) for i in range(2)]
+    results = []
+    chief = threading.Thread(target=lambda: results.append(outcomes(members[:1])))
+    chief.start()
+    for words in (b"GET / HTTP/1.1\r\n\r\n\n", b"[1]\n", b'{"index": 1}\n', b""):
+        for _ in range(50):
+            try:
+                with socket.create_connection((host, int(port)), timeout=2) as stranger:
+                    stranger.sendall(words)
+                break
+            except OSError:
+                time.sleep(0.05)
+    worker, _ = outcomes(members[1:])
+    chief.join()
+    assert worker == [None]
+    assert results[0][0] == [None]
