@@ -101,8 +101,8 @@ MODELS: dict[str, ModelCard] = {
         summary="decoder-only language model: three causal attention blocks",
         task="language",
         dataset="text",
-        recipe=Recipe(train_steps=300, learning_rate=3e-3, warmup_steps=40, weight_decay=1e-2, clip_norm=1.0),
-        quality=("bits_per_token", 2.6),
+        recipe=Recipe(train_steps=600, learning_rate=3e-3, warmup_steps=60, weight_decay=1e-2, clip_norm=1.0),
+        quality=("bits_per_token", 2.3),
     ),
     "residual_regressor": ModelCard(
         build="models.regressors:build_residual",

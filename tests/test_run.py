@@ -79,7 +79,9 @@ def test_metrics_come_at_their_cadences_and_agree_with_tensorboard(run, tmp_path
     ]
     for line in lines:
         wanted = {"loss", "accuracy"}
-        if line["split"] == "train":
+        if line["split"] == "eval":
+            wanted |= {"f1", "calibration_error"}
+        else:
             wanted |= {"learning_rate", "gradient_norm", "steps_per_second", "examples_per_second"}
         assert line.keys() == wanted | {"step", "split"}
     events = event_multiplexer.EventMultiplexer(size_guidance={"tensors": 0}).AddRunsFromDirectory(

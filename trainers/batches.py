@@ -88,12 +88,12 @@ class StreamedBatches:
             local = self.replicas // context.num_input_pipelines
             first, share = context.input_pipeline_id * local, self.batch_size // self.replicas
 
-            def own(element: Any) -> Any:
+            def own(features: Features, weights: tf.Tensor) -> Any:
                 def rows(value: tf.Tensor) -> tf.Tensor:
                     mine = value[first * share : (first + local) * share]
                     return tf.reshape(mine, [local, share, *value.shape[1:].as_list()])
 
-                return tf.nest.map_structure(rows, element)
+                return tf.nest.map_structure(rows, (features, weights))
 
             return batches.map(own).unbatch().prefetch(tf.data.AUTOTUNE)
 

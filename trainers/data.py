@@ -82,7 +82,9 @@ def load(name: str, data_dir: str, placement: str = "auto", label: str = "") -> 
 def _load_built(name: str, argument: str, data_dir: str, placement: str, label: str) -> Dataset:
     """A builder of ours or of TensorFlow Datasets."""
     builder = _builder(name, data_dir)
-    _prepare(builder, name, data_dir)
+    if not builder.is_prepared():
+        _prepare(name, data_dir)
+        builder = _builder(name, data_dir)  # only a new one knows what another process has prepared meanwhile
     if "target" in builder.info.features:
         return _table(builder, name)
     return _image_classification(builder, name, placement)
@@ -200,16 +202,16 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         ) from None
 
 
-def _prepare(builder: tfds.core.DatasetBuilder, name: str, data_dir: str) -> None:
+def _prepare(name: str, data_dir: str) -> None:
     """Downloads and prepares once; processes that start together take turns."""
-    if builder.is_prepared():
-        return
-    _check_network(builder, name)
     Path(data_dir).mkdir(parents=True, exist_ok=True)
-    with open(Path(data_dir) / f".{builder.name}.lock", "w") as guard:
+    with open(Path(data_dir) / f".{name.partition('/')[0]}.lock", "w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        tfds.disable_progress_bar()
-        builder.download_and_prepare()
+        builder = _builder(name, data_dir)
+        if not builder.is_prepared():
+            _check_network(builder, name)
+            tfds.disable_progress_bar()
+            builder.download_and_prepare()
 
 
 def _check_network(builder: tfds.core.DatasetBuilder, name: str) -> None:

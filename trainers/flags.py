@@ -8,7 +8,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -17,6 +17,7 @@ from trainers.config import Config, resolve
 from trainers.data_cards import DATASETS
 from trainers.exit_codes import BAD_CONFIGURATION, OK, BadConfiguration
 
+T = typing.TypeVar("T")
 _DEFINERS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
 
 
@@ -64,15 +65,13 @@ def help_page(summary: str) -> str:
     return "\n".join(lines)
 
 
-def config_from(argv: Sequence[str], summary: str) -> Config:
-    """The resolved configuration of a command line (`argv[0]` is the program).
+def fill(values: flags.FlagValues, argv: Sequence[str], page: Callable[[], str]) -> None:
+    """Reads a command line (`argv[0]` is the program) into flags that are defined, `help` among them.
 
     Raises:
-      BadConfiguration: a flag is unknown, malformed or breaks a rule.
-      SystemExit: `--help` was asked for and has been printed; code 0.
+      BadConfiguration: a flag is unknown or malformed, or a word is none.
+      SystemExit: `--help` was asked for and `page()` has been printed; code 0.
     """
-    values = flags.FlagValues()
-    define(values)
     try:
         rest = values(list(argv))
     except flags.Error as error:
@@ -80,17 +79,34 @@ def config_from(argv: Sequence[str], summary: str) -> Config:
     except OSError as error:  # absl lets a flagfile that cannot be read through
         raise BadConfiguration(f"--flagfile cannot be read: {error}; name a file with one flag a line") from error
     if values["help"].value:
-        print(help_page(summary))
+        print(page())
         raise SystemExit(OK)
     if len(rest) > 1:
         raise BadConfiguration(f"{rest[1]!r} is not a flag; flags are written --name=value, see --help")
+
+
+def or_exit(read: Callable[[Sequence[str]], T], argv: Sequence[str]) -> T:
+    """`read(argv)`, for a script: a bad flag is one line on standard error and exit code 2."""
+    try:
+        return read(argv)
+    except BadConfiguration as error:
+        print(f"{argv[0]}: {error}", file=sys.stderr)
+        raise SystemExit(BAD_CONFIGURATION) from None
+
+
+def config_from(argv: Sequence[str], summary: str) -> Config:
+    """The resolved configuration of a command line.
+
+    Raises:
+      BadConfiguration: a flag is unknown, malformed or breaks a rule.
+      SystemExit: `--help` was asked for and has been printed; code 0.
+    """
+    values = flags.FlagValues()
+    define(values)
+    fill(values, argv, lambda: help_page(summary))
     return resolve(Config(**{f.name: values[f.name].value for f in dataclasses.fields(Config)}))
 
 
 def parse(argv: Sequence[str], summary: str) -> Config:
     """As `config_from`, for a script: an error is one line on standard error and exit code 2."""
-    try:
-        return config_from(argv, summary)
-    except BadConfiguration as error:
-        print(f"{argv[0]}: {error}", file=sys.stderr)
-        raise SystemExit(BAD_CONFIGURATION) from None
+    return or_exit(lambda words: config_from(words, summary), argv)

@@ -32,7 +32,8 @@ from absl import flags, logging
 from models.cards import MODELS
 from trainers import quiet
 from trainers.config import Config, resolve
-from trainers.exit_codes import BAD_CONFIGURATION, OK, BadConfiguration, Diverged, RunEnded
+from trainers.exit_codes import OK, BadConfiguration, Diverged, RunEnded
+from trainers.flags import fill, or_exit
 from trainers.preemption import end_at_once_on_signal
 from trainers.run_record import versions, write_atomically
 
@@ -96,17 +97,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
     """
     values = flags.FlagValues()
     _define(values)
-    try:
-        rest = values(list(argv))
-    except flags.Error as error:
-        raise BadConfiguration(f"{' '.join(str(error).split())}; see --help") from error
-    except OSError as error:  # absl lets a flagfile that cannot be read through
-        raise BadConfiguration(f"--flagfile cannot be read: {error}; name a file with one flag a line") from error
-    if values.help:
-        print(_help_page(values))
-        raise SystemExit(OK)
-    if len(rest) > 1:
-        raise BadConfiguration(f"{rest[1]!r} is not a flag; flags are written --name=value, see --help")
+    fill(values, argv, lambda: _help_page(values))
     config = Config(
         strategy="one_device",
         jit="off",
@@ -137,18 +128,9 @@ def settings_from(argv: Sequence[str]) -> Settings:
     )
 
 
-def parse(argv: Sequence[str]) -> Settings:
-    """As `settings_from`, for a script: an error is one line on standard error and exit code 2."""
-    try:
-        return settings_from(argv)
-    except BadConfiguration as error:
-        print(f"{argv[0]}: {error}", file=sys.stderr)
-        raise SystemExit(BAD_CONFIGURATION) from None
-
-
 if __name__ == "__main__":
     # Flags are checked before TensorFlow is imported, which takes seconds.
-    SETTINGS = parse(sys.argv)
+    SETTINGS = or_exit(settings_from, sys.argv)
     end_at_once_on_signal()
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

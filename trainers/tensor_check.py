@@ -34,7 +34,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from trainers import quiet
 from trainers.config import Config
-from trainers.exit_codes import BAD_CONFIGURATION, OK, BadConfiguration, RunEnded
+from trainers.exit_codes import OK, BadConfiguration, RunEnded
+from trainers.flags import fill, or_exit
 from trainers.preemption import end_at_once_on_signal
 from trainers.run_record import versions, write_atomically
 
@@ -89,17 +90,7 @@ def options_from(argv: Sequence[str]) -> Options:
         define = flags.DEFINE_integer if field.type is int else flags.DEFINE_string
         define(field.name, field.default, _HELP[field.name], flag_values=values)
     flags.DEFINE_bool("help", False, "print this page", short_name="h", flag_values=values)
-    try:
-        rest = values(list(argv))
-    except flags.Error as error:
-        raise BadConfiguration(f"{' '.join(str(error).split())}; see --help") from error
-    except OSError as error:  # absl lets a flagfile that cannot be read through
-        raise BadConfiguration(f"--flagfile cannot be read: {error}; name a file with one flag a line") from error
-    if values["help"].value:
-        print(help_page())
-        raise SystemExit(OK)
-    if len(rest) > 1:
-        raise BadConfiguration(f"{rest[1]!r} is not a flag; flags are written --name=value, see --help")
+    fill(values, argv, help_page)
     options = Options(**{field.name: values[field.name].value for field in dataclasses.fields(Options)})
     _check_options(options)
     return options
@@ -120,17 +111,8 @@ def _check_options(options: Options) -> None:
             raise BadConfiguration(f"--json {path} cannot be written: no such folder, or not ours; name one that can")
 
 
-def parse(argv: Sequence[str]) -> Options:
-    """As `options_from`, for a script: an error is one line on standard error and exit code 2."""
-    try:
-        return options_from(argv)
-    except BadConfiguration as error:
-        print(f"{argv[0]}: {error}", file=sys.stderr)
-        raise SystemExit(BAD_CONFIGURATION) from None
-
-
 if __name__ == "__main__":
-    OPTIONS = parse(sys.argv)
+    OPTIONS = or_exit(options_from, sys.argv)
     end_at_once_on_signal()
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
