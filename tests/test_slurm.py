@@ -69,8 +69,10 @@ def slurm(tmp_path_factory):
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nConstrainCores=no\n")
     environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
     commands = [
-        ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={folder}/key"]
-        + [f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log", f"--seed-file={folder}/seed"],
+        [
+            *("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={folder}/key"),
+            *(f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log", f"--seed-file={folder}/seed"),
+        ],
         ["slurmctld", "-D", "-c"],
         ["slurmd", "-D", "-c"],
     ]

@@ -24,31 +24,28 @@ import contextlib
 import dataclasses
 import errno
 import os
-import shutil
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainers import quiet
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with quiet.known_noise_removed():
-    import keras
     import numpy as np
     import tensorflow as tf
 
     tf.config.list_physical_devices()
 from absl import logging
 
-from models import optimizers, randomness
+from models import randomness
 from models.metrics import StreamingMetric
-from models.tasks import Task
 from trainers import batches, checkpoints, data, devices
 from trainers.cadence import due, next_due
-from trainers.cluster import Cluster, resolve
+from trainers.cluster import resolve
 from trainers.config import FIXED, Config, check_batch, check_task
 from trainers.exit_codes import OK, BadConfiguration, Diverged, PeerLost, Preempted, RunEnded
-from trainers.precision import LossScale
+from trainers.job import Job, averaged_weights, build_job, export_model, input_spec, plan, uses_xla
 from trainers.preemption import Preemption
 from trainers.progress import Progress
 from trainers.run_record import Clock, Observer, RunRecord
@@ -70,46 +67,6 @@ class Summary:
     eval: dict[str, float]
     run_dir: Path
     traces: int
-
-
-@dataclasses.dataclass
-class Job:
-    """Everything that is built once for a run, inside the strategy's scope."""
-
-    config: Config
-    strategy: tf.distribute.Strategy
-    dataset: data.Dataset
-    model: keras.Model
-    task: Task
-    optimizer: keras.optimizers.Optimizer
-    schedule: Callable[[tf.Tensor], tf.Tensor]
-    ema: list[tf.Variable]
-    loss_scale: LossScale | None
-    cluster: Cluster | None = None
-    traces: int = 0
-
-    @property
-    def chief(self) -> bool:
-        """Whether this process writes what users read."""
-        return self.cluster is None or self.cluster.index == 0
-
-    @property
-    def workers(self) -> int:
-        """Number of processes."""
-        return self.cluster.size if self.cluster else 1
-
-    @property
-    def replicas(self) -> int:
-        """Replicas in all, over which the global batch is divided."""
-        return self.strategy.num_replicas_in_sync
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """Every variable of model, optimizer and loop, by name: what a checkpoint holds."""
-        named = checkpoints.name_variables("model", self.model.variables)
-        named |= checkpoints.name_variables("optimizer", self.optimizer.variables)
-        named |= checkpoints.name_variables("ema", self.ema)
-        return named | checkpoints.name_variables("loss_scale", self.loss_scale.variables if self.loss_scale else ())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -328,22 +285,6 @@ def metrics_of(metrics: Metrics, sums: np.ndarray) -> dict[str, float]:
     return values
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What is built once.
-
-
-def uses_xla(job: Job) -> bool:
-    """Whether a replica's forward and backward pass is compiled with XLA: asked for, or on a GPU where it can be."""
-    if job.config.jit != "auto":
-        return job.config.jit == "on"
-    return bool(tf.config.list_logical_devices("GPU")) and not crosses_replicas(job.model)
-
-
-def crosses_replicas(model: keras.Model) -> bool:
-    """Whether a layer reduces over replicas within the forward pass, which XLA cannot compile."""
-    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers())
-
-
 @tf.autograph.experimental.do_not_convert
 def count_trace(job: Job) -> None:
     """Runs once for each trace of the train call. A second one is a defect that costs minutes: it is logged."""
@@ -352,102 +293,6 @@ def count_trace(job: Job) -> None:
         frames = [frame for frame in traceback.extract_stack()[:-1] if "site-packages" not in frame.filename]
         cause = "".join(traceback.format_list(frames[-6:]))
         logging.warning("the train step is traced again (trace %d); called from:\n%s", job.traces, cause)
-
-
-def build_job(config: Config, strategy: tf.distribute.Strategy, dataset: data.Dataset) -> Job:
-    """Builds model, optimizer and loop state inside the strategy's scope, and checks what they are made of."""
-    # Here and not earlier: what ran before (preparing the data, say) must not reach the initial weights.
-    keras.utils.set_random_seed(config.seed)
-    with strategy.scope():
-        model, task = config.card.builder()(dataclasses.replace(dataset.spec, loss=config.loss))
-        # One call on zeros: `build(shape)` leaves a subclassed model without variables.
-        model(example_inputs(dataset, task), training=False)
-        schedule = optimizers.SCHEDULES[config.schedule](config.learning_rate, config.warmup_steps, config.train_steps)
-        optimizer = optimizers.build(config.optimizer, schedule, config.weight_decay)
-        optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if len(v.shape) < 2])
-        optimizer.build(model.trainable_variables)
-        # The loop has summed the gradients already: a second all-reduce in `apply` would multiply them.
-        optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
-        ema = [
-            tf.Variable(v, trainable=False, name=f"{v.path}/average") for v in model.trainable_variables if config.ema
-        ]
-        loss_scale = LossScale() if config.precision == "float16" else None
-    for layer in model._flatten_layers():
-        if isinstance(layer, (keras.layers.Dropout, keras.layers.GaussianNoise)):
-            logging.warning(
-                "layer %s draws the same noise on every replica; use models.layers.Dropout instead", layer.path
-            )
-    return Job(config, strategy, dataset, model, task, optimizer, schedule, ema, loss_scale)
-
-
-def example_inputs(dataset: data.Dataset, task: Task) -> Any:
-    """One example of zeros, as the model takes it."""
-    return task.inputs(tf.zeros([1, *dataset.spec.input_shape], dataset.spec.input_dtype))
-
-
-def input_spec(dataset: data.Dataset) -> tf.TensorSpec:
-    """The shape of a batch of the data set's prepared inputs."""
-    return tf.TensorSpec([None, *dataset.spec.input_shape], dataset.spec.input_dtype, name="inputs")
-
-
-@contextlib.contextmanager
-def averaged_weights(job: Job) -> Iterator[None]:
-    """Within the block the model's weights are their moving average, if there is one."""
-
-    def exchange() -> None:
-        pairs = list(zip(job.ema, (v.value for v in job.model.trainable_variables), strict=True))
-        for average, weight, a, w in [(a, w, a.numpy(), w.numpy()) for a, w in pairs]:
-            average.assign(w)
-            weight.assign(a)
-
-    if job.ema:
-        exchange()
-    try:
-        yield
-    finally:
-        if job.ema:
-            exchange()
-
-
-def plan(job: Job) -> str:
-    """What a run prints first, and `--dry_run` alone: devices, batch arithmetic, data, parameters and cadences."""
-    config, replicas, dataset = job.config, job.replicas, job.dataset
-    share = check_batch(config, replicas)
-    placement = "resident on the device" if dataset.train.arrays is not None else "streamed"
-    epochs = config.train_steps * config.batch_size / dataset.train.size
-    call = config.steps_per_call or "about a second's worth"
-    rows = {
-        "strategy": f"{config.strategy}, {replicas} replica{'s' if replicas > 1 else ''}: "
-        + ", ".join(device.split("device:")[-1] for device in job.strategy.extended.worker_devices),
-        "batch": f"{config.batch_size} examples = {replicas} × {share}"
-        + (f", each in {config.accumulate} parts" if config.accumulate > 1 else ""),
-        "data": f"{dataset.name}: {dataset.train.size} train, {dataset.eval.size} eval examples, {placement}",
-        "model": f"{config.model}: {job.model.count_params():,} parameters, {config.precision}",
-        "training": f"{config.train_steps} steps = {epochs:.1f} epochs, "
-        f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.schedule})",
-        "cadences": f"log {config.log_every}, evaluate {config.eval_every}, checkpoint {config.checkpoint_every}, "
-        f"call {call}",
-        "run_dir": config.run_dir,
-    }
-    return "\n".join(f"{name:<9} {value}" for name, value in rows.items())
-
-
-def export_model(job: Job, path: Path) -> None:
-    """Writes a SavedModel whose `serve` takes prepared inputs, `[batch, …]`, and returns the model's outputs."""
-    model, task = job.config.card.builder()(job.dataset.spec)
-    model(example_inputs(job.dataset, task), training=False)
-    with averaged_weights(job):
-        for copy, weight in zip(model.variables, job.model.variables, strict=True):
-            copy.assign(weight.numpy())
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serve", lambda inputs: model(task.inputs(inputs), training=False), input_signature=[input_spec(job.dataset)]
-    )
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    archive.write_out(str(aside), verbose=False)
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(aside, path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

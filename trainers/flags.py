@@ -4,6 +4,7 @@ A script calls `parse` before it imports TensorFlow, so `--help` and a wrong fla
 """
 
 import dataclasses
+import os
 import sys
 import textwrap
 import types
@@ -79,7 +80,10 @@ def fill(values: flags.FlagValues, argv: Sequence[str], page: Callable[[], str])
     except OSError as error:  # absl lets a flagfile that cannot be read through
         raise BadConfiguration(f"--flagfile cannot be read: {error}; name a file with one flag a line") from error
     if values["help"].value:
-        print(page())
+        try:
+            print(page(), flush=True)
+        except BrokenPipeError:  # a pager that was left early
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(OK)
     if len(rest) > 1:
         raise BadConfiguration(f"{rest[1]!r} is not a flag; flags are written --name=value, see --help")
