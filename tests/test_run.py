@@ -193,7 +193,7 @@ def test_a_second_trace_is_logged_with_its_cause(run, monkeypatch, caplog):
     assert summary.traces == 2
     assert "traced again (trace 2)" in caplog.text
     assert "test_run.py" in caplog.text
-    assert "concrete = train_call.get_concrete_function()" in caplog.text
+    assert "concrete, evaluate = train_call.get_concrete_function()" in caplog.text
 
 
 def test_steps_per_call_does_not_change_a_bit(run, tmp_path):

@@ -393,8 +393,9 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         summaries = Summaries(record.directory, step, silent=not job.chief)
     with clock.phase("trace"):
         watchdog.feed("tracing the train step", config.startup_timeout + config.step_timeout)
-        concrete = train_call.get_concrete_function()
-        checkpoints.check_complete(job.strategy, job.variables, concrete)
+        # Both now: AutoGraph reads this file, which may be edited while the run goes on.
+        concrete, evaluate = train_call.get_concrete_function(), evaluate.get_concrete_function()
+        checkpoints.check_complete(job.strategy, job.variables, concrete, evaluate)
         summaries.model_graph(model, input_spec(job.dataset), job.task.inputs)
 
     progress = Progress(step, config.train_steps, silent=not job.chief)
