@@ -172,7 +172,7 @@ def test_a_variable_that_keras_does_not_track_is_refused(run, monkeypatch):
                 self.hidden_state.count.assign_add(1.0)
             return super().call(x, training=training)
 
-    monkeypatch.setattr(mlp, "build", lambda spec: (Forgetful(spec.num_classes, name="mlp"), tasks.classification()))
+    monkeypatch.setattr(mlp, "build", lambda spec: (Forgetful(spec.num_classes, name="mlp"), tasks.classification(spec)))
     with pytest.raises(BadConfiguration, match=r"forgotten.*would miss from checkpoints; make it with add_weight"):
         run(strategy="one_device")
     with pytest.raises(BadConfiguration, match="would miss from checkpoints"):
@@ -260,7 +260,7 @@ def test_a_keras_dropout_is_warned_of(run, monkeypatch, caplog):
             super().__init__(*arguments, **keywords)
             self.drops = [keras.layers.Dropout(0.1, name=f"old_{i}") for i in range(2)]
 
-    monkeypatch.setattr(mlp, "build", lambda spec: (Old(spec.num_classes, name="mlp"), tasks.classification()))
+    monkeypatch.setattr(mlp, "build", lambda spec: (Old(spec.num_classes, name="mlp"), tasks.classification(spec)))
     run(train_steps=1)
     assert "draws the same noise on every replica" in caplog.text
 
