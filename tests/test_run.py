@@ -172,7 +172,9 @@ def test_a_variable_that_keras_does_not_track_is_refused(run, monkeypatch):
                 self.hidden_state.count.assign_add(1.0)
             return super().call(x, training=training)
 
-    monkeypatch.setattr(mlp, "build", lambda spec: (Forgetful(spec.num_classes, name="mlp"), tasks.classification(spec)))
+    monkeypatch.setattr(
+        mlp, "build", lambda spec: (Forgetful(spec.num_classes, name="mlp"), tasks.classification(spec))
+    )
     with pytest.raises(BadConfiguration, match=r"forgotten.*would miss from checkpoints; make it with add_weight"):
         run(strategy="one_device")
     with pytest.raises(BadConfiguration, match="would miss from checkpoints"):
