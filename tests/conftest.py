@@ -22,6 +22,19 @@ tf.config.set_logical_device_configuration(
 from trainers import checkpoints, custom_loop
 from trainers.config import Config, resolve
 
+EXIT_STATUS = pytest.StashKey[int]()
+
+
+def pytest_sessionfinish(session, exitstatus):
+    session.config.stash[EXIT_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """Leaves as the trainer does: TensorFlow's input threads may wait for an interpreter that is shutting down."""
+    if EXIT_STATUS in config.stash:
+        custom_loop.leave(config.stash[EXIT_STATUS])
+
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

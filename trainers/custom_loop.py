@@ -26,7 +26,7 @@ import errno
 import os
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from trainers import quiet
 
@@ -44,7 +44,7 @@ from trainers import batches, checkpoints, data, devices
 from trainers.cadence import due, next_due
 from trainers.cluster import resolve
 from trainers.config import FIXED, Config, check_batch, check_task
-from trainers.exit_codes import OK, BadConfiguration, Diverged, PeerLost, Preempted, RunEnded
+from trainers.exit_codes import CRASHED, OK, BadConfiguration, Diverged, PeerLost, Preempted, RunEnded
 from trainers.job import Job, averaged_weights, build_job, export_model, input_spec, plan, uses_xla
 from trainers.preemption import Preemption
 from trainers.progress import Progress
@@ -329,7 +329,7 @@ def train(config: Config) -> Summary:
                 return run(job, record, clock, preemption, watchdog)
             except BaseException as error:
                 ended = peer_lost(error) if cluster else error
-                code = ended.exit_code if isinstance(ended, RunEnded) else 1
+                code = ended.exit_code if isinstance(ended, RunEnded) else CRASHED
                 with contextlib.suppress(OSError):
                     record.end(code, f"{type(ended).__name__}: {ended}", seconds=clock.seconds)
                 raise ended from (None if ended is error else error)
@@ -521,21 +521,31 @@ def main(config: Config) -> int:
         train(config)
     except RunEnded as error:
         print(f"{sys.argv[0]}: {error}", file=sys.stderr, flush=True)
-        if config.strategy == "multi_worker":
-            # TensorFlow's servers would wait for their peers on the way out.
-            sys.stdout.flush()
-            os._exit(error.exit_code)
         return error.exit_code
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            raise
+            traceback.print_exc()
+            return CRASHED
         print(
             f"{sys.argv[0]}: the disk of --run_dir {config.run_dir} is full; free space and start again",
             file=sys.stderr,
         )
         return BadConfiguration.exit_code
+    except Exception:
+        traceback.print_exc()
+        return CRASHED
     return OK
 
 
+def leave(code: int) -> NoReturn:
+    """Ends the process at once, everything written. On the interpreter's own way out TensorFlow may wait for ever.
+
+    Its servers wait for peers that are gone, and its input threads for a Python that no longer answers.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(CONFIG))
+    leave(main(CONFIG))

@@ -4,6 +4,7 @@ A launcher, a Job's podFailurePolicy or a shell decides by these numbers whether
 """
 
 OK = 0
+CRASHED = 1
 BAD_CONFIGURATION = 2
 DIVERGED = 65
 PEER_LOST = 75
