@@ -20,9 +20,9 @@ VARIANTS = {
 def test_weights_do_not_depend_on_the_number_of_replicas(run, model, variant):
     if model == "resnet" and variant not in ("plain", "everything"):
         pytest.skip("the variants are crossed with the small model; the large one takes the ends")
-    # The larger network at the smaller rate: at 0.05, with activations of every sign near zero, one ReLU that flips by
-    # rounding moves a bias that is still 5e-5 small by 1e-3 of itself.
-    rate = {"mlp": 0.05, "resnet": 0.01}[model]
+    # The larger network at the smaller rate: among its activations one ReLU flips by rounding now and then, and that
+    # alone moves an offset that has just left zero by up to 1e-3 of itself (1 replica against 2 and 4, which agree).
+    rate = {"mlp": 0.05, "resnet": 0.003}[model]
     flags = PLAIN | {"model": model, "learning_rate": rate, "train_steps": 50} | VARIANTS[variant]
     flags |= {"log_every": 0, "eval_every": 0, "checkpoint_every": 0}
     runs = {count: run(f"replicas-{count}", replicas=count, **flags) for count in (1, 2, 4)}
