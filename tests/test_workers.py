@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, Trainer, largest_relative_difference, metrics, weights, without_times
+
+from launch.workers import free_ports
 
 LONG = ("--model=mlp", "--train_steps=1500", "--batch_size=48", "--checkpoint_every=50", "--eval_every=500")
 LONG += ("--log_every=50", "--deterministic", "--seed=3", "--step_timeout=40", "--startup_timeout=120", "--ema=0.9")
@@ -31,16 +32,6 @@ def table():
     print("|---|---|---|---|---|")
     for row in ROWS:
         print("| " + " | ".join(row) + " |")
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture
