@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 from trainers import quiet
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-with quiet.known_noise_removed():
+with quiet.known_noise_removed(), quiet.not_installed("sklearn", "matplotlib"):
     import numpy as np
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Keeps what TensorFlow's C++ prints on every import (no CUDA here, oneDNN is on) out of a user's terminal."""
+"""Imports of TensorFlow: without the noise that its C++ prints, and without what Keras loads and a trainer never uses."""
 
 import contextlib
 import os
@@ -32,3 +32,18 @@ def known_noise_removed() -> Iterator[None]:
             if not _NOISE.search(line):
                 sys.stderr.write(line)
         held.close()
+
+
+@contextlib.contextmanager
+def not_installed(*packages: str) -> Iterator[None]:
+    """Within the block these packages look as if they were not installed, unless they are loaded already.
+
+    Keras imports scikit-learn and matplotlib wherever it finds them, for wrappers and plots: a third of its start.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
