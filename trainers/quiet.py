@@ -1,4 +1,4 @@
-"""Imports of TensorFlow: without the noise that its C++ prints, and without what Keras loads and a trainer never uses."""
+"""Importing TensorFlow without what its C++ prints, and without what Keras loads and a trainer never uses."""
 
 import contextlib
 import os
