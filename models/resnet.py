@@ -37,7 +37,7 @@ class ResNet(keras.Model):
         self.stem = keras.layers.Conv2D(
             widths[0], size, stride, "same", use_bias=False, kernel_initializer="he_normal", name="stem"
         )
-        self.stem_norm = layers.batch_normalization("stem_norm")
+        self.stem_norm = layers.BatchNormalization(name="stem_norm")
         self.stem_pool = keras.layers.MaxPooling2D(3, 2, "same", name="stem_pool") if large_images else None
         block_class = layers.BottleneckBlock if bottleneck else layers.ResidualBlock
         self.stages = [

@@ -67,7 +67,9 @@ def metrics(run_dir: Path) -> list[dict]:
 
 def without_times(lines: list[dict]) -> list[dict]:
     """Lines of metrics without what a clock decides."""
-    return [{k: v for k, v in line.items() if not k.endswith("per_second")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if not k.endswith("per_second") and not k.startswith("share_")} for line in lines
+    ]
 
 
 def largest_relative_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray], group: str = "model/") -> float:

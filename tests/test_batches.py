@@ -33,7 +33,7 @@ def global_batches(split, replicas, steps, first=0, seed=3, parts=1):
 
     @tf.function
     def one(step):
-        return strategy.run(replica, args=(source.feed(), step))
+        return strategy.run(replica, args=(source.feed()[0], step))
 
     ids, weights = [], []
     for step in range(first, first + steps):

@@ -83,6 +83,7 @@ def test_metrics_come_at_their_cadences_and_agree_with_tensorboard(run, tmp_path
             wanted |= {"f1", "calibration_error"}
         else:
             wanted |= {"learning_rate", "gradient_norm", "steps_per_second", "examples_per_second"}
+            wanted |= {f"share_{part}" for part in ("input", "compute", "evaluate", "checkpoint", "python")}
         assert line.keys() == wanted | {"step", "split"}
     events = event_multiplexer.EventMultiplexer(size_guidance={"tensors": 0}).AddRunsFromDirectory(
         str(tmp_path / "run")

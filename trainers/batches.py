@@ -46,9 +46,9 @@ class ResidentBatches:
     def start(self, step: int) -> None:
         """Goes to a step: nothing to do, the order is a function of the step."""
 
-    def feed(self) -> Any:
-        """The arrays of each replica."""
-        return self._held
+    def feed(self) -> tuple[Any, tf.Tensor]:
+        """The arrays of each replica, and the seconds that a step waits for them: none, float64."""
+        return self._held, tf.constant(0.0, tf.float64)
 
     def share(
         self, feed: Features, step: tf.Tensor, first: tf.Tensor, part: int, count: int
@@ -127,9 +127,14 @@ class StreamedBatches:
         grid = tf.reshape(value, [self.parts, self.replicas, self.batch_size // self.parts // self.replicas, *rest])
         return tf.reshape(tf.transpose(grid, [1, 0, 2, *range(3, 3 + len(rest))]), [self.batch_size, *rest])
 
-    def feed(self) -> Any:
-        """The next global batch, split over the replicas in order."""
-        return next(self._iterator)
+    def feed(self) -> tuple[Any, tf.Tensor]:
+        """The next global batch, split over the replicas in order, and the seconds waited for it, float64."""
+        asked = tf.timestamp()
+        with tf.control_dependencies([asked]):
+            feed = next(self._iterator)
+        own = [tensor for value in tf.nest.flatten(feed) for tensor in self._strategy.experimental_local_results(value)]
+        with tf.control_dependencies(own):
+            return feed, tf.timestamp() - asked
 
     def share(self, feed: Any, step: tf.Tensor, first: tf.Tensor, part: int, count: int) -> tuple[Features, tf.Tensor]:
         """Part number `part` of this replica's examples, `count` of them, and their weights `[count]`."""

@@ -41,6 +41,7 @@ from absl import logging
 from models import randomness
 from models.metrics import StreamingMetric
 from trainers import batches, checkpoints, data, devices
+from trainers.background import Background
 from trainers.cadence import due, next_due
 from trainers.cluster import resolve
 from trainers.config import FIXED, Config, check_batch, check_task
@@ -48,7 +49,7 @@ from trainers.exit_codes import CRASHED, OK, BadConfiguration, Diverged, PeerLos
 from trainers.job import Job, averaged_weights, build_job, export_model, input_spec, plan, uses_xla
 from trainers.preemption import Preemption
 from trainers.progress import Progress
-from trainers.run_record import Clock, Observer, RunRecord
+from trainers.run_record import Clock, Observer, RunRecord, Shares
 from trainers.summaries import Summaries
 from trainers.watchdog import Watchdog
 
@@ -134,7 +135,10 @@ def replica_gradients(
             more, more_sums = compiled(features, step, first)
         gradients = more if part == 0 else [a + b for a, b in zip(gradients, more, strict=True)]
         sums = more_sums if part == 0 else sums + more_sums
-    *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, sums])
+    # The stop: nobody differentiates a sum of gradients, and without it TensorFlow searches every replica's graph for
+    # variables that somebody might.
+    values = [tf.stop_gradient(value) for value in (*gradients, sums)]
+    *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)
     norm = tf.linalg.global_norm(gradients)
     if config.clip_norm:
         factor = tf.minimum(1.0, config.clip_norm / tf.maximum(norm, 1e-30))
@@ -194,9 +198,11 @@ def from_chief(job: Job, value: float) -> float:
 def make_train_call(job: Job, source: Any) -> Callable:
     """The compiled loop: updates `first … last` of the run, in one call, stopping at the first that is not finite.
 
-    Returns a function `(first, last, sums [num_sums], news) -> (step, sums, gradient norm, finite, news)`, sums and
-    news in float64. `news` is what a worker has to tell, `[stop requested, seconds a step]`; it comes back as the mean
-    over all workers, so that all decide alike.
+    Returns a function `(first, last, sums [num_sums], news) -> (windows, finite, news, waited)`, numbers in float64.
+    `windows [n, 2 + num_sums]`: at each log step of the call, and at its end, the step, the norm of its gradient, and
+    the sums since the window before; `sums` are those with which the first begins. `news` is what a worker has to
+    tell, `[stop requested, seconds a step]`; it comes back as the mean over all workers, so that all decide alike.
+    `waited`: seconds in which steps waited for their input.
     """
     compiled = tf.function(lambda *args: gradients_of_part(job, *args), jit_compile=True, autograph=False)
     if not uses_xla(job):
@@ -209,33 +215,42 @@ def make_train_call(job: Job, source: Any) -> Callable:
     assign = plain(lambda values: replica_assign(job, values))
     update = plain(lambda gradients: replica_update(job, gradients))
 
+    every = tf.constant(job.config.log_every or job.config.train_steps, tf.int64)
     sums_spec, news_spec = (tf.TensorSpec([size], tf.float64) for size in (num_sums(job.task.metrics), NUM_NEWS))
 
     @tf.function(input_signature=[scalar, scalar, sums_spec, news_spec])
     def train_call(first: tf.Tensor, last: tf.Tensor, sums: tf.Tensor, news: tf.Tensor) -> tuple[tf.Tensor, ...]:
         count_trace(job)
-        step, norm, finite = first, tf.constant(0.0), tf.constant(True)
-        while step < last and finite:
-            feed = source.feed()
-            gradients, new_sums, norms = run(gradients_of_batch, args=(feed, step))
-            if hasattr(job.optimizer, "perturbation"):
-                weights = run(displace, args=(gradients,))
-                gradients, _, _ = run(gradients_of_batch, args=(feed, step))
-                run(assign, args=(weights,))
-            norm = job.strategy.experimental_local_results(norms)[0]
-            new_sums = job.strategy.experimental_local_results(new_sums)[0]
-            finite = tf.math.is_finite(new_sums[0])
-            if job.loss_scale:
-                whole = tf.math.is_finite(norm)
-                if whole:
+        step, norm, finite, waited = first, tf.constant(0.0), tf.constant(True), tf.constant(0.0, tf.float64)
+        windows = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[2 + len(sums)])
+        while (step < last) & finite:
+            edge = tf.minimum(last, (step // every + 1) * every)
+            # Two loops, not one with a condition: what happens at every step is only what must.
+            while (step < edge) & finite:
+                feed, seconds = source.feed()
+                waited += seconds
+                gradients, new_sums, norms = run(gradients_of_batch, args=(feed, step))
+                if hasattr(job.optimizer, "perturbation"):
+                    weights = run(displace, args=(gradients,))
+                    gradients, _, _ = run(gradients_of_batch, args=(feed, step))
+                    run(assign, args=(weights,))
+                norm = job.strategy.experimental_local_results(norms)[0]
+                new_sums = job.strategy.experimental_local_results(new_sums)[0]
+                finite = tf.math.is_finite(new_sums[0])
+                if job.loss_scale:
+                    whole = tf.math.is_finite(norm)
+                    if whole:
+                        run(update, args=(gradients,))
+                    job.loss_scale.adjust(whole)
+                else:
+                    finite &= tf.math.is_finite(norm)
                     run(update, args=(gradients,))
-                job.loss_scale.adjust(whole)
-            else:
-                finite = finite and tf.math.is_finite(norm)
-                run(update, args=(gradients,))
-            sums += tf.cast(new_sums, tf.float64)
-            step += 1
-        return step, sums, norm, finite, mean_over_workers(job, news)
+                sums += tf.cast(new_sums, tf.float64)
+                step += 1
+            row = tf.concat([[tf.cast(step, tf.float64), tf.cast(norm, tf.float64)], sums], axis=0)
+            windows = windows.write(windows.size(), row)
+            sums = tf.zeros_like(sums)
+        return windows.stack(), finite, mean_over_workers(job, news), waited
 
     return train_call
 
@@ -262,7 +277,8 @@ def make_evaluate(job: Job, source: Any) -> Callable:
     def evaluate() -> tf.Tensor:
         sums = tf.zeros([num_sums(metrics)], tf.float64)
         for step in tf.range(num_batches, dtype=tf.int64):
-            new = job.strategy.run(replica_sums, args=(source.feed(), step))
+            feed, _ = source.feed()
+            new = job.strategy.run(replica_sums, args=(feed, step))
             sums += tf.cast(job.strategy.reduce("SUM", new, axis=None), tf.float64)
         return sums
 
@@ -402,14 +418,33 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
     if restored:
         progress.line(f"resumed from the checkpoint of step {step}")
     progress.line(plan(job))
+
+    def tell(split: str, step: int, values: Mapping[str, float]) -> None:
+        """Everywhere that metrics are read: a line of metrics.jsonl, TensorBoard, the terminal."""
+        record.append_metrics({"step": step, "split": split} | values)
+        summaries.scalars(split, step, values)
+        progress.metrics(split, step, values)
+
+    def tell_window(step: int, norm: float, sums: np.ndarray, rate: float, spent: Mapping[str, float]) -> None:
+        rates = {"steps_per_second": rate, "examples_per_second": rate * config.batch_size}
+        own = {"learning_rate": float(job.schedule(tf.constant(step - 1))), "gradient_norm": norm}
+        tell("train", step, metrics_of(job.task.metrics, sums) | own | rates | spent)
+
+    def save(step: int, state: checkpoints.State, evaluation: Mapping[str, float] | None) -> None:
+        record.sync_metrics()
+        summaries.flush()
+        store.save(step, state, evaluation)
+
     call, seconds_per_step, own_seconds = 0, 0.0, 0.0
-    window_start, window_seconds = step, 0.0
-    with contextlib.closing(progress), contextlib.closing(summaries):
+    window_steps, window_seconds = 0, 0.0
+    background, shares = Background(), Shares(clock)
+    with contextlib.closing(progress), contextlib.closing(summaries), contextlib.closing(background):
         stopping = bool(from_chief(job, 0)) if job.cluster else preemption.requested
         while step < config.train_steps and not stopping:
             # 1. A compiled call, up to the next thing to do.
-            cadences = (config.log_every, config.eval_every, config.checkpoint_every)
-            stop = min(next_due(step, every, config.train_steps) for every in cadences)
+            stop = min(
+                next_due(step, every, config.train_steps) for every in (config.eval_every, config.checkpoint_every)
+            )
             limit = config.steps_per_call or (int(CALL_SECONDS / seconds_per_step) if seconds_per_step else 1)
             stop = min([stop, step + max(limit, 1), *(edge for edge in config.profile_steps if edge > step)])
             profile(config, record.directory / "train", step)
@@ -420,54 +455,59 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
                 )
                 news = tf.constant([float(preemption.requested), own_seconds], tf.float64)
                 results = concrete(tf.constant(step, tf.int64), tf.constant(stop, tf.int64), tf.constant(sums), news)
-                reached, new_sums, norm, finite, (stops, seconds_per_step) = (result.numpy() for result in results)
-            took = time.monotonic() - began
-            window_seconds += took
+                windows, finite, (stops, seconds_per_step), waited = (result.numpy() for result in results)
+                clock.move("train", "input_wait", waited)
             call += 1
+            took = (time.monotonic() - began) / float(windows[-1, 0] - step)
             if call > 1:
-                own_seconds = took / (stop - step)
+                own_seconds = took
             if job.cluster is None:
                 stops, seconds_per_step = preemption.requested, own_seconds
             stopping = stops > 0
             if not finite:
+                background.wait()
                 good = store.steps()
                 raise Diverged(
-                    f"the loss or a gradient is not finite at step {reached} (gradient norm {norm}); the last good "
-                    f"checkpoint is {store.path(good[-1]) if good else 'none'}; lower --learning_rate or set "
-                    "--clip_norm, and begin in another --run_dir"
+                    f"the loss or a gradient is not finite at step {windows[-1, 0]:.0f} (gradient norm "
+                    f"{windows[-1, 1]}); the last good checkpoint is {store.path(good[-1]) if good else 'none'}; "
+                    "lower --learning_rate or set --clip_norm, and begin in another --run_dir"
                 )
-            step, sums = int(reached), new_sums
-            profile(config, record.directory / "train", step, ending=True)
-            progress.advance(step)
+            profile(config, record.directory / "train", stop, ending=True)
+            progress.advance(stop)
 
-            # 2. What is due at this step.
+            # 2. What is due at its steps. It is told and saved in the background, while the next call runs.
+            spent = (
+                shares.take() if any(due(int(s), config.log_every, config.train_steps) for s in windows[:, 0]) else {}
+            )
+            for row in windows:
+                reached, norm, sums = int(row[0]), float(row[1]), row[2:]
+                window_seconds += took * (reached - step)
+                window_steps += reached - step
+                step = reached
+                if due(step, config.log_every, config.train_steps):
+                    background.do(tell_window, step, norm, sums, window_steps / window_seconds, spent)
+                    sums, window_steps, window_seconds = np.zeros_like(sums), 0, 0.0
             evaluation = None
-            if due(step, config.log_every, config.train_steps):
-                rate = (step - window_start) / max(window_seconds, 1e-9)
-                values = metrics_of(job.task.metrics, sums) | {
-                    "learning_rate": float(job.schedule(tf.constant(step - 1))),
-                    "gradient_norm": float(norm),
-                    "steps_per_second": rate,
-                    "examples_per_second": rate * config.batch_size,
-                }
-                record.append_metrics({"step": step, "split": "train"} | values)
-                summaries.scalars("train", step, values)
-                progress.train(step, values)
-                sums, window_start, window_seconds = np.zeros_like(sums), step, 0.0
             if due(step, config.eval_every, config.train_steps):
                 watchdog.feed(f"the evaluation at step {step}")
                 with clock.phase("evaluate"), averaged_weights(job):
                     evaluation = metrics_of(eval_metrics(job), evaluate().numpy())
-                record.append_metrics({"step": step, "split": "eval"} | evaluation)
-                summaries.scalars("eval", step, evaluation)
-                progress.evaluation(step, evaluation)
-            better = evaluation is not None and job.chief and store.improves(evaluation)
-            if job.chief and (due(step, config.checkpoint_every, config.train_steps) or better or stopping):
-                watchdog.feed(f"the checkpoint of step {step}")
+                background.do(tell, "eval", step, evaluation)
+            if job.chief:
                 with clock.phase("checkpoint"):
-                    record.sync_metrics()
-                    summaries.flush()
-                    store.save(step, checkpoints.values_of(job.variables) | {"loop/sums": sums}, evaluation)
+                    better = False
+                    if evaluation:
+                        watchdog.feed(f"the checkpoint before step {step}")
+                        background.wait()
+                        better = store.improves(evaluation)
+                    if due(step, config.checkpoint_every, config.train_steps) or better or stopping:
+                        watchdog.feed(f"the checkpoint of step {step}")
+                        background.wait()
+                        state = checkpoints.values_of(job.variables) | {"loop/sums": sums}
+                        background.do(save, step, state, evaluation)
+        with clock.phase("checkpoint"):
+            watchdog.feed(f"the checkpoint of step {step}")
+            background.wait()
     if job.cluster:
         watchdog.feed("waiting for the other workers to finish")
         from_chief(job, 0)
@@ -544,6 +584,7 @@ def leave(code: int) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    quiet.remove_generated_sources()
     os._exit(code)
 
 

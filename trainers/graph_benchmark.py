@@ -448,11 +448,14 @@ def measure_variant(
         arguments = tf.constant(first, tf.int64), tf.constant(last, tf.int64), *map(tf.constant, begin)
         if variant.eager:
             job.traces = 0  # the Python body runs at every call: no trace
-        reached, _, norm, finite, *_ = (result.numpy() for result in train_call(*arguments))
+        windows, finite, *_ = (result.numpy() for result in train_call(*arguments))
+        reached, norm = windows[-1, :2]
         if not variant.eager:
             log.note(job.traces, arguments)
         if not finite or reached != last:
-            raise Diverged(f"{variant.name}: not finite at step {reached} (gradient norm {norm}); pass fewer --steps")
+            raise Diverged(
+                f"{variant.name}: not finite at step {reached:.0f} (gradient norm {norm}); pass fewer --steps"
+            )
         return last
 
     with functions_run_eagerly(variant.eager):
@@ -478,7 +481,7 @@ def update_graph(job: custom_loop.Job, source: Any) -> tf.compat.v1.GraphDef:
 
     def update(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         gradients, sums, norm = job.strategy.run(
-            lambda feed: custom_loop.replica_gradients(job, compute, source, feed, step), args=(source.feed(),)
+            lambda feed: custom_loop.replica_gradients(job, compute, source, feed, step), args=(source.feed()[0],)
         )
         job.strategy.run(lambda gradients: custom_loop.replica_update(job, gradients), args=(gradients,))
         return sums, norm

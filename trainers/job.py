@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from models import optimizers
+from models import layers, optimizers
 from models.tasks import Task
 from trainers import checkpoints, data
 from trainers.cluster import Cluster
@@ -64,12 +64,17 @@ def uses_xla(job: Job) -> bool:
     """Whether a replica's forward and backward pass is compiled with XLA: asked for, or on a GPU where it can be."""
     if job.config.jit != "auto":
         return job.config.jit == "on"
-    return bool(tf.config.list_logical_devices("GPU")) and not crosses_replicas(job.model)
+    return bool(tf.config.list_logical_devices("GPU")) and not crosses_replicas(job.model, job.replicas)
 
 
-def crosses_replicas(model: keras.Model) -> bool:
+def crosses_replicas(model: keras.Model, replicas: int) -> bool:
     """Whether a layer reduces over replicas within the forward pass, which XLA cannot compile."""
-    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers())
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.BatchNormalization) and layer.crosses_replicas(replicas):
+            return True
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
+            return True
+    return False
 
 
 def build_job(config: Config, strategy: tf.distribute.Strategy, dataset: data.Dataset) -> Job:

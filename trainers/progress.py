@@ -23,16 +23,12 @@ class Progress:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def train(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows training metrics."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {values['loss']:.4f}")
+    def metrics(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        """Shows the metrics of a split: those of training behind the bar, if there is one."""
+        if split == "train" and self._bar is not None:
+            self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {self.shares(values)}")
         else:
-            self.line(f"step {step}/{self.total}  train  {self.words(values)}")
-
-    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows evaluation metrics, on a line of their own."""
-        self.line(f"step {step}/{self.total}  eval   {self.words(values)}")
+            self.line(f"step {step}/{self.total}  {split:<5}  {self.words(values)}  {self.shares(values)}".rstrip())
 
     def line(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -49,4 +45,12 @@ class Progress:
     @staticmethod
     def words(values: Mapping[str, float]) -> str:
         """`name value` for each metric."""
-        return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        return "  ".join(f"{n} {value:.4g}" for n, value in values.items() if not n.startswith("share_"))
+
+    @staticmethod
+    def shares(values: Mapping[str, float]) -> str:
+        """What the time went into, the largest first: `compute 93 % evaluate 5 %`."""
+        parts = sorted(
+            ((v, n.removeprefix("share_")) for n, v in values.items() if n.startswith("share_")), reverse=True
+        )
+        return " ".join(f"{name} {share:.0%}".replace("%", " %") for share, name in parts if share >= 0.005)

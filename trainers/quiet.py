@@ -47,3 +47,11 @@ def not_installed(*packages: str) -> Iterator[None]:
     finally:
         for name in hidden:
             sys.modules.pop(name, None)
+
+
+def remove_generated_sources() -> None:
+    """Deletes the files in which AutoGraph keeps the code it made; at an ordinary exit it does so itself."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("__autograph_generated_file") and getattr(module, "__file__", None):
+            with contextlib.suppress(OSError):
+                os.unlink(module.__file__)

@@ -7,6 +7,7 @@ import threading
 import time
 
 from trainers.exit_codes import PEER_LOST
+from trainers.quiet import remove_generated_sources
 
 
 class Watchdog:
@@ -33,6 +34,7 @@ class Watchdog:
                     flush=True,
                 )
                 faulthandler.dump_traceback(all_threads=True)
+                remove_generated_sources()
                 os._exit(PEER_LOST)
 
     def __enter__(self) -> "Watchdog":
