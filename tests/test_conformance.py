@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import largest_relative_difference, weights
+from conftest import largest_relative_difference, relative_difference_as_one_vector, weights
 
 from models import layers, losses, metrics, optimizers, randomness
 from models.cards import MODELS, OPTIMIZERS
@@ -85,14 +85,8 @@ def test_a_model_has_the_same_gradients_eager_and_in_a_graph(model, data_dir):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_ends_with_the_same_weights_on_two_replicas(model, trained):
     one, two = (weights(run_dir) for run_dir in trained(model))
-    if model in ("resnet18", "resnet50"):
-        # All weights as one vector: rounding flips a ReLU here and there among their millions, and an offset that three
-        # steps have only moved to 1e-4 shows each flip.
-        names = [name for name in one if name.startswith("model/")]
-        one, two = (np.concatenate([state[name].ravel() for name in names]) for state in (one, two))
-        assert np.linalg.norm(one - two) <= 1e-5 * np.linalg.norm(one)
-    else:
-        assert largest_relative_difference(one, two) <= 1e-5
+    measure = relative_difference_as_one_vector if model.startswith("resnet") else largest_relative_difference
+    assert measure(one, two) <= 1e-5
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -8,6 +8,7 @@ saved position. A source has two halves: `feed` runs once a step outside of the 
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import config
 
 from trainers.data import Features, Split
 
@@ -128,7 +129,12 @@ class StreamedBatches:
         return tf.reshape(tf.transpose(grid, [1, 0, 2, *range(3, 3 + len(rest))]), [self.batch_size, *rest])
 
     def feed(self) -> tuple[Any, tf.Tensor]:
-        """The next global batch, split over the replicas in order, and the seconds waited for it, float64."""
+        """The next global batch, split over the replicas in order, and the seconds waited for it, float64.
+
+        With deterministic kernels TensorFlow has no clock in the graph: the seconds are 0 then.
+        """
+        if config.is_op_determinism_enabled():
+            return next(self._iterator), tf.constant(0.0, tf.float64)
         asked = tf.timestamp()
         with tf.control_dependencies([asked]):
             feed = next(self._iterator)

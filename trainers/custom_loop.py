@@ -458,6 +458,10 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
                 windows, finite, (stops, seconds_per_step), waited = (result.numpy() for result in results)
                 clock.move("train", "input_wait", waited)
             call += 1
+            if call == 2:  # the first calls are short, and the first of all pays for what is done once
+                steady_step, steady_began = stop, time.monotonic()
+            elif call > 2:
+                record.facts["steady"] = {"steps": stop - steady_step, "seconds": time.monotonic() - steady_began}
             took = (time.monotonic() - began) / float(windows[-1, 0] - step)
             if call > 1:
                 own_seconds = took

@@ -66,6 +66,17 @@ def help_page(summary: str) -> str:
     return "\n".join(lines)
 
 
+def short_help_page(summary: str, values: flags.FlagValues) -> str:
+    """The page behind `--help` of a script that has flags of its own: those, then the models."""
+    lines = [summary.strip(), "", "Flags:"]
+    for flag in sorted({id(values[name]): values[name] for name in values}.values(), key=lambda flag: flag.name):
+        default = str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
+        lines += [f"  --{flag.name}", textwrap.indent(textwrap.fill(f"{flag.help} (default: {default})", 88), " " * 8)]
+    lines += ["", "Models:"]
+    lines += [f"  {name:<26}{card.summary} ({card.dataset})" for name, card in MODELS.items()]
+    return "\n".join(lines)
+
+
 def fill(values: flags.FlagValues, argv: Sequence[str], page: Callable[[], str]) -> None:
     """Reads a command line (`argv[0]` is the program) into flags that are defined, `help` among them.
 

@@ -33,9 +33,9 @@ from models.cards import MODELS
 from trainers import quiet
 from trainers.config import Config, resolve
 from trainers.exit_codes import OK, BadConfiguration, Diverged, RunEnded
-from trainers.flags import fill, or_exit
+from trainers.flags import fill, or_exit, short_help_page
 from trainers.preemption import end_at_once_on_signal
-from trainers.run_record import versions, write_atomically
+from trainers.run_record import write_atomically
 
 DEFAULT_STEPS_PER_CALL = 50
 # Beyond it the sum of squares leaves int64.
@@ -78,16 +78,6 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("help", False, "print this page", short_name="h", flag_values=values)
 
 
-def _help_page(values: flags.FlagValues) -> str:
-    lines = [__doc__.strip(), "", "Flags:"]
-    for flag in sorted({id(values[name]): values[name] for name in values}.values(), key=lambda flag: flag.name):
-        default = str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
-        lines += [f"  --{flag.name}", textwrap.indent(textwrap.fill(f"{flag.help} (default: {default})", 88), " " * 8)]
-    lines += ["", "Models:"]
-    lines += [f"  {name:<26}{card.summary} ({card.dataset})" for name, card in MODELS.items()]
-    return "\n".join(lines)
-
-
 def settings_from(argv: Sequence[str]) -> Settings:
     """The settings of a command line (`argv[0]` is the program).
 
@@ -97,7 +87,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
     """
     values = flags.FlagValues()
     _define(values)
-    fill(values, argv, lambda: _help_page(values))
+    fill(values, argv, lambda: short_help_page(__doc__, values))
     config = Config(
         strategy="one_device",
         jit="off",
@@ -139,6 +129,7 @@ with quiet.known_noise_removed():
     import tensorflow as tf
 
     from trainers import batches, checkpoints, custom_loop, data, devices, graphs
+    from trainers.report import machine, paragraph, readable, table, times, write_png
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -531,33 +522,6 @@ def _reason(error: Exception) -> str:
 # What is told.
 
 
-def readable(seconds: float) -> str:
-    """Three digits and a unit: `1.43 s`, `38 ms`."""
-    for factor, unit in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
-
-
-def times(factor: float) -> str:
-    """`43.8×`, `5,720×`."""
-    return f"{factor:,.{0 if factor >= 100 else 1 if factor >= 10 else 2}f}×"
-
-
-def paragraph(text: str) -> str:
-    """Text in lines that fit a terminal."""
-    return textwrap.fill(text, 110)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that a terminal and Markdown both show."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
-    )
-
-
 def _cells(timing: Timing, eager: Timing, per_step: bool) -> list[str]:
     if timing.failure:
         return [timing.variant, "cannot run", *["–"] * (6 if per_step else 5)]
@@ -568,19 +532,6 @@ def _cells(timing: Timing, eager: Timing, per_step: bool) -> list[str]:
     cells = [timing.variant, readable(timing.first), readable(timing.later), times(eager.later / timing.later)]
     cells += [str(len(timing.reasons)), str(timing.nodes or "–"), after if timing.reasons else "–"]
     return cells + ([f"{timing.difference:.1e}"] if per_step else [])
-
-
-def machine() -> dict[str, Any]:
-    """What the times were taken on."""
-    gpus = tf.config.list_physical_devices("GPU")
-    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "device": f"GPU:0 ({name})" if gpus else "CPU:0",
-        "cores": cores,
-        "load_average": round(os.getloadavg()[0], 2),
-        "versions": versions(),
-    }
 
 
 def describe_machine(settings: Settings, facts: dict[str, Any]) -> str:
@@ -691,12 +642,7 @@ def write_chart(path: Path, sums: Sums, step: TrainStep, title: str) -> None:
         axes.margins(y=0.15)
         axes.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(aside, format="png", dpi=120)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_png(path, figure)
 
 
 def write_events(directory: Path, text: str, sums: Sums, step: TrainStep) -> None:
