@@ -25,7 +25,7 @@ import dataclasses
 import errno
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from trainers import quiet
@@ -87,6 +87,17 @@ def per_example_sums(metrics: Metrics, targets: Any, outputs: Any, losses: tf.Te
     columns = [losses[:, None], tf.ones_like(losses)[:, None]]
     columns += [metric.statistics(targets, outputs) for metric in metrics.values()]
     return tf.reduce_sum(tf.concat(columns, axis=1) * weights[:, None], axis=0)
+
+
+def metric_values(metrics: Metrics, sums: tf.Tensor) -> tf.Tensor:
+    """The loss and the metrics of the examples that were summed: `[1 + number of metrics]`, float64."""
+    count = tf.maximum(sums[1], 1.0)
+    values, at = [sums[0] / count], 2
+    for metric in metrics.values():
+        total = tf.cast(sums[at : at + metric.width], tf.float32)
+        values.append(tf.cast(metric.result_of(total, tf.cast(count, tf.float32)), tf.float64))
+        at += metric.width
+    return tf.stack(values)
 
 
 def gradients_of_part(job: Job, features: Any, step: tf.Tensor, first: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
@@ -198,11 +209,11 @@ def from_chief(job: Job, value: float) -> float:
 def make_train_call(job: Job, source: Any) -> Callable:
     """The compiled loop: updates `first … last` of the run, in one call, stopping at the first that is not finite.
 
-    Returns a function `(first, last, sums [num_sums], news) -> (windows, finite, news, waited)`, numbers in float64.
-    `windows [n, 2 + num_sums]`: at each log step of the call, and at its end, the step, the norm of its gradient, and
-    the sums since the window before; `sums` are those with which the first begins. `news` is what a worker has to
-    tell, `[stop requested, seconds a step]`; it comes back as the mean over all workers, so that all decide alike.
-    `waited`: seconds in which steps waited for their input.
+    Returns a function `(first, last, sums [num_sums], news) -> (windows, sums, finite, news, waited)`, numbers in
+    float64. `windows [n, 3 + 1 + number of metrics]`: at each log step of the call, and at its end, the step, the norm
+    of its gradient, its learning rate, and loss and metrics since the window before; `sums` are those with which the
+    first begins, and those of the last. `news` is what a worker has to tell, `[stop requested, seconds a step]`; it
+    comes back as the mean over all workers, so that all decide alike. `waited`: seconds that steps waited for input.
     """
     compiled = tf.function(lambda *args: gradients_of_part(job, *args), jit_compile=True, autograph=False)
     if not uses_xla(job):
@@ -222,7 +233,8 @@ def make_train_call(job: Job, source: Any) -> Callable:
     def train_call(first: tf.Tensor, last: tf.Tensor, sums: tf.Tensor, news: tf.Tensor) -> tuple[tf.Tensor, ...]:
         count_trace(job)
         step, norm, finite, waited = first, tf.constant(0.0), tf.constant(True), tf.constant(0.0, tf.float64)
-        windows = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[2 + len(sums)])
+        windows = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[4 + len(job.task.metrics)])
+        own = sums
         while (step < last) & finite:
             edge = tf.minimum(last, (step // every + 1) * every)
             # Two loops, not one with a condition: what happens at every step is only what must.
@@ -247,10 +259,11 @@ def make_train_call(job: Job, source: Any) -> Callable:
                     run(update, args=(gradients,))
                 sums += tf.cast(new_sums, tf.float64)
                 step += 1
-            row = tf.concat([[tf.cast(step, tf.float64), tf.cast(norm, tf.float64)], sums], axis=0)
+            facts = [tf.cast(value, tf.float64) for value in (step, norm, job.schedule(step - 1))]
+            row = tf.concat([facts, metric_values(job.task.metrics, sums)], axis=0)
             windows = windows.write(windows.size(), row)
-            sums = tf.zeros_like(sums)
-        return windows.stack(), finite, mean_over_workers(job, news), waited
+            own, sums = sums, tf.zeros_like(sums)
+        return windows.stack(), own, finite, mean_over_workers(job, news), waited
 
     return train_call
 
@@ -280,7 +293,7 @@ def make_evaluate(job: Job, source: Any) -> Callable:
             feed, _ = source.feed()
             new = job.strategy.run(replica_sums, args=(feed, step))
             sums += tf.cast(job.strategy.reduce("SUM", new, axis=None), tf.float64)
-        return sums
+        return metric_values(metrics, sums)
 
     return evaluate
 
@@ -288,17 +301,6 @@ def make_evaluate(job: Job, source: Any) -> Callable:
 def eval_metrics(job: Job) -> Metrics:
     """What an evaluation measures: the metrics of training and those that are for evaluation alone."""
     return dict(job.task.metrics) | dict(job.task.eval_metrics)
-
-
-def metrics_of(metrics: Metrics, sums: np.ndarray) -> dict[str, float]:
-    """The loss and the metrics of the examples that were summed."""
-    count = max(float(sums[1]), 1.0)
-    values, at = {"loss": float(sums[0]) / count}, 2
-    for name, metric in metrics.items():
-        total = tf.constant(sums[at : at + metric.width], tf.float32)
-        values[name] = float(metric.result_of(total, tf.constant(count, tf.float32)))
-        at += metric.width
-    return values
 
 
 @tf.autograph.experimental.do_not_convert
@@ -419,16 +421,21 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         progress.line(f"resumed from the checkpoint of step {step}")
     progress.line(plan(job))
 
-    def tell(split: str, step: int, values: Mapping[str, float]) -> None:
-        """Everywhere that metrics are read: a line of metrics.jsonl, TensorBoard, the terminal."""
-        record.append_metrics({"step": step, "split": split} | values)
-        summaries.scalars(split, step, values)
-        progress.metrics(split, step, values)
+    def tell(split: str, steps: Sequence[int], lines: Sequence[Mapping[str, float]]) -> None:
+        """Everywhere that metrics are read: lines of metrics.jsonl, TensorBoard, the terminal."""
+        record.append_metrics([{"step": step, "split": split, **line} for step, line in zip(steps, lines, strict=True)])
+        for step, line in zip(steps, lines, strict=True):
+            summaries.scalars(split, step, line)
+            progress.metrics(split, step, line)
 
-    def tell_window(step: int, norm: float, sums: np.ndarray, rate: float, spent: Mapping[str, float]) -> None:
-        rates = {"steps_per_second": rate, "examples_per_second": rate * config.batch_size}
-        own = {"learning_rate": float(job.schedule(tf.constant(step - 1))), "gradient_norm": norm}
-        tell("train", step, metrics_of(job.task.metrics, sums) | own | rates | spent)
+    def tell_windows(windows: np.ndarray, rates: Sequence[float], spent: Mapping[str, float]) -> None:
+        steps = [int(step) for step in windows[:, 0]]
+        lines = []
+        for (_, norm, learning_rate, *values), rate in zip(windows.tolist(), rates, strict=True):
+            line = dict(zip(("loss", *job.task.metrics), values, strict=True))
+            line |= {"learning_rate": learning_rate, "gradient_norm": norm}
+            lines.append(line | {"steps_per_second": rate, "examples_per_second": rate * config.batch_size} | spent)
+        tell("train", steps, lines)
 
     def save(step: int, state: checkpoints.State, evaluation: Mapping[str, float] | None) -> None:
         record.sync_metrics()
@@ -455,7 +462,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
                 )
                 news = tf.constant([float(preemption.requested), own_seconds], tf.float64)
                 results = concrete(tf.constant(step, tf.int64), tf.constant(stop, tf.int64), tf.constant(sums), news)
-                windows, finite, (stops, seconds_per_step), waited = (result.numpy() for result in results)
+                windows, sums, finite, (stops, seconds_per_step), waited = (result.numpy() for result in results)
                 clock.move("train", "input_wait", waited)
             call += 1
             if call == 2:  # the first calls are short, and the first of all pays for what is done once
@@ -480,23 +487,25 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
             progress.advance(stop)
 
             # 2. What is due at its steps. It is told and saved in the background, while the next call runs.
-            spent = (
-                shares.take() if any(due(int(s), config.log_every, config.train_steps) for s in windows[:, 0]) else {}
-            )
-            for row in windows:
-                reached, norm, sums = int(row[0]), float(row[1]), row[2:]
-                window_seconds += took * (reached - step)
-                window_steps += reached - step
-                step = reached
-                if due(step, config.log_every, config.train_steps):
-                    background.do(tell_window, step, norm, sums, window_steps / window_seconds, spent)
-                    sums, window_steps, window_seconds = np.zeros_like(sums), 0, 0.0
+            logged, rates = [due(int(row[0]), config.log_every, config.train_steps) for row in windows], []
+            for row, is_due in zip(windows, logged, strict=True):
+                window_seconds += took * (row[0] - step)
+                window_steps += row[0] - step
+                step = int(row[0])
+                if is_due:
+                    rates.append(float(window_steps / window_seconds))
+                    window_steps, window_seconds = 0, 0.0
+            if rates:
+                background.do(tell_windows, windows[logged], rates, shares.take())
+            if logged[-1]:
+                sums = np.zeros_like(sums)
             evaluation = None
             if due(step, config.eval_every, config.train_steps):
                 watchdog.feed(f"the evaluation at step {step}")
                 with clock.phase("evaluate"), averaged_weights(job):
-                    evaluation = metrics_of(eval_metrics(job), evaluate().numpy())
-                background.do(tell, "eval", step, evaluation)
+                    names = ("loss", *eval_metrics(job))
+                    evaluation = dict(zip(names, evaluate().numpy().tolist(), strict=True))
+                background.do(tell, "eval", [step], [evaluation])
             if job.chief:
                 with clock.phase("checkpoint"):
                     better = False

@@ -439,7 +439,7 @@ def measure_variant(
         arguments = tf.constant(first, tf.int64), tf.constant(last, tf.int64), *map(tf.constant, begin)
         if variant.eager:
             job.traces = 0  # the Python body runs at every call: no trace
-        windows, finite, *_ = (result.numpy() for result in train_call(*arguments))
+        windows, _, finite, *_ = (result.numpy() for result in train_call(*arguments))
         reached, norm = windows[-1, :2]
         if not variant.eager:
             log.note(job.traces, arguments)

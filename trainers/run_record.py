@@ -14,7 +14,7 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -213,10 +213,10 @@ class RunRecord:
         """Lets go of run_dir."""
         self._lock.close()
 
-    def append_metrics(self, values: Mapping[str, Any]) -> None:
-        """Appends one line to metrics.jsonl."""
+    def append_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Appends lines to metrics.jsonl."""
         with open(self.metrics_path, "a") as file:
-            file.write(json.dumps(dict(values)) + "\n")
+            file.write("".join(json.dumps(dict(line)) + "\n" for line in lines))
 
     def sync_metrics(self) -> None:
         """Brings metrics.jsonl to the disk, before a checkpoint covers its lines."""
@@ -259,7 +259,7 @@ class Observer(RunRecord):
     def close(self) -> None:
         """Holds nothing."""
 
-    def append_metrics(self, values: Mapping[str, Any]) -> None:
+    def append_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Writes nothing."""
 
     def sync_metrics(self) -> None:

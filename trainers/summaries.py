@@ -35,17 +35,23 @@ class Summaries:
 
     def __init__(self, directory: Path, step: int, silent: bool = False):
         self._writers = {split: tf.summary.create_noop_writer() for split in ("train", "eval")}
+        self._events: dict[tuple[str, ...], summary_pb2.Summary] = {}
         for split in self._writers if not silent else ():
             _mark_start(directory / split, step)
             self._writers[split] = tf.summary.create_file_writer(str(directory / split))
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars of a split, as one event: an operation for each would cost a fast model its speed."""
-        whole = summary_pb2.Summary()
-        for name, value in values.items():
-            whole.MergeFrom(scalar_summary.scalar_pb(name, value))
+        if (split, *values) not in self._events:
+            event = self._events[split, *values] = summary_pb2.Summary()
+            for name in values:
+                event.MergeFrom(scalar_summary.scalar_pb(name, 0.0))
+                event.value[-1].tensor.ClearField("tensor_content")
+        event = self._events[split, *values]
+        for value, number in zip(event.value, values.values(), strict=True):
+            value.tensor.float_val[:] = [number]
         with self._writers[split].as_default():
-            tf.summary.experimental.write_raw_pb(whole.SerializeToString(), step)
+            tf.summary.experimental.write_raw_pb(event.SerializeToString(), step)
 
     def model_graph(self, model: keras.Model, spec: Any, inputs: Callable[[Any], Any]) -> None:
         """Writes the forward pass of one replica: what the Graphs tab shows first."""
