@@ -10,3 +10,4 @@ lock "$@" build.in -o build.txt
 lock "$@" runtime.in -c build.txt -o cpu.txt
 lock "$@" gpu.in -c cpu.txt -o gpu.txt
 lock "$@" test.in -c cpu.txt -o test.txt
+lock "$@" tensorboard.in -c cpu.txt -o tensorboard.txt

@@ -4,6 +4,9 @@ Each computes in its policy's compute dtype and keeps its weights in float32, so
 attention scores are computed in float32.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -12,6 +15,7 @@ import tensorflow as tf
 from models import randomness
 
 register = keras.saving.register_keras_serializable("lockstep")
+_SYNCHRONIZED: contextvars.ContextVar[bool] = contextvars.ContextVar("synchronized", default=True)
 
 
 @register
@@ -284,14 +288,24 @@ def _sum_over_replicas(x: tf.Tensor) -> tf.Tensor:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stop_gradient(x))
 
 
+@contextlib.contextmanager
+def batch_statistics(synchronized: bool) -> Iterator[None]:
+    """Within the block, batch normalization is made so unless its maker says otherwise."""
+    token = _SYNCHRONIZED.set(synchronized)
+    try:
+        yield
+    finally:
+        _SYNCHRONIZED.reset(token)
+
+
 @register
 class BatchNormalization(keras.layers.Layer):
     """Each channel over the batch: `(x - mean) / √(variance + epsilon) · gamma + beta`. `x: [batch, …, channels]`.
 
     `synchronized`: mean and variance are those of the *global* batch, at one all-reduce in the forward and one in the
     backward pass, so the result does not depend on the number of replicas; else those of the replica's share, and the
-    moving statistics are the mean over replicas. The gradient is written out, for the first derivative alone: a second
-    raises LookupError.
+    moving statistics are the mean over replicas. None: what `batch_statistics` says, or True. The gradient is written
+    out, for the first derivative alone: a second raises LookupError.
 
     Momentum 0.9, not Keras's 0.99: with a few hundred steps, statistics at 0.99 still remember their initial value.
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015.
@@ -302,11 +316,12 @@ class BatchNormalization(keras.layers.Layer):
         momentum: float = 0.9,
         epsilon: float = 1e-3,
         gamma_initializer: Any = "ones",
-        synchronized: bool = True,
+        synchronized: bool | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.momentum, self.epsilon, self.synchronized = momentum, epsilon, synchronized
+        self.momentum, self.epsilon = momentum, epsilon
+        self.synchronized = _SYNCHRONIZED.get() if synchronized is None else synchronized
         self.gamma_initializer = keras.initializers.get(gamma_initializer)
         self.supports_masking = True
 

@@ -30,9 +30,9 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that wait for processes come first: what computes fills the cores meanwhile."""
-    waiting = ("test_workers.py", "test_slurm.py", "test_resume.py")
-    items.sort(key=lambda item: item.path.name not in waiting)
+    """The longest come first, then those that wait for processes: what computes fills the cores meanwhile."""
+    waiting = ("test_workers.py", "test_slurm.py", "test_resume.py", "test_prove.py")
+    items.sort(key=lambda item: ("soak" not in item.name, item.path.name not in waiting))
 
 
 @pytest.hookimpl(trylast=True)
@@ -73,9 +73,8 @@ def metrics(run_dir: Path) -> list[dict]:
 
 def without_times(lines: list[dict]) -> list[dict]:
     """Lines of metrics without what a clock decides."""
-    return [
-        {k: v for k, v in line.items() if not k.endswith("per_second") and not k.startswith("share_")} for line in lines
-    ]
+    timed = ("per_second", "utilization")
+    return [{k: v for k, v in line.items() if not k.endswith(timed) and not k.startswith("share_")} for line in lines]
 
 
 def largest_relative_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray], group: str = "model/") -> float:

@@ -290,3 +290,16 @@ def test_no_module_of_the_trainers_bears_a_name_of_the_standard_library():
 def test_a_profile_of_the_named_steps_is_written(run, tmp_path):
     run(train_steps=6, profile="2:4")
     assert list((tmp_path / "run/train/plugins/profile").glob("*/*.xplane.pb"))
+
+
+def test_a_weight_that_the_loss_does_not_use_keeps_its_value(run, tmp_path, monkeypatch):
+    class WithSpare(mlp.MLP):
+        def build(self, input_shape):
+            self.spare = self.add_weight(shape=(3,), initializer="ones", name="spare")
+
+    monkeypatch.setattr(
+        mlp, "build", lambda spec: (WithSpare(spec.num_classes, name="mlp"), tasks.classification(spec))
+    )
+    run(optimizer="sgd", weight_decay=0.0)
+    spare = [value for name, value in weights(tmp_path / "run").items() if "spare" in name and name.startswith("model")]
+    np.testing.assert_array_equal(spare, [np.ones(3)])

@@ -113,7 +113,13 @@ def test_a_job_trains_is_told_to_stop_is_queued_again_and_completes(slurm, tmp_p
     text = out.read_text()
     assert "1: " in text and "(Slurm)" in text
     assert "the same command continues" in text
-    slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
+
+    def started():
+        # Slurm lets a queued job wait two minutes, and forgets what it is told while the job before still completes.
+        slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
+        return "PENDING" not in slurm("scontrol", "show", "job", job)
+
+    wait(started, 60)
     wait(lambda: "COMPLETED" in slurm("scontrol", "show", "job", job))
     assert "resumed from the checkpoint of step" in out.read_text()
     assert metrics(run_dir)[-1]["step"] == 3000

@@ -133,8 +133,8 @@ with quiet.known_noise_removed():
 
     from models import optimizers
     from trainers import custom_loop, data, devices
+    from trainers.figures import machine, paragraph, readable, table, write_png
     from trainers.job import Job, build_job, example_inputs
-    from trainers.report import machine, paragraph, readable, table, write_png
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -87,6 +87,13 @@ class Config:
         low=1,
         fixed=True,
     )
+    batch_norm: str = _flag(
+        "synchronized",
+        "training",
+        "statistics of the global batch, exact at every size; or of each replica's share, which is faster and is not",
+        choices=("synchronized", "per_replica"),
+        fixed=True,
+    )
     seed: int = _flag(0, "training", "initial weights, order of the data, noise", low=0, high=2**31 - 1, fixed=True)
     deterministic: bool = _flag(False, "training", "deterministic kernels: two runs are bit-identical", fixed=True)
     eval_every: int = _flag(100, "cadences", "steps between evaluations; 0 = at the end only", low=0)

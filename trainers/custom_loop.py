@@ -31,6 +31,8 @@ from typing import Any, NoReturn
 from trainers import quiet
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Threads of their own that only feed a GPU (TensorFlow's guide "Optimize GPU performance with the Profiler").
+os.environ.setdefault("TF_GPU_THREAD_MODE", "gpu_private")
 with quiet.known_noise_removed(), quiet.not_installed("sklearn", "matplotlib"):
     import numpy as np
     import tensorflow as tf
@@ -40,13 +42,13 @@ from absl import logging
 
 from models import randomness
 from models.metrics import StreamingMetric
-from trainers import batches, checkpoints, data, devices
+from trainers import batches, checkpoints, data, devices, graphs
 from trainers.background import Background
 from trainers.cadence import due, next_due
 from trainers.cluster import resolve
 from trainers.config import FIXED, Config, check_batch, check_task
 from trainers.exit_codes import CRASHED, OK, BadConfiguration, Diverged, PeerLost, Preempted, RunEnded
-from trainers.job import Job, averaged_weights, build_job, export_model, input_spec, plan, uses_xla
+from trainers.job import Job, averaged_weights, build_job, export_model, flops_of_step, input_spec, plan, uses_xla
 from trainers.preemption import Preemption
 from trainers.progress import Progress
 from trainers.run_record import Clock, Observer, RunRecord, Shares
@@ -115,7 +117,10 @@ def gradients_of_part(job: Job, features: Any, step: tf.Tensor, first: tf.Tensor
         penalty = tf.add_n(model.losses) / parts if model.losses else tf.constant(0.0)
         loss = tf.reduce_sum(losses) / config.batch_size + tf.cast(penalty, tf.float32)
         scaled = loss * job.loss_scale.factor if job.loss_scale else loss
-    gradients = tape.gradient(scaled, model.trainable_variables, unconnected_gradients="zero")
+    weights = model.trainable_variables
+    gradients = tape.gradient(scaled, weights)
+    # A weight that the loss does not use has none; the tape's own zeros do not know Keras's variables.
+    gradients = [tf.zeros(w.shape, w.dtype) if g is None else g for g, w in zip(gradients, weights, strict=True)]
     gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
     if job.loss_scale:
         gradients = [gradient / job.loss_scale.factor for gradient in gradients]
@@ -414,7 +419,11 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         # Both now: AutoGraph reads this file, which may be edited while the run goes on.
         concrete, evaluate = train_call.get_concrete_function(), evaluate.get_concrete_function()
         checkpoints.check_complete(job.strategy, job.variables, concrete, evaluate)
-        summaries.model_graph(model, input_spec(job.dataset), job.task.inputs)
+        part = config.batch_size // config.accumulate // job.replicas
+        forward = graphs.forward(model, input_spec(job.dataset, part), job.task.inputs)
+        summaries.model_graph(forward, graphs.layer_names(model))
+        record.write(flops_per_step=(flops := flops_of_step(job, forward)))
+        peak = devices.peak_flops(config.precision)
 
     progress = Progress(step, config.train_steps, silent=not job.chief)
     if restored:
@@ -434,7 +443,9 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         for (_, norm, learning_rate, *values), rate in zip(windows.tolist(), rates, strict=True):
             line = dict(zip(("loss", *job.task.metrics), values, strict=True))
             line |= {"learning_rate": learning_rate, "gradient_norm": norm}
-            lines.append(line | {"steps_per_second": rate, "examples_per_second": rate * config.batch_size} | spent)
+            line |= {"steps_per_second": rate, "examples_per_second": rate * config.batch_size}
+            line |= {"model_flops_per_second": rate * flops}
+            lines.append(line | ({"utilization": rate * flops / peak / job.replicas} if peak else {}) | spent)
         tell("train", steps, lines)
 
     def save(step: int, state: checkpoints.State, evaluation: Mapping[str, float] | None) -> None:
@@ -560,8 +571,10 @@ def finish(job: Job, record: RunRecord, clock: Clock, step: int, reason: str) ->
     if job.config.export and job.chief and not export_path.exists():
         with clock.phase("export"):
             export_model(job, export_path)
+    skipped = {"skipped_steps": int(job.loss_scale.skipped.numpy())} if job.loss_scale else {}
     final = {split: {k: v for k, v in record.last(split).items() if k != "split"} for split in ("train", "eval")}
-    record.end(OK, reason, final=final, seconds=clock.seconds, step=step, traces=job.traces)
+    facts = {"final": final, "seconds": clock.seconds, "step": step, "traces": job.traces} | skipped
+    record.end(OK, reason, peak_device_mib=devices.peak_memory_mib(), **facts)
     if job.chief:
         say(f"{reason}: {Progress.words(final['eval'])}  in {record.directory}")
     return Summary(step, final["train"], final["eval"], record.directory, job.traces)

@@ -12,6 +12,22 @@ from trainers.config import FIXED, SHARED_FLAGS, Config
 from trainers.exit_codes import BadConfiguration
 
 DEFAULT_CPU_REPLICAS = 2
+# Dense 10¹² operations a second that the data sheets give: float32 (TF32 where there is one), bfloat16 and float16.
+PEAK_TERAFLOPS = {
+    "B200": (1100, 2250, 2250),
+    "H200": (495, 989, 989),
+    "H100 PCIe": (378, 756, 756),
+    "H100": (495, 989, 989),
+    "A100": (156, 312, 312),
+    "L40S": (183, 362, 362),
+    "L40": (90.5, 181, 181),
+    "L4": (60, 121, 121),
+    "A10": (62.5, 125, 125),
+    "V100": (15.7, 15.7, 125),
+    "T4": (8.1, 8.1, 65),
+    "RTX 4090": (82.6, 165, 165),
+    "RTX 3090": (35.6, 71, 71),
+}
 
 
 def replica_count(config: Config) -> int:
@@ -67,7 +83,7 @@ def set_up(
     replicas = replica_count(config)
     # First of all: TensorFlow configures collectives only before its first operation.
     joined = join(config, cluster, log) if cluster else None
-    kind = _configure_devices(replicas) if joined is None else ""
+    kind = configure_devices(replicas) if joined is None else ""
     keras.backend.clear_session()
     keras.config.set_dtype_policy(config.precision if config.precision == "float32" else f"mixed_{config.precision}")
     if config.deterministic:
@@ -83,8 +99,12 @@ def set_up(
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
 
 
-def _configure_devices(replicas: int) -> str:
-    """Returns `GPU` or `CPU`. The first call in a process decides how many virtual devices there are."""
+def configure_devices(replicas: int) -> str:
+    """Returns `GPU` or `CPU`. The first call in a process decides how many virtual devices there are.
+
+    Raises:
+      BadConfiguration: TensorFlow runs already, with fewer.
+    """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         for gpu in gpus:
@@ -101,3 +121,19 @@ def _configure_devices(replicas: int) -> str:
             "start another process"
         ) from error
     return "CPU"
+
+
+def peak_flops(precision: str) -> float | None:
+    """Operations a second of one GPU at its best, as the data sheet has it; None for a device that is not known."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return None
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
+    column = ("float32", "bfloat16", "float16").index(precision)
+    return next((peaks[column] * 1e12 for known, peaks in PEAK_TERAFLOPS.items() if known in name), None)
+
+
+def peak_memory_mib() -> dict[str, int]:
+    """The most memory that this process has held on each GPU, in MiB."""
+    names = [device.name.split("device:")[-1] for device in tf.config.list_logical_devices("GPU")]
+    return {name: tf.config.experimental.get_memory_info(name)["peak"] >> 20 for name in names}

@@ -129,7 +129,7 @@ with quiet.known_noise_removed():
     import tensorflow as tf
 
     from trainers import batches, checkpoints, custom_loop, data, devices, graphs
-    from trainers.report import machine, paragraph, readable, table, times, write_png
+    from trainers.figures import machine, paragraph, readable, table, times, write_png
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -15,11 +15,19 @@ def layer_names(model: keras.Model) -> set[str]:
     return {layer.name for layer in model._flatten_layers()}
 
 
-def forward(model: keras.Model, spec: Any, inputs_of: Callable[[Any], Any]) -> tf.compat.v1.GraphDef:
-    """The GraphDef of `model(inputs_of(data), training=False)` for data of `spec` (nested `tf.TensorSpec`)."""
+def forward(model: keras.Model, spec: Any, inputs_of: Callable[[Any], Any]) -> tf.Graph:
+    """The graph of `model(inputs_of(data), training=False)` for data of `spec` (nested `tf.TensorSpec`)."""
     function = tf.function(lambda inputs: model(inputs_of(inputs), training=False))
-    graph = function.get_concrete_function(spec).graph
-    return clean(graph.as_graph_def(add_shapes=True), layer_names(model))
+    return function.get_concrete_function(spec).graph
+
+
+def flops(graph: tf.Graph) -> int:
+    """Floating-point operations of one pass through a graph whose shapes are known, as TensorFlow counts them.
+
+    Matrix products and convolutions are nearly all of it; a multiplication and an addition count as two.
+    """
+    options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation() | {"output": "none"}
+    return tf.compat.v1.profiler.profile(graph, options=options).total_float_ops
 
 
 def _own_name(name: str, layers: Collection[str]) -> str:

@@ -14,7 +14,7 @@ from absl import logging
 
 from models import layers, optimizers
 from models.tasks import Task
-from trainers import checkpoints, data
+from trainers import checkpoints, data, graphs
 from trainers.cluster import Cluster
 from trainers.config import Config, check_batch
 from trainers.precision import LossScale
@@ -81,7 +81,7 @@ def build_job(config: Config, strategy: tf.distribute.Strategy, dataset: data.Da
     """Builds model, optimizer and loop state inside the strategy's scope, and checks what they are made of."""
     # Here and not earlier: what ran before (preparing the data, say) must not reach the initial weights.
     keras.utils.set_random_seed(config.seed)
-    with strategy.scope():
+    with strategy.scope(), layers.batch_statistics(config.batch_norm == "synchronized"):
         model, task = config.card.builder()(dataclasses.replace(dataset.spec, loss=config.loss))
         # One call on zeros: `build(shape)` leaves a subclassed model without variables.
         model(example_inputs(dataset, task), training=False)
@@ -108,9 +108,18 @@ def example_inputs(dataset: data.Dataset, task: Task) -> Any:
     return task.inputs(tf.zeros([1, *dataset.spec.input_shape], dataset.spec.input_dtype))
 
 
-def input_spec(dataset: data.Dataset) -> tf.TensorSpec:
+def input_spec(dataset: data.Dataset, batch: int | None = None) -> tf.TensorSpec:
     """The shape of a batch of the data set's prepared inputs."""
-    return tf.TensorSpec([None, *dataset.spec.input_shape], dataset.spec.input_dtype, name="inputs")
+    return tf.TensorSpec([batch, *dataset.spec.input_shape], dataset.spec.input_dtype, name="inputs")
+
+
+def flops_of_step(job: Job, forward: tf.Graph) -> int:
+    """Floating-point operations of the model in one update: the backward pass costs twice the forward pass.
+
+    `forward`: that of one replica's part of the batch. Source: Kaplan et al., "Scaling laws", 2020, section 2.1.
+    """
+    passes = 2 if hasattr(job.optimizer, "perturbation") else 1
+    return 3 * passes * graphs.flops(forward) * job.replicas * job.config.accumulate
 
 
 @contextlib.contextmanager

@@ -44,8 +44,9 @@ class Progress:
 
     @staticmethod
     def words(values: Mapping[str, float]) -> str:
-        """`name value` for each metric."""
-        return "  ".join(f"{n} {value:.4g}" for n, value in values.items() if not n.startswith("share_"))
+        """`name value` for each metric; what a line has no room for is left to metrics.jsonl."""
+        shown = (name for name in values if not name.startswith("share_") and name != "model_flops_per_second")
+        return "  ".join(f"{name} {values[name]:.4g}" for name in shown)
 
     @staticmethod
     def shares(values: Mapping[str, float]) -> str:

@@ -3,11 +3,9 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
-import keras
 import tensorflow as tf
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.scalar import summary_v2 as scalar_summary
@@ -53,10 +51,10 @@ class Summaries:
         with self._writers[split].as_default():
             tf.summary.experimental.write_raw_pb(event.SerializeToString(), step)
 
-    def model_graph(self, model: keras.Model, spec: Any, inputs: Callable[[Any], Any]) -> None:
-        """Writes the forward pass of one replica: what the Graphs tab shows first."""
+    def model_graph(self, graph: tf.Graph, layers: Collection[str]) -> None:
+        """Writes the forward pass of one replica: what the Graphs tab shows first. `layers`: names of their own."""
         with self._writers["train"].as_default():
-            tf.summary.graph(graphs.forward(model, spec, inputs))
+            tf.summary.graph(graphs.clean(graph.as_graph_def(add_shapes=True), layers))
 
     def flush(self) -> None:
         """Brings the events to the files."""

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Train in the image lockstep:cpu, or lockstep:gpu where a GPU is: launch/docker.sh [flags of trainers/custom_loop.py]
+# Runs land in ./runs as the caller's files. ENGINE, IMAGE, RUNS and ENGINE_FLAGS (more flags of `docker run`) override.
+set -euo pipefail
+engine=${ENGINE:-$(command -v docker || command -v podman)} || { echo "launch/docker.sh: neither docker nor podman is here; install one" >&2; exit 2; }
+stage=cpu gpus=()
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+  stage=gpu
+  case $(basename "$engine") in podman) gpus=(--device nvidia.com/gpu=all) ;; *) gpus=(--gpus all) ;; esac
+fi
+runs=$(realpath -m -- "${RUNS:-runs}")
+mkdir -p -- "$runs"
+read -r -a more <<<"${ENGINE_FLAGS:-}"
+# NCCL and tf.data share memory between processes; locked memory is for GPUs.
+exec "$engine" run --rm --init=false --read-only --tmpfs /tmp:rw,exec,size=2g --cap-drop ALL \
+  --security-opt no-new-privileges --shm-size 1g --ulimit memlock=-1:-1 --ulimit stack=67108864:67108864 \
+  --user "$(id -u):$(id -g)" --volume "$runs:/work/runs" "${gpus[@]}" "${more[@]}" \
+  "${IMAGE:-lockstep:$stage}" --strategy=mirrored "$@"

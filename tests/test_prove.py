@@ -1,0 +1,211 @@
+"""launch/prove.py: it passes what is right, and finds and names what is planted.
+
+Each mutant is the project's own code, copied and edited in one place as a user might, and proved by the script.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def prove(folder, data_dir, *flags, timeout=500):
+    """Exit code, what was printed, and the verdicts by row."""
+    facts = folder / "verdicts.json"
+    command = [sys.executable, "launch/prove.py", f"--json={facts}", f"--data_dir={data_dir}", *flags]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, check=False, cwd=folder, env=os.environ
+    )
+    rows = {row["row"]: row for row in json.loads(facts.read_text())["rows"]} if facts.exists() else {}
+    return done.returncode, done.stdout + done.stderr, rows
+
+
+@pytest.fixture
+def mutant(tmp_path):
+    """`mutant({path: [(old, new), …]})`: a copy of the code, edited."""
+
+    def make(edits):
+        for part in ("trainers", "models", "launch"):
+            shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for path, changes in edits.items():
+            text = (tmp_path / path).read_text()
+            for old, new in changes:
+                assert text.count(old) == 1, f"{path} holds this {text.count(old)} times: {old}"
+                text = text.replace(old, new)
+            (tmp_path / path).write_text(text)
+        return tmp_path
+
+    return make
+
+
+LOOP, MLP = "trainers/custom_loop.py", "models/mlp.py"
+CLIPPED = """    values = [tf.stop_gradient(value) for value in (*gradients, sums)]
+"""
+MUTANTS = {
+    "loss divided by the local batch": (
+        {LOOP: [("tf.reduce_sum(losses) / config.batch_size +", "tf.reduce_mean(losses) +")]},
+        ("--model=mlp", "--rows=replicas"),
+        {"replicas, SGD": "the loss is divided by the local batch"},
+    ),
+    "gradients averaged over replicas": (
+        {
+            LOOP: [
+                (
+                    "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)",
+                    "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)\n"
+                    "    gradients = [gradient / job.replicas for gradient in gradients]",
+                )
+            ]
+        },
+        ("--model=mlp", "--rows=replicas"),
+        {"replicas, SGD": "gradients are averaged over replicas, not summed"},
+    ),
+    "clipping before the sum": (
+        {
+            LOOP: [
+                (CLIPPED, "    gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm or 1e9)\n" + CLIPPED),
+                ("    if config.clip_norm:\n        factor", "    if False:\n        factor"),
+            ]
+        },
+        ("--model=mlp", "--rows=replicas", "--clip_norm=0.05"),
+        {"replicas, SGD": "gradients are clipped before they are summed"},
+    ),
+    "batch statistics per replica": (
+        {
+            MLP: [
+                (
+                    'self.flatten = keras.layers.Flatten(name="flatten")',
+                    'self.flatten = keras.layers.Flatten(name="flatten")\n'
+                    '        self.norm = keras.layers.BatchNormalization(name="norm")',
+                ),
+                ("x = self.flatten(x)", "x = self.norm(self.flatten(x), training=training)"),
+            ]
+        },
+        ("--model=mlp", "--rows=replicas"),
+        {"replicas, SGD": "batch statistics per replica"},
+    ),
+    "the same noise on all replicas": (
+        {MLP: [("layers.Dropout(dropout, name=", "keras.layers.Dropout(dropout, name=")]},
+        ("--model=mlp", "--rows=replicas"),
+        {"replicas, SGD": "the same noise on all replicas"},
+    ),
+    "a penalty for each replica": (
+        {LOOP: [("tf.add_n(model.losses) / parts if", "tf.add_n(model.losses) if")]},
+        ("--model=reconstructing_regressor", "--rows=replicas"),
+        {"replicas, SGD": "a penalty counted once per replica"},
+    ),
+    "a metric averaged instead of summed": (
+        {
+            LOOP: [
+                (
+                    "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)",
+                    "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)\n"
+                    "    sums = tf.concat([sums[:2], sums[2:] / job.replicas], axis=0)",
+                )
+            ]
+        },
+        ("--model=mlp", "--rows=replicas,metrics"),
+        {"metrics": "a metric is averaged over replicas instead of summed: train accuracy"},
+    ),
+    "an average that no checkpoint holds": (
+        {
+            "trainers/job.py": [('        named |= checkpoints.name_variables("ema", self.ema)\n', "")],
+            LOOP: [("        checkpoints.check_complete(", "        (lambda *_: None)(")],
+        },
+        ("--model=mlp", "--rows=resume", "--ema=0.9"),
+        {"resume": "a variable is missing from the checkpoint: ema/"},
+    ),
+    "a variable that Keras does not see": (
+        {
+            MLP: [
+                ("return self.head(x)", "self.calls[0].assign_add(1.0)\n        return self.head(x)"),
+                (
+                    "self.num_classes, self.units, self.dropout = num_classes, tuple(units), dropout",
+                    "self.num_classes, self.units, self.dropout = num_classes, tuple(units), dropout\n"
+                    "        once = tf.VariableAggregation.ONLY_FIRST_REPLICA\n"
+                    '        self.calls = (tf.Variable(0.0, trainable=False, name="calls", aggregation=once),)',
+                ),
+            ]
+        },
+        ("--model=mlp", "--rows=resume"),
+        {"resume": "a variable is missing from the checkpoint"},
+    ),
+    "an order of the data that depends on the replicas": (
+        {LOOP: [("config.batch_size, config.seed, config", "config.batch_size, config.seed + job.replicas, config")]},
+        ("--model=mlp", "--rows=replicas,input"),
+        {
+            "input": "the order of the data depends on the number of replicas",
+            "replicas, SGD": "the order of the data depends on the number of replicas",
+        },
+    ),
+    "an operation that is not deterministic": (
+        {
+            LOOP: [
+                (
+                    "        losses = job.task.loss(targets, outputs)\n        penalty",
+                    "        losses = job.task.loss(targets, outputs)\n"
+                    "        drawn = lambda: np.float32(1 + 1e-3 * np.random.default_rng().normal())\n"
+                    "        losses *= tf.ensure_shape(tf.numpy_function(drawn, [], tf.float32), [])\n        penalty",
+                )
+            ]
+        },
+        ("--model=mlp", "--rows=resume"),
+        {"resume": "a non-deterministic operation"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_mistake_is_found_and_named(mutant, data_dir, name):
+    edits, flags, expected = MUTANTS[name]
+    code, output, rows = prove(mutant(edits), data_dir, "--steps=20", "--optimizer=sgd", *flags)
+    assert code == 1, output
+    for row, cause in expected.items():
+        assert rows[row]["holds"] is False, output
+        assert rows[row]["cause"].startswith(cause), output
+        assert f"{row}: {cause}" in output
+
+
+def test_what_is_right_holds_in_every_row(mutant, data_dir):
+    code, output, rows = prove(mutant({}), data_dir, "--model=mlp", "--steps=20")
+    assert code == 0, output
+    assert {"replicas, SGD", "replicas, adamw", "workers, SGD", "metrics", "resume", "resize", "graph"} <= rows.keys()
+    assert all(row["holds"] for row in rows.values()), output
+    assert "the same examples in 15 steps" in rows["input"]["found"]
+    assert "every row holds" in output
+
+
+def test_statistics_of_each_replica_are_said_to_be_inexact_and_do_not_fail(mutant, data_dir):
+    flags = (
+        "--model=resnet",
+        "--batch_norm=per_replica",
+        "--batch_size=32",
+        "--rows=replicas",
+        "--steps=5",
+        "--optimizer=sgd",
+    )
+    code, output, rows = prove(mutant({}), data_dir, *flags)
+    assert code == 0, output
+    assert rows["replicas, SGD"]["holds"] is None
+    assert rows["replicas, SGD"]["cause"] == "inexact by --batch_norm=per_replica"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--model=nothing",), "'nothing' is not known"),
+        (("--rows=everything",), "--rows names 'everything'; choose among replicas, workers"),
+        (("--batch_size=7",), "--batch_size 7 does not divide over 2 replicas"),
+        (("--steps=1",), "--steps 1 is below 2"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_code_2(tmp_path, flags, said):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch/prove.py"), *flags], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
