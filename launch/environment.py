@@ -1,7 +1,8 @@
 """Make or reuse the checkout's `.venv` from the hash-locked requirements and print its interpreter.
 
-    python launch/environment.py runtime    # what launch/local.sh needs
-    python launch/environment.py test       # the same and the test tools, for launch/test.sh
+    python launch/environment.py runtime        # what launch/local.sh needs
+    python launch/environment.py test           # the same and the test tools, for launch/test.sh
+    python launch/environment.py tensorboard    # .venv.tensorboard, without TensorFlow, for launch/tensorboard.sh
 
 Standard library only: this runs on a machine that has bash and Python 3.11 and nothing else. A lock that is
 installed already (a stamp holds its digest) costs one small file read, and reaches no network.
@@ -18,9 +19,18 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-STAMP = VENV / "lockstep.json"
+PURPOSES = ("runtime", "test", "tensorboard")
 USAGE_ERROR = 2
+
+
+def venv(purpose: str) -> Path:
+    """Where the environment for a purpose lies."""
+    return ROOT / (".venv.tensorboard" if purpose == "tensorboard" else ".venv")
+
+
+def stamp_of(place: Path) -> Path:
+    """The file that says what an environment holds."""
+    return place / "lockstep.json"
 
 
 def fail(message: str) -> None:
@@ -43,7 +53,9 @@ def device() -> str:
 
 
 def locks(purpose: str) -> list[str]:
-    """The lock files that a purpose (`runtime` or `test`) needs, in the order of their installation."""
+    """The lock files that a purpose needs, in the order of their installation."""
+    if purpose == "tensorboard":
+        return ["build", "tensorboard"]
     return ["build", device()] + (["test"] if purpose == "test" else [])
 
 
@@ -52,19 +64,19 @@ def digest(lock: str) -> str:
     return hashlib.sha256((ROOT / "requirements" / f"{lock}.txt").read_bytes()).hexdigest()
 
 
-def read_stamp() -> dict[str, str]:
-    """Lock name → digest of what `.venv` holds; empty if there is none or another interpreter made it."""
+def read_stamp(place: Path) -> dict[str, str]:
+    """Lock name → digest of what an environment holds; empty if there is none or another interpreter made it."""
     try:
-        stamp = json.loads(STAMP.read_text())
+        stamp = json.loads(stamp_of(place).read_text())
     except (OSError, ValueError):
         return {}
     return stamp if stamp.get("python") == sys.version else {}
 
 
-def install(lock: str) -> None:
-    """Installs one lock file into `.venv`, every file checked against its hash."""
-    print(f"launch/environment.py: installing requirements/{lock}.txt into {VENV} …", file=sys.stderr)
-    command = [VENV / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+def install(lock: str, place: Path) -> None:
+    """Installs one lock file into an environment, every file checked against its hash."""
+    print(f"launch/environment.py: installing requirements/{lock}.txt into {place} …", file=sys.stderr)
+    command = [place / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--require-hashes", "--no-deps", "--no-build-isolation", "--only-binary=:all:"]
     command += ["--no-binary=promise", "-r", ROOT / "requirements" / f"{lock}.txt"]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
@@ -72,32 +84,33 @@ def install(lock: str) -> None:
 
 
 def ensure(purpose: str) -> Path:
-    """Makes `.venv` hold the locks of a purpose and returns its interpreter."""
+    """Makes the environment of a purpose hold its locks and returns its interpreter."""
+    place = venv(purpose)
     if sys.version_info < (3, 11):  # noqa: UP036 - this runs before anything is installed
         fail(f"Python {sys.version.split()[0]} is too old; 3.11 or newer is needed; set PYTHON=python3.11")
     needed = {lock: digest(lock) for lock in locks(purpose)}
-    if needed.items() <= read_stamp().items():
-        return VENV / "bin/python"
+    if needed.items() <= read_stamp(place).items():
+        return place / "bin/python"
     with open(ROOT / ".venv.lock", "w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        stamp = read_stamp()
+        stamp = read_stamp(place)
         if not stamp:
-            shutil.rmtree(VENV, ignore_errors=True)
-            made = subprocess.run([sys.executable, "-m", "venv", VENV], stdout=sys.stderr, check=False)
+            shutil.rmtree(place, ignore_errors=True)
+            made = subprocess.run([sys.executable, "-m", "venv", place], stdout=sys.stderr, check=False)
             if made.returncode:
                 fail(f"{sys.executable} cannot make a virtual environment; on Debian: apt-get install python3-venv")
             stamp = {"python": sys.version}
         for lock, wanted in needed.items():
             if stamp.get(lock) != wanted:
-                install(lock)
+                install(lock, place)
                 stamp[lock] = wanted
-                aside = STAMP.with_suffix(".tmp")
+                aside = stamp_of(place).with_suffix(".tmp")
                 aside.write_text(json.dumps(stamp))
-                aside.replace(STAMP)
-    return VENV / "bin/python"
+                aside.replace(stamp_of(place))
+    return place / "bin/python"
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in ("runtime", "test"):
-        fail("call it with one word: runtime or test")
+    if len(sys.argv) != 2 or sys.argv[1] not in PURPOSES:
+        fail(f"call it with one word: {', '.join(PURPOSES)}")
     print(ensure(sys.argv[1]))

@@ -36,7 +36,7 @@ def name_variables(group: str, variables: Iterable[Any]) -> dict[str, Any]:
 
 def values_of(variables: Mapping[str, Any]) -> State:
     """The variables' values on the host, copied: later updates do not reach them."""
-    return {name: np.array(_first(v).numpy()) for name, v in variables.items()}
+    return {name: np.array(first_component(v).numpy()) for name, v in variables.items()}
 
 
 def _native(variable: Any) -> tf.Variable:
@@ -50,7 +50,8 @@ def _components(variable: Any) -> tuple[tf.Variable, ...]:
     return tuple(getattr(native, "values", (native,)))
 
 
-def _first(variable: Any) -> tf.Variable:
+def first_component(variable: Any) -> tf.Variable:
+    """A variable as it lies on this process's first device."""
     return _components(variable)[0]
 
 

@@ -99,6 +99,12 @@ class Config:
     eval_every: int = _flag(100, "cadences", "steps between evaluations; 0 = at the end only", low=0)
     checkpoint_every: int = _flag(100, "cadences", "steps between checkpoints; 0 = at the end only", low=0)
     log_every: int = _flag(20, "cadences", "steps between lines of metrics; 0 = at the end only", low=0)
+    histogram_every: int = _flag(
+        100, "cadences", "steps between histograms of weights and gradients in TensorBoard; 0 = none", low=0
+    )
+    pictures_every: int = _flag(
+        0, "cadences", "steps between pictures of the evaluation in TensorBoard; 0 = at the end only", low=0
+    )
     steps_per_call: int = _flag(
         0, "cadences", "updates inside one compiled call; 0 = about a second's worth, ending at each cadence", low=0
     )
@@ -139,7 +145,10 @@ class Config:
 
 
 # What all workers of a run must have in common: besides the mathematics, when they meet.
-SHARED_FLAGS = ("train_steps", "log_every", "eval_every", "checkpoint_every", "steps_per_call", "profile")
+SHARED_FLAGS = (
+    *("train_steps", "log_every", "eval_every", "checkpoint_every", "histogram_every", "pictures_every"),
+    *("steps_per_call", "profile"),
+)
 FIXED = tuple(f.name for f in dataclasses.fields(Config) if f.metadata.get("fixed"))
 
 

@@ -42,7 +42,7 @@ from absl import logging
 
 from models import randomness
 from models.metrics import StreamingMetric
-from trainers import batches, checkpoints, data, devices, graphs
+from trainers import batches, checkpoints, data, devices, graphs, pictures
 from trainers.background import Background
 from trainers.cadence import due, next_due
 from trainers.cluster import resolve
@@ -50,15 +50,20 @@ from trainers.config import FIXED, Config, check_batch, check_task
 from trainers.exit_codes import CRASHED, OK, BadConfiguration, Diverged, PeerLost, Preempted, RunEnded
 from trainers.job import Job, averaged_weights, build_job, export_model, flops_of_step, input_spec, plan, uses_xla
 from trainers.preemption import Preemption
+from trainers.profiles import Profiles
 from trainers.progress import Progress
 from trainers.run_record import Clock, Observer, RunRecord, Shares
-from trainers.summaries import Summaries
+from trainers.summaries import Summaries, table_of
 from trainers.watchdog import Watchdog
 
 IMPORT_SECONDS = time.monotonic() - STARTED
 # A compiled call lasts about this long: short enough to answer a signal, long enough that Python costs nothing.
 CALL_SECONDS = 1.0
 NUM_NEWS = 2
+# Flags that tell where and how a run is made, not what is compared of it.
+NOT_COMPARED = ("run_dir", "data_dir", "resume", "dry_run", "export", "profile", "startup_timeout", "step_timeout")
+# What a line of training tells of its last update, beside loss and metrics.
+FACTS = ("learning_rate", "gradient_norm", "parameter_norm", "update_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,22 +115,27 @@ def gradients_of_part(job: Job, features: Any, step: tf.Tensor, first: tf.Tensor
     """
     config, model = job.config, job.model
     parts = job.replicas * config.accumulate
-    inputs, targets = job.dataset.prepare(features)
+    with tf.name_scope("input"):
+        inputs, targets = job.dataset.prepare(features)
+        inputs = job.task.inputs(inputs)
     with tf.GradientTape() as tape, randomness.at(config.seed, step, first):
-        outputs = model(job.task.inputs(inputs), training=True)
-        losses = job.task.loss(targets, outputs)
-        penalty = tf.add_n(model.losses) / parts if model.losses else tf.constant(0.0)
-        loss = tf.reduce_sum(losses) / config.batch_size + tf.cast(penalty, tf.float32)
-        scaled = loss * job.loss_scale.factor if job.loss_scale else loss
+        outputs = model(inputs, training=True)
+        with tf.name_scope("loss"):
+            losses = job.task.loss(targets, outputs)
+            penalty = tf.add_n(model.losses) / parts if model.losses else tf.constant(0.0)
+            loss = tf.reduce_sum(losses) / config.batch_size + tf.cast(penalty, tf.float32)
+            scaled = loss * job.loss_scale.factor if job.loss_scale else loss
     weights = model.trainable_variables
-    gradients = tape.gradient(scaled, weights)
-    # A weight that the loss does not use has none; the tape's own zeros do not know Keras's variables.
-    gradients = [tf.zeros(w.shape, w.dtype) if g is None else g for g, w in zip(gradients, weights, strict=True)]
-    gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
-    if job.loss_scale:
-        gradients = [gradient / job.loss_scale.factor for gradient in gradients]
-    sums = per_example_sums(job.task.metrics, targets, outputs, losses, tf.ones_like(losses))
-    return gradients, sums + tf.one_hot(0, num_sums(job.task.metrics)) * penalty * config.batch_size
+    with tf.name_scope("gradients"):
+        gradients = tape.gradient(scaled, weights)
+        # A weight that the loss does not use has none; the tape's own zeros do not know Keras's variables.
+        gradients = [tf.zeros(w.shape, w.dtype) if g is None else g for g, w in zip(gradients, weights, strict=True)]
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        if job.loss_scale:
+            gradients = [gradient / job.loss_scale.factor for gradient in gradients]
+    with tf.name_scope("metrics"):
+        sums = per_example_sums(job.task.metrics, targets, outputs, losses, tf.ones_like(losses))
+        return gradients, sums + tf.one_hot(0, num_sums(job.task.metrics)) * penalty * config.batch_size
 
 
 def replica_gradients(
@@ -147,18 +157,21 @@ def replica_gradients(
         # One part after the other: together they would need the memory that accumulation saves.
         with tf.control_dependencies([] if part == 0 else [*gradients, sums]):
             first = start + part * whole_part
-            features, _ = source.share(feed, step, first, part, count)
+            with tf.name_scope("input"):
+                features, _ = source.share(feed, step, first, part, count)
             more, more_sums = compiled(features, step, first)
         gradients = more if part == 0 else [a + b for a, b in zip(gradients, more, strict=True)]
         sums = more_sums if part == 0 else sums + more_sums
     # The stop: nobody differentiates a sum of gradients, and without it TensorFlow searches every replica's graph for
     # variables that somebody might.
-    values = [tf.stop_gradient(value) for value in (*gradients, sums)]
-    *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)
-    norm = tf.linalg.global_norm(gradients)
-    if config.clip_norm:
-        factor = tf.minimum(1.0, config.clip_norm / tf.maximum(norm, 1e-30))
-        gradients = [gradient * factor for gradient in gradients]
+    with tf.name_scope("all_reduce"):
+        values = [tf.stop_gradient(value) for value in (*gradients, sums)]
+        *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+    with tf.name_scope("clip"):
+        norm = tf.linalg.global_norm(gradients)
+        if config.clip_norm:
+            factor = tf.minimum(1.0, config.clip_norm / tf.maximum(norm, 1e-30))
+            gradients = [gradient * factor for gradient in gradients]
     return gradients, sums, norm
 
 
@@ -182,9 +195,11 @@ def replica_assign(job: Job, values: list[tf.Tensor]) -> None:
 
 def replica_update(job: Job, gradients: list[tf.Tensor]) -> None:
     """In a replica: applies gradients that are the same on all replicas."""
-    job.optimizer.apply(gradients, job.model.trainable_variables)
+    with tf.name_scope("optimizer"):
+        job.optimizer.apply(gradients, job.model.trainable_variables)
     if job.ema:
-        tf.distribute.get_replica_context().merge_call(update_ema, args=(job,))
+        with tf.name_scope("ema"):
+            tf.distribute.get_replica_context().merge_call(update_ema, args=(job,))
 
 
 def update_ema(strategy: tf.distribute.Strategy, job: Job) -> None:
@@ -195,6 +210,23 @@ def update_ema(strategy: tf.distribute.Strategy, job: Job) -> None:
 
     for average, weight in zip(job.ema, job.model.trainable_variables, strict=True):
         strategy.extended.update(average, move, args=(weight.value,), group=False)
+
+
+def boxed(function: Callable) -> Callable:
+    """A replica's function in a name scope `replica_N`, for graphs and profiles: TensorFlow boxes all but the first."""
+
+    def in_box(*arguments: Any) -> Any:
+        number = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
+        scope, box = tf.compat.v1.get_default_graph().get_name_scope(), f"replica_{number}"
+        with contextlib.nullcontext() if scope.endswith(box) else tf.name_scope(box):
+            return function(*arguments)
+
+    return tf.autograph.experimental.do_not_convert(in_box)
+
+
+def own_weights(job: Job) -> list[tf.Tensor]:
+    """The weights as they are now, outside of the replicas: those on this process's first device."""
+    return [tf.identity(checkpoints.first_component(weight)) for weight in job.model.trainable_variables]
 
 
 def mean_over_workers(job: Job, values: tf.Tensor) -> tf.Tensor:
@@ -211,60 +243,72 @@ def from_chief(job: Job, value: float) -> float:
     return float(tf.function(lambda: mean_over_workers(job, own))().numpy()[0] * job.workers)
 
 
-def make_train_call(job: Job, source: Any) -> Callable:
+def make_train_call(job: Job, source: Any, summaries: Summaries | None = None) -> Callable:
     """The compiled loop: updates `first … last` of the run, in one call, stopping at the first that is not finite.
 
     Returns a function `(first, last, sums [num_sums], news) -> (windows, sums, finite, news, waited)`, numbers in
-    float64. `windows [n, 3 + 1 + number of metrics]`: at each log step of the call, and at its end, the step, the norm
-    of its gradient, its learning rate, and loss and metrics since the window before; `sums` are those with which the
+    float64. `windows [n, 1 + len(FACTS) + 1 + number of metrics]`: at each log step of the call, and at its end, the
+    step, `FACTS` of its last update, and loss and metrics since the window before; `sums` are those with which the
     first begins, and those of the last. `news` is what a worker has to tell, `[stop requested, seconds a step]`; it
     comes back as the mean over all workers, so that all decide alike. `waited`: seconds that steps waited for input.
+    With `summaries`, histograms are written at their cadence.
     """
     compiled = tf.function(lambda *args: gradients_of_part(job, *args), jit_compile=True, autograph=False)
     if not uses_xla(job):
         compiled = lambda *args: gradients_of_part(job, *args)  # noqa: E731
 
-    # Python's own control flow, which the replicas' functions use, needs no conversion.
-    plain, run, scalar = tf.autograph.experimental.do_not_convert, job.strategy.run, tf.TensorSpec([], tf.int64)
-    gradients_of_batch = plain(lambda feed, step: replica_gradients(job, compiled, source, feed, step))
-    displace = plain(lambda gradients: replica_displace(job, gradients))
-    assign = plain(lambda values: replica_assign(job, values))
-    update = plain(lambda gradients: replica_update(job, gradients))
+    run, scalar = job.strategy.run, tf.TensorSpec([], tf.int64)
+    gradients_of_batch = boxed(lambda feed, step: replica_gradients(job, compiled, source, feed, step))
+    displace = boxed(lambda gradients: replica_displace(job, gradients))
+    assign = boxed(lambda values: replica_assign(job, values))
+    update = boxed(lambda gradients: replica_update(job, gradients))
 
     every = tf.constant(job.config.log_every or job.config.train_steps, tf.int64)
+    histogram_every = job.config.histogram_every if summaries is not None else 0
+    local = job.strategy.experimental_local_results
     sums_spec, news_spec = (tf.TensorSpec([size], tf.float64) for size in (num_sums(job.task.metrics), NUM_NEWS))
 
     @tf.function(input_signature=[scalar, scalar, sums_spec, news_spec])
     def train_call(first: tf.Tensor, last: tf.Tensor, sums: tf.Tensor, news: tf.Tensor) -> tuple[tf.Tensor, ...]:
         count_trace(job)
         step, norm, finite, waited = first, tf.constant(0.0), tf.constant(True), tf.constant(0.0, tf.float64)
-        windows = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[4 + len(job.task.metrics)])
-        own = sums
+        width = 1 + len(FACTS) + 1 + len(job.task.metrics)
+        windows = tf.TensorArray(tf.float64, size=0, dynamic_size=True, element_shape=[width])
+        own, before = sums, own_weights(job)
         while (step < last) & finite:
             edge = tf.minimum(last, (step // every + 1) * every)
-            # Two loops, not one with a condition: what happens at every step is only what must.
+            # Loops in loops, not one with conditions: what happens at every step is only what must. The last update
+            # of a window stands alone, so that the weights before it tell how far it went.
             while (step < edge) & finite:
-                feed, seconds = source.feed()
-                waited += seconds
-                gradients, new_sums, norms = run(gradients_of_batch, args=(feed, step))
-                if hasattr(job.optimizer, "perturbation"):
-                    weights = run(displace, args=(gradients,))
-                    gradients, _, _ = run(gradients_of_batch, args=(feed, step))
-                    run(assign, args=(weights,))
-                norm = job.strategy.experimental_local_results(norms)[0]
-                new_sums = job.strategy.experimental_local_results(new_sums)[0]
-                finite = tf.math.is_finite(new_sums[0])
-                if job.loss_scale:
-                    whole = tf.math.is_finite(norm)
-                    if whole:
+                before = own_weights(job)
+                until = tf.maximum(edge - 1, step + 1)
+                while (step < until) & finite:
+                    feed, seconds = source.feed()
+                    waited += seconds
+                    gradients, new_sums, norms = run(gradients_of_batch, args=(feed, step))
+                    if hasattr(job.optimizer, "perturbation"):
+                        weights = run(displace, args=(gradients,))
+                        gradients, _, _ = run(gradients_of_batch, args=(feed, step))
+                        run(assign, args=(weights,))
+                    norm, new_sums = local(norms)[0], local(new_sums)[0]
+                    finite = tf.math.is_finite(new_sums[0])
+                    if job.loss_scale:
+                        whole = tf.math.is_finite(norm)
+                        if whole:
+                            run(update, args=(gradients,))
+                        job.loss_scale.adjust(whole)
+                    else:
+                        finite &= tf.math.is_finite(norm)
                         run(update, args=(gradients,))
-                    job.loss_scale.adjust(whole)
-                else:
-                    finite &= tf.math.is_finite(norm)
-                    run(update, args=(gradients,))
-                sums += tf.cast(new_sums, tf.float64)
-                step += 1
-            facts = [tf.cast(value, tf.float64) for value in (step, norm, job.schedule(step - 1))]
+                    sums += tf.cast(new_sums, tf.float64)
+                    step += 1
+                    if histogram_every and step % histogram_every == 0:
+                        own_gradients = [local(gradient)[0] for gradient in gradients]
+                        summaries.histograms(step, job.model.trainable_variables, own_gradients)
+            after = own_weights(job)
+            moved = tf.linalg.global_norm([a - b for a, b in zip(after, before, strict=True)])
+            facts = (step, job.schedule(step - 1), norm, tf.linalg.global_norm(after), moved)
+            facts = [tf.cast(value, tf.float64) for value in facts]
             row = tf.concat([facts, metric_values(job.task.metrics, sums)], axis=0)
             windows = windows.write(windows.size(), row)
             own, sums = sums, tf.zeros_like(sums)
@@ -412,8 +456,8 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         source.start(step)
         eval_source = batches.batches(job.strategy, job.dataset.eval, config.batch_size, None)
         eval_source.start(0)
-        train_call, evaluate = make_train_call(job, source), make_evaluate(job, eval_source)
         summaries = Summaries(record.directory, step, silent=not job.chief)
+        train_call, evaluate = make_train_call(job, source, summaries), make_evaluate(job, eval_source)
     with clock.phase("trace"):
         watchdog.feed("tracing the train step", config.startup_timeout + config.step_timeout)
         # Both now: AutoGraph reads this file, which may be edited while the run goes on.
@@ -421,7 +465,6 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         checkpoints.check_complete(job.strategy, job.variables, concrete, evaluate)
         part = config.batch_size // config.accumulate // job.replicas
         forward = graphs.forward(model, input_spec(job.dataset, part), job.task.inputs)
-        summaries.model_graph(forward, graphs.layer_names(model))
         record.write(flops_per_step=(flops := flops_of_step(job, forward)))
         peak = devices.peak_flops(config.precision)
 
@@ -440,13 +483,27 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
     def tell_windows(windows: np.ndarray, rates: Sequence[float], spent: Mapping[str, float]) -> None:
         steps = [int(step) for step in windows[:, 0]]
         lines = []
-        for (_, norm, learning_rate, *values), rate in zip(windows.tolist(), rates, strict=True):
-            line = dict(zip(("loss", *job.task.metrics), values, strict=True))
-            line |= {"learning_rate": learning_rate, "gradient_norm": norm}
+        for (_, *values), rate in zip(windows.tolist(), rates, strict=True):
+            found = dict(zip((*FACTS, "loss", *job.task.metrics), values, strict=True))
+            line = {name: found[name] for name in ("loss", *job.task.metrics, *FACTS)}
             line |= {"steps_per_second": rate, "examples_per_second": rate * config.batch_size}
             line |= {"model_flops_per_second": rate * flops}
             lines.append(line | ({"utilization": rate * flops / peak / job.replicas} if peak else {}) | spent)
         tell("train", steps, lines)
+
+    def introduce() -> None:
+        """What TensorBoard shows of a run before its first update: what it is, and its graphs."""
+        if not job.chief:
+            return
+        flags = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_COMPARED}
+        summaries.hparams(step, flags, (*job.task.metrics, *job.task.eval_metrics, "loss"), time.time())
+        summaries.text("train", step, "run", table_of(record.card()))
+        layers = graphs.layer_names(model)
+        summaries.graph(graphs.clean(forward.as_graph_def(add_shapes=True), layers))
+        whole = graphs.step(concrete.graph, layers)
+        if whole is not None:
+            summaries.tagged_graph("step of one replica", graphs.of_first_replica(whole))
+            summaries.tagged_graph("step of all replicas", whole)
 
     def save(step: int, state: checkpoints.State, evaluation: Mapping[str, float] | None) -> None:
         record.sync_metrics()
@@ -456,18 +513,21 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
     call, seconds_per_step, own_seconds = 0, 0.0, 0.0
     window_steps, window_seconds = 0, 0.0
     background, shares = Background(), Shares(clock)
-    with contextlib.closing(progress), contextlib.closing(summaries), contextlib.closing(background):
+    profiles = Profiles(config.profile_steps, record.directory / "train", summaries, job.cluster is None, progress.line)
+    background.do(introduce)
+    with contextlib.ExitStack() as stack:
+        for resource in (progress, summaries, background, profiles):
+            stack.enter_context(contextlib.closing(resource))
         stopping = bool(from_chief(job, 0)) if job.cluster else preemption.requested
         while step < config.train_steps and not stopping:
             # 1. A compiled call, up to the next thing to do.
-            stop = min(
-                next_due(step, every, config.train_steps) for every in (config.eval_every, config.checkpoint_every)
-            )
+            cadences = (config.eval_every, config.checkpoint_every, config.pictures_every)
+            stop = min(next_due(step, every, config.train_steps) for every in cadences)
             limit = config.steps_per_call or (int(CALL_SECONDS / seconds_per_step) if seconds_per_step else 1)
-            stop = min([stop, step + max(limit, 1), *(edge for edge in config.profile_steps if edge > step)])
-            profile(config, record.directory / "train", step)
+            stop = profiles.stop_of(step, min(stop, step + max(limit, 1)))
+            profiles.begin(step)
             began = time.monotonic()
-            with clock.phase("train"):
+            with clock.phase("train"), profiles.mark(step):
                 watchdog.feed(
                     f"steps {step} to {stop}", config.step_timeout + (config.startup_timeout if call == 0 else 0)
                 )
@@ -491,10 +551,11 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
                 good = store.steps()
                 raise Diverged(
                     f"the loss or a gradient is not finite at step {windows[-1, 0]:.0f} (gradient norm "
-                    f"{windows[-1, 1]}); the last good checkpoint is {store.path(good[-1]) if good else 'none'}; "
+                    f"{windows[-1, 1 + FACTS.index('gradient_norm')]}); the last good checkpoint is "
+                    f"{store.path(good[-1]) if good else 'none'}; "
                     "lower --learning_rate or set --clip_norm, and begin in another --run_dir"
                 )
-            profile(config, record.directory / "train", stop, ending=True)
+            profiles.end(stop, stop - step, config.train_steps)
             progress.advance(stop)
 
             # 2. What is due at its steps. It is told and saved in the background, while the next call runs.
@@ -517,6 +578,10 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
                     names = ("loss", *eval_metrics(job))
                     evaluation = dict(zip(names, evaluate().numpy().tolist(), strict=True))
                 background.do(tell, "eval", [step], [evaluation])
+            if job.chief and due(step, config.pictures_every, config.train_steps):
+                watchdog.feed(f"the pictures at step {step}")
+                with clock.phase("evaluate"), averaged_weights(job):
+                    pictures.show(job, summaries, step)
             if job.chief:
                 with clock.phase("checkpoint"):
                     better = False
@@ -532,6 +597,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         with clock.phase("checkpoint"):
             watchdog.feed(f"the checkpoint of step {step}")
             background.wait()
+        summaries.end_of_session(step, step >= config.train_steps)
     if job.cluster:
         watchdog.feed("waiting for the other workers to finish")
         from_chief(job, 0)
@@ -542,15 +608,6 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         held = f"the checkpoint of step {step} was there after {grace:.1f} s" if step > 0 else "no step was finished"
         raise Preempted(f"{preemption.signal_name} came at step {step}; {held}; the same command continues")
     return finish(job, record, clock, step, "complete")
-
-
-def profile(config: Config, directory: Path, step: int, ending: bool = False) -> None:
-    """Begins a profile at the first step of `--profile`, ends it at the last (or with the run)."""
-    start, stop = config.profile_steps or (None, None)
-    if not ending and step == start:
-        tf.profiler.experimental.start(str(directory))
-    if ending and start is not None and start < step and step == min(stop, config.train_steps):
-        tf.profiler.experimental.stop()
 
 
 def restore(job: Job, store: checkpoints.Checkpoints) -> tuple[int, checkpoints.State] | None:

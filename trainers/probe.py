@@ -108,9 +108,9 @@ class Observation:
                     CHANGES[change](job)
             return job
 
-        def make_train_call(job: Job, source: Any) -> Any:
+        def make_train_call(job: Job, source: Any, *rest: Any) -> Any:
             self.job, self.source = job, source
-            return _Traced(make(job, source), self)
+            return _Traced(make(job, source, *rest), self)
 
         def gradients_of_part(job: Job, features: Any, step: Any, first: Any) -> Any:
             names = sorted(features)
@@ -142,7 +142,7 @@ class Observation:
         for group, members in (("model", job.model.variables), ("optimizer", job.optimizer.variables)):
             known |= checkpoints.name_variables(group, members)
         known |= checkpoints.name_variables("ema", job.ema) | job.variables
-        values = {name: checkpoints._first(variable).numpy() for name, variable in known.items()}
+        values = {name: checkpoints.first_component(variable).numpy() for name, variable in known.items()}
         seen = {id(one.handle) for variable in known.values() for one in checkpoints._components(variable)}
         seen |= {id(token.handle) for token in checkpoints._ordering_tokens(job.strategy)}
         for outer, _ in self.concrete.graph.captures:

@@ -197,6 +197,13 @@ class RunRecord:
         write_atomically(self.directory / "flags.txt", "\n".join(self.config.flag_lines(names)) + "\n")
         self.write()
 
+    def card(self) -> dict[str, Any]:
+        """What a person wants to know of a run first."""
+        names = ("started", "host", "commit", "devices", "replicas", "parameters", "flops_per_step", "resumed_from")
+        names += ("data_fingerprint",)
+        card = {name: self.facts[name] for name in names if self.facts.get(name) is not None}
+        return card | self.facts["versions"] | {f"--{name}": value for name, value in self.facts["flags"].items()}
+
     def write(self, **facts: Any) -> None:
         """Adds facts to run.json and writes it."""
         self.facts.update(facts)

@@ -1,16 +1,29 @@
-"""TensorBoard: scalars of train and eval under the same names, and the model's graph."""
+"""TensorBoard: scalars of train and eval under the same names, graphs, histograms, pictures, text and HParams."""
 
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
-from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
+from tensorboard.plugins.histogram import metadata as histogram_metadata
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.image import metadata as image_metadata
+from tensorboard.plugins.pr_curve import metadata as pr_curve_metadata
 from tensorboard.plugins.scalar import summary_v2 as scalar_summary
+from tensorboard.plugins.text import metadata as text_metadata
 
-from trainers import graphs
+from trainers import checkpoints
+
+HISTOGRAM_BUCKETS = 30
+PR_THRESHOLDS = 51
+# The plugin that shows a graph under a tag of its own, beside the default one.
+_GRAPH_PLUGIN = "graph_run_metadata_graph"
 
 
 def _mark_start(directory: Path, step: int) -> None:
@@ -28,15 +41,30 @@ def _mark_start(directory: Path, step: int) -> None:
         writer.write(event.SerializeToString())
 
 
+def _tensor(tag: str, metadata: summary_pb2.SummaryMetadata, values: Sequence[Any]) -> summary_pb2.Summary:
+    """A summary whose value is a vector of strings, as the plugins for text and images read it."""
+    event = summary_pb2.Summary()
+    value = event.value.add(tag=tag, metadata=metadata)
+    value.tensor.dtype = types_pb2.DT_STRING
+    value.tensor.tensor_shape.dim.add(size=len(values))
+    value.tensor.string_val.extend(one if isinstance(one, bytes) else one.encode() for one in values)
+    return event
+
+
 class Summaries:
     """Event files in `train/` and `eval/` of a run_dir, from a step on. `silent`: writes nothing."""
 
     def __init__(self, directory: Path, step: int, silent: bool = False):
+        self.silent = silent
         self._writers = {split: tf.summary.create_noop_writer() for split in ("train", "eval")}
         self._events: dict[tuple[str, ...], summary_pb2.Summary] = {}
         for split in self._writers if not silent else ():
             _mark_start(directory / split, step)
             self._writers[split] = tf.summary.create_file_writer(str(directory / split))
+
+    def _write(self, split: str, step: int, event: summary_pb2.Summary) -> None:
+        with self._writers[split].as_default():
+            tf.summary.experimental.write_raw_pb(event.SerializeToString(), step)
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars of a split, as one event: an operation for each would cost a fast model its speed."""
@@ -48,13 +76,88 @@ class Summaries:
         event = self._events[split, *values]
         for value, number in zip(event.value, values.values(), strict=True):
             value.tensor.float_val[:] = [number]
-        with self._writers[split].as_default():
-            tf.summary.experimental.write_raw_pb(event.SerializeToString(), step)
+        self._write(split, step, event)
 
-    def model_graph(self, graph: tf.Graph, layers: Collection[str]) -> None:
-        """Writes the forward pass of one replica: what the Graphs tab shows first. `layers`: names of their own."""
+    def histograms(self, step: tf.Tensor, weights: Sequence[Any], gradients: Sequence[tf.Tensor]) -> None:
+        """In a graph: writes the distribution of each weight and of its gradient after update `step`."""
         with self._writers["train"].as_default():
-            tf.summary.graph(graphs.clean(graph.as_graph_def(add_shapes=True), layers))
+            for weight, gradient in zip(weights, gradients, strict=True):
+                values = {"weights": checkpoints.first_component(weight), "gradients": gradient}
+                for group, value in values.items():
+                    metadata = histogram_metadata.create_summary_metadata(display_name=None, description=None)
+                    tag = f"{group}/{weight.path}"
+                    tf.summary.write(tag, _histogram(value), step=step, metadata=_for_tensorflow(metadata))
+
+    def graph(self, graph: tf.compat.v1.GraphDef) -> None:
+        """Writes what the Graphs tab shows first."""
+        with self._writers["train"].as_default():
+            tf.summary.graph(graph)
+
+    def tagged_graph(self, tag: str, graph: tf.compat.v1.GraphDef) -> None:
+        """Writes a graph that the Graphs tab shows under a tag."""
+        facts = tf.compat.v1.RunMetadata()
+        facts.function_graphs.add().pre_optimization_graph.CopyFrom(graph)
+        metadata = summary_pb2.SummaryMetadata()
+        metadata.plugin_data.plugin_name = _GRAPH_PLUGIN
+        metadata.plugin_data.content = b"1"
+        with self._writers["train"].as_default():
+            value = tf.constant(facts.SerializeToString())
+            tf.summary.write(tag, value, step=0, metadata=_for_tensorflow(metadata))
+
+    def text(self, split: str, step: int, tag: str, markdown: str) -> None:
+        """Writes Markdown for the Text tab."""
+        metadata = text_metadata.create_summary_metadata(display_name=None, description=None)
+        self._write(split, step, _tensor(tag, metadata, [markdown]))
+
+    def image(self, split: str, step: int, tag: str, png: bytes, size: tuple[int, int], description: str) -> None:
+        """Writes a PNG of `size` (width, height) for the Images tab."""
+        metadata = image_metadata.create_summary_metadata(display_name=None, description=description)
+        self._write(split, step, _tensor(tag, metadata, [str(size[0]), str(size[1]), png]))
+
+    def pr_curve(self, split: str, step: int, tag: str, labels: np.ndarray, scores: np.ndarray) -> None:
+        """Writes precision over recall of one class: `labels [n]` of truth, `scores [n]` in [0, 1]."""
+        metadata = pr_curve_metadata.create_summary_metadata(
+            display_name=None, description="precision over recall", num_thresholds=PR_THRESHOLDS
+        )
+        event = summary_pb2.Summary()
+        value = event.value.add(tag=tag, metadata=metadata)
+        data = pr_curve(labels, scores)
+        value.tensor.CopyFrom(_proto(data.astype(np.float32)))
+        self._write(split, step, event)
+
+    def hparams(self, step: int, flags: Mapping[str, Any], metrics: Collection[str], started: float) -> None:
+        """Writes what the HParams tab compares: the flags, and which metrics of the evaluation to show beside them."""
+        experiment = api_pb2.Experiment(time_created_secs=started)
+        session = plugin_data_pb2.SessionStartInfo(start_time_secs=started)
+        for name, flag in flags.items():
+            if flag is None:
+                continue
+            info = experiment.hparam_infos.add(name=name)
+            if isinstance(flag, bool):
+                info.type, session.hparams[name].bool_value = api_pb2.DATA_TYPE_BOOL, flag
+            elif isinstance(flag, (int, float)):
+                info.type, session.hparams[name].number_value = api_pb2.DATA_TYPE_FLOAT64, flag
+            else:
+                info.type, session.hparams[name].string_value = api_pb2.DATA_TYPE_STRING, str(flag)
+        for metric in metrics:
+            # The session is `eval/`, where what it is judged by lies: the tab looks for metrics at or below it.
+            experiment.metric_infos.add(name=api_pb2.MetricName(tag=metric), display_name=metric)
+        self._hparams(step, hparams_metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment))
+        start = plugin_data_pb2.HParamsPluginData(session_start_info=session)
+        self._hparams(step, hparams_metadata.SESSION_START_INFO_TAG, start)
+
+    def end_of_session(self, step: int, succeeded: bool) -> None:
+        """Tells the HParams tab how the run ended."""
+        status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
+        session = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+        tag = hparams_metadata.SESSION_END_INFO_TAG
+        self._hparams(step, tag, plugin_data_pb2.HParamsPluginData(session_end_info=session))
+
+    def _hparams(self, step: int, tag: str, content: plugin_data_pb2.HParamsPluginData) -> None:
+        event = summary_pb2.Summary()
+        value = event.value.add(tag=tag, metadata=hparams_metadata.create_summary_metadata(content))
+        value.tensor.CopyFrom(hparams_metadata.NULL_TENSOR)
+        self._write("eval", step, event)
 
     def flush(self) -> None:
         """Brings the events to the files."""
@@ -65,3 +168,42 @@ class Summaries:
         """Closes the event files."""
         for writer in self._writers.values():
             writer.close()
+
+
+def _for_tensorflow(metadata: summary_pb2.SummaryMetadata) -> tf.compat.v1.SummaryMetadata:
+    """TensorBoard's message as TensorFlow's class of the same."""
+    return tf.compat.v1.SummaryMetadata.FromString(metadata.SerializeToString())
+
+
+def _proto(array: np.ndarray) -> Any:
+    """An array as the message that events hold."""
+    return tensor_pb2.TensorProto.FromString(tf.make_tensor_proto(array).SerializeToString())
+
+
+def _histogram(value: tf.Tensor) -> tf.Tensor:
+    """`[buckets, 3]`, float64: left edge, right edge and count of buckets of one width, as the plugin reads it."""
+    value = tf.cast(tf.reshape(value, [-1]), tf.float64)
+    low, high = tf.reduce_min(value), tf.reduce_max(value)
+    # Where all values are one, a width of 1 around it.
+    low, high = tf.where(low < high, low, low - 0.5), tf.where(low < high, high, high + 0.5)
+    counts = tf.histogram_fixed_width(value, tf.stack([low, high]), HISTOGRAM_BUCKETS)
+    edges = tf.linspace(low, high, HISTOGRAM_BUCKETS + 1)
+    return tf.stack([edges[:-1], edges[1:], tf.cast(counts, tf.float64)], axis=1)
+
+
+def pr_curve(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """`[6, thresholds]`: true and false positives, true and false negatives, precision, recall, thresholds rising."""
+    thresholds = np.linspace(0.0, 1.0, PR_THRESHOLDS)
+    said = scores[:, None] >= thresholds[None, :]
+    truth = labels.astype(bool)[:, None]
+    found = [(said & truth), (said & ~truth), (~said & ~truth), (~said & truth)]
+    true_positive, false_positive, true_negative, false_negative = (one.sum(axis=0) for one in found)
+    precision = true_positive / np.maximum(true_positive + false_positive, 1e-7)
+    recall = true_positive / np.maximum(true_positive + false_negative, 1e-7)
+    return np.stack([true_positive, false_positive, true_negative, false_negative, precision, recall])
+
+
+def table_of(facts: Mapping[str, Any]) -> str:
+    """A Markdown table of names and values."""
+    rows = [f"| {name} | {str(value).replace('|', '¦')} |" for name, value in facts.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])

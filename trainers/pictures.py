@@ -1,0 +1,180 @@
+"""What a model gets wrong, for TensorBoard: drawn or written out after an evaluation, by the kind of its task."""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageDraw, ImageFont
+
+from trainers.job import Job
+from trainers.summaries import Summaries
+
+# Examples of the evaluation split that are looked at, and how many of the worst are shown.
+MOST_EXAMPLES = 5000
+WORST = 16
+# Classes up to which a matrix and curves are legible.
+MOST_CLASSES = 30
+# Characters that a language model is given, and that it goes on with.
+PROMPT, CONTINUATION = 48, 80
+_BATCH = 256
+_INK, _PAPER, _BLUE = (30, 30, 30), (255, 255, 255), (31, 99, 180)
+
+
+def predict(job: Job) -> tuple[dict[str, np.ndarray], Any, Any, np.ndarray]:
+    """The first examples of the evaluation split: inputs, targets, outputs, and the loss of each, on the host."""
+    split, parts = job.dataset.eval, []
+    if split.arrays is not None:
+        for start in range(0, min(split.size, MOST_EXAMPLES), _BATCH):
+            end = min(start + _BATCH, MOST_EXAMPLES)
+            parts.append({key: tf.constant(array[start:end]) for key, array in split.arrays.items()})
+    else:
+        parts = list(split.stream().take(MOST_EXAMPLES).batch(_BATCH))
+    rows = []
+    for features in parts:
+        inputs, targets = job.dataset.prepare(features)
+        outputs = job.model(job.task.inputs(inputs), training=False)
+        rows.append((inputs, targets, outputs, job.task.loss(targets, outputs)))
+    whole = [
+        tf.nest.map_structure(lambda *values: np.concatenate(values), *column) for column in zip(*rows, strict=True)
+    ]
+    return tuple(whole)
+
+
+def show(job: Job, summaries: Summaries, step: int) -> None:
+    """Writes the pictures of the model as it is to `eval/`."""
+    if summaries.silent:
+        return
+    kind = job.dataset.spec.task
+    if kind == "language":
+        summaries.text("eval", step, "sample", _sample(job))
+        return
+    inputs, targets, outputs, losses = predict(job)
+    if kind == "classification":
+        _show_classes(summaries, step, inputs, targets, outputs, losses, job.dataset.spec.num_classes)
+    else:
+        outputs = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+        _write(
+            summaries,
+            step,
+            "predicted_over_true",
+            scatter(targets, outputs),
+            "each point an example, in standard deviations of the target",
+        )
+
+
+def _write(summaries: Summaries, step: int, tag: str, image: Image.Image, description: str) -> None:
+    held = io.BytesIO()
+    image.save(held, "PNG")
+    summaries.image("eval", step, tag, held.getvalue(), image.size, description)
+
+
+def _show_classes(
+    summaries: Summaries,
+    step: int,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    outputs: np.ndarray,
+    losses: np.ndarray,
+    num_classes: int,
+) -> None:
+    said = outputs.argmax(axis=1)
+    if num_classes <= MOST_CLASSES:
+        counts = np.zeros([num_classes, num_classes], np.int64)
+        np.add.at(counts, (targets, said), 1)
+        _write(
+            summaries, step, "confusion_matrix", matrix(counts), "rows: the true class; columns: what the model says"
+        )
+        scores = keras.ops.convert_to_numpy(keras.ops.softmax(outputs))
+        for label in range(num_classes):
+            summaries.pr_curve("eval", step, f"precision_recall/{label}", targets == label, scores[:, label])
+    if inputs.ndim == 4 and inputs.shape[-1] in (1, 3):
+        worst = np.argsort(-losses)[:WORST]
+        captions = [f"is {targets[i]}, said {said[i]}\nloss {losses[i]:.3g}" for i in worst]
+        _write(
+            summaries, step, "worst_examples", sheet(inputs[worst], captions), "the largest losses of the evaluation"
+        )
+
+
+def matrix(counts: np.ndarray) -> Image.Image:
+    """A confusion matrix `[classes, classes]`: the darker, the larger its share of the true class."""
+    classes, cell, margin = len(counts), 44, 56
+    size = margin + classes * cell + 12
+    image = Image.new("RGB", (size, size), _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
+    draw.text((margin, 6), "what the model says", _INK, font)
+    draw.text((6, 6), "true", _INK, font)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    for i in range(classes):
+        middle = margin + i * cell + cell / 2
+        draw.text((middle, margin - 14), str(i), _INK, font, "mm")
+        draw.text((margin - 14, middle), str(i), _INK, font, "rm")
+        for j in range(classes):
+            left, top = margin + j * cell, margin + i * cell
+            shade = tuple(round(p + (b - p) * shares[i, j]) for p, b in zip(_PAPER, _BLUE, strict=True))
+            draw.rectangle([left, top, left + cell - 1, top + cell - 1], shade, (225, 225, 225))
+            if counts[i, j]:
+                ink = _PAPER if shares[i, j] > 0.5 else _INK
+                draw.text((left + cell / 2, top + cell / 2), str(counts[i, j]), ink, font, "mm")
+    return image
+
+
+def sheet(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
+    """Images `[n, height, width, 1 or 3]` of any range side by side, enlarged to be seen, each with two lines below."""
+    side, text, gap = 128, 42, 8
+    columns = min(len(images), 4)
+    rows = math.ceil(len(images) / columns)
+    image = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text + gap) + gap), _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
+    low, high = float(images.min()), float(images.max())
+    for i, (one, caption) in enumerate(zip(images, captions, strict=True)):
+        bytes_ = np.uint8(255 * (one.astype(np.float32) - low) / max(high - low, 1e-12))
+        tile = Image.fromarray(bytes_[..., 0] if bytes_.shape[-1] == 1 else bytes_).convert("RGB")
+        left, top = gap + i % columns * (side + gap), gap + i // columns * (side + text + gap)
+        image.paste(tile.resize((side, side), Image.Resampling.NEAREST), (left, top))
+        draw.multiline_text((left, top + side + 3), caption, _INK, font, spacing=2)
+    return image
+
+
+def scatter(targets: np.ndarray, outputs: np.ndarray) -> Image.Image:
+    """Predicted over true values, with the line on which they are equal."""
+    side, margin = 420, 56
+    image = Image.new("RGB", (side + 2 * margin, side + 2 * margin), _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
+    truth, said = targets.reshape(-1).astype(np.float64), outputs.reshape(-1).astype(np.float64)
+    low, high = float(min(truth.min(), said.min())), float(max(truth.max(), said.max()))
+    span = max(high - low, 1e-12)
+    low, high = low - 0.03 * span, high + 0.03 * span
+
+    def place(value: float) -> float:
+        return (value - low) / (high - low) * side
+
+    draw.rectangle([margin, margin, margin + side, margin + side], outline=(200, 200, 200))
+    draw.line([margin, margin + side, margin + side, margin], (160, 160, 160))
+    for tick in np.linspace(math.ceil(low), math.floor(high), 5) if math.floor(high) > math.ceil(low) else ():
+        draw.text((margin + place(tick), margin + side + 14), f"{tick:g}", _INK, font, "mm")
+        draw.text((margin - 8, margin + side - place(tick)), f"{tick:g}", _INK, font, "rm")
+    for x, y in zip(truth, said, strict=True):
+        left, top = margin + place(x), margin + side - place(y)
+        draw.ellipse([left - 3, top - 3, left + 3, top + 3], _BLUE)
+    draw.text((margin + side / 2, margin + side + 36), "true", _INK, font, "mm")
+    draw.text((margin, margin - 20), "predicted", _INK, font)
+    return image
+
+
+def _sample(job: Job) -> str:
+    """How a language model goes on with the beginning of the evaluation split, each time with its most likely token."""
+    length = job.dataset.spec.input_shape[0]
+    tokens = list(np.asarray(job.dataset.eval.arrays["tokens"][0, :PROMPT]).astype(np.int32))
+    for _ in range(CONTINUATION):
+        window = np.zeros([1, length], np.int32)
+        recent = tokens[-length:]
+        window[0, : len(recent)] = recent
+        logits = job.model(job.task.inputs(tf.constant(window)), training=False)
+        tokens.append(int(np.argmax(logits[0, len(recent) - 1])))
+    text = bytes(tokens).decode(errors="replace")
+    prompt, rest = text[:PROMPT], text[PROMPT:]
+    return f"Given:\n\n```\n{prompt}\n```\n\nGone on with:\n\n```\n{rest}\n```"
