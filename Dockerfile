@@ -2,37 +2,47 @@
 # Pin the base by digest where it matters: --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:…
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# ---- builders: a virtual environment from a hash lock, and what it holds as a bill of materials ----------------------
+# ---- builders: a virtual environment from a hash lock, and a bill of what it holds (/opt/venv/sbom.cdx.json) ---------
 FROM ${BASE_IMAGE} AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-RUN python -m venv /opt/venv
-COPY requirements/build.txt ./
+RUN python -m venv /opt/venv && python -m venv /opt/sbom
+COPY requirements/build.txt requirements/sbom.txt ./
 # Optional secrets: a site's pip configuration and certificates; not given, they have no effect. Nothing of them stays.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca.crt,target=/etc/ssl/pip-ca.crt,required=false \
-    /opt/venv/bin/pip install --require-hashes --no-deps --only-binary=:all: -r build.txt
+    /opt/venv/bin/pip install --require-hashes --no-deps --only-binary=:all: -r build.txt && \
+    /opt/sbom/bin/pip install --require-hashes --no-deps --only-binary=:all: -r sbom.txt
 
 FROM builder AS builder-cpu
 COPY requirements/cpu.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca.crt,target=/etc/ssl/pip-ca.crt,required=false \
     /opt/venv/bin/pip install --require-hashes --no-deps --no-build-isolation --only-binary=:all: \
-      --no-binary=promise -r cpu.txt && /opt/venv/bin/pip check
+      --no-binary=promise -r cpu.txt && /opt/venv/bin/pip check && \
+    /opt/sbom/bin/cyclonedx-py environment --output-file /opt/venv/sbom.cdx.json /opt/venv
 
 FROM builder AS builder-gpu
 COPY requirements/gpu.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca.crt,target=/etc/ssl/pip-ca.crt,required=false \
     /opt/venv/bin/pip install --require-hashes --no-deps --no-build-isolation --only-binary=:all: \
-      --no-binary=promise -r gpu.txt && /opt/venv/bin/pip check
+      --no-binary=promise -r gpu.txt && /opt/venv/bin/pip check && \
+    /opt/sbom/bin/cyclonedx-py environment --output-file /opt/venv/sbom.cdx.json /opt/venv
 
 FROM builder AS builder-tensorboard
 COPY requirements/tensorboard.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca.crt,target=/etc/ssl/pip-ca.crt,required=false \
     /opt/venv/bin/pip install --require-hashes --no-deps --only-binary=:all: -r tensorboard.txt && \
-    /opt/venv/bin/pip check
+    /opt/venv/bin/pip check && \
+    /opt/sbom/bin/cyclonedx-py environment --output-file /opt/venv/sbom.cdx.json /opt/venv
+
+# ---- the code: one layer, the same for each build of a commit --------------------------------------------------------
+FROM scratch AS code
+COPY COMMIT* /app/
+COPY models /app/models
+COPY trainers /app/trainers
 
 # ---- what the final stages share: a user with a fixed id, and the labels of the commit -------------------------------
 FROM ${BASE_IMAGE} AS final
@@ -41,17 +51,12 @@ RUN groupadd --gid 10001 lockstep && \
     install -d -m 1777 /work
 # The root file system may be read-only: what is written goes to /work (a volume) and /tmp.
 ENV HOME=/tmp PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility
-ARG VERSION=0.1.0
-ARG COMMIT=unknown
+# launch/image.sh adds the version and the commit; the trainer reads the latter from /app/COMMIT.
 LABEL org.opencontainers.image.title="lockstep" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${COMMIT}" \
       org.opencontainers.image.licenses="Apache-2.0"
-ENV LOCKSTEP_COMMIT=${COMMIT}
 WORKDIR /work
 USER 10001:10001
-# A trainer is a batch job: its exit code and --step_timeout say how it is, so there is no probe to poll.
-HEALTHCHECK NONE
+# No HEALTHCHECK: a trainer is a batch job, its exit code and --step_timeout say how it is.
 
 FROM final AS tensorboard
 COPY --from=builder-tensorboard /opt/venv /opt/venv
@@ -61,12 +66,10 @@ ENTRYPOINT ["tensorboard", "--host=0.0.0.0", "--port=6006", "--logdir=/work"]
 
 FROM final AS gpu
 COPY --from=builder-gpu /opt/venv /opt/venv
-COPY models /app/models
-COPY trainers /app/trainers
+COPY --from=code /app /app
 ENTRYPOINT ["python", "/app/trainers/custom_loop.py"]
 
 FROM final AS cpu
 COPY --from=builder-cpu /opt/venv /opt/venv
-COPY models /app/models
-COPY trainers /app/trainers
+COPY --from=code /app /app
 ENTRYPOINT ["python", "/app/trainers/custom_loop.py"]

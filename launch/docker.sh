@@ -7,12 +7,16 @@ stage=cpu gpus=()
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
   stage=gpu
   case $(basename "$engine") in podman) gpus=(--device nvidia.com/gpu=all) ;; *) gpus=(--gpus all) ;; esac
+  # NCCL pins memory and wants a large stack.
+  gpus+=(--ulimit memlock=-1 --ulimit stack=67108864)
 fi
 runs=$(realpath -m -- "${RUNS:-runs}")
 mkdir -p -- "$runs"
+user=$(id -u):$(id -g)
+# Root trains as the image's own user.
+if [ "$(id -u)" = 0 ]; then user=10001:10001 && chown 10001:10001 -- "$runs"; fi
 read -r -a more <<<"${ENGINE_FLAGS:-}"
-# NCCL and tf.data share memory between processes; locked memory is for GPUs.
-exec "$engine" run --rm --init=false --read-only --tmpfs /tmp:rw,exec,size=2g --cap-drop ALL \
-  --security-opt no-new-privileges --shm-size 1g --ulimit memlock=-1:-1 --ulimit stack=67108864:67108864 \
-  --user "$(id -u):$(id -g)" --volume "$runs:/work/runs" "${gpus[@]}" "${more[@]}" \
-  "${IMAGE:-lockstep:$stage}" --strategy=mirrored "$@"
+# NCCL and tf.data share memory between processes.
+exec "$engine" run --rm --read-only --tmpfs /tmp:rw,size=2g,mode=1777 --cap-drop ALL \
+  --security-opt no-new-privileges --shm-size 1g \
+  --user "$user" --volume "$runs:/work/runs" "${gpus[@]}" "${more[@]}" "${IMAGE:-lockstep:$stage}" --strategy=mirrored "$@"

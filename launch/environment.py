@@ -3,6 +3,7 @@
     python launch/environment.py runtime        # what launch/local.sh needs
     python launch/environment.py test           # the same and the test tools, for launch/test.sh
     python launch/environment.py tensorboard    # .venv.tensorboard, without TensorFlow, for launch/tensorboard.sh
+    python launch/environment.py sbom           # .venv.sbom, what lists and audits packages, for launch/audit.sh
 
 Standard library only: this runs on a machine that has bash and Python 3.11 and nothing else. A lock that is
 installed already (a stamp holds its digest) costs one small file read, and reaches no network.
@@ -19,13 +20,15 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PURPOSES = ("runtime", "test", "tensorboard")
+# Those with an environment of their own, and those that share `.venv`.
+ALONE = ("tensorboard", "sbom")
+PURPOSES = ("runtime", "test", *ALONE)
 USAGE_ERROR = 2
 
 
 def venv(purpose: str) -> Path:
     """Where the environment for a purpose lies."""
-    return ROOT / (".venv.tensorboard" if purpose == "tensorboard" else ".venv")
+    return ROOT / (f".venv.{purpose}" if purpose in ALONE else ".venv")
 
 
 def stamp_of(place: Path) -> Path:
@@ -54,8 +57,8 @@ def device() -> str:
 
 def locks(purpose: str) -> list[str]:
     """The lock files that a purpose needs, in the order of their installation."""
-    if purpose == "tensorboard":
-        return ["build", "tensorboard"]
+    if purpose in ALONE:
+        return ["build", purpose]
     return ["build", device()] + (["test"] if purpose == "test" else [])
 
 

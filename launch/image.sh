@@ -14,5 +14,7 @@ esac
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 git archive HEAD Dockerfile .dockerignore requirements models trainers | tar -x -C "$context"
-"$engine" build "${reproducible[@]}" --target "$stage" --build-arg "COMMIT=$(git rev-parse HEAD)" \
-  --tag "lockstep:$stage" "$@" "$context"
+git rev-parse HEAD >"$context/COMMIT"
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+"$engine" build "${reproducible[@]}" --target "$stage" --label "org.opencontainers.image.version=$version" \
+  --label "org.opencontainers.image.revision=$(git rev-parse HEAD)" --tag "lockstep:$stage" "$@" "$context"

@@ -11,3 +11,4 @@ lock "$@" runtime.in -c build.txt -o cpu.txt
 lock "$@" gpu.in -c cpu.txt -o gpu.txt
 lock "$@" test.in -c cpu.txt -o test.txt
 lock "$@" tensorboard.in -c cpu.txt -o tensorboard.txt
+lock "$@" sbom.in -o sbom.txt

@@ -54,6 +54,7 @@ def test_both_strategies_work_from_the_root(trainer, tmp_path, strategy):
     code, output = trainer(f"--strategy={strategy}", *flags).wait()
     assert code == 0, output
     assert "step 20/20  eval" in output
+    assert "WARNING" not in output and "Instructions" not in output
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(run, tmp_path, capsys):
@@ -82,7 +83,8 @@ def test_metrics_come_at_their_cadences_and_agree_with_tensorboard(run, tmp_path
         if line["split"] == "eval":
             wanted |= {"f1", "calibration_error"}
         else:
-            wanted |= {"learning_rate", "gradient_norm", "steps_per_second", "examples_per_second"}
+            wanted |= {"learning_rate", "gradient_norm", "parameter_norm", "update_norm"}
+            wanted |= {"steps_per_second", "examples_per_second", "model_flops_per_second"}
             wanted |= {f"share_{part}" for part in ("input", "compute", "evaluate", "checkpoint", "python")}
         assert line.keys() == wanted | {"step", "split"}
     events = event_multiplexer.EventMultiplexer(size_guidance={"tensors": 0}).AddRunsFromDirectory(
@@ -185,10 +187,10 @@ def test_a_variable_that_keras_does_not_track_is_refused(run, monkeypatch):
 def test_a_second_trace_is_logged_with_its_cause(run, monkeypatch, caplog):
     make, calls = custom_loop.make_train_call, []
 
-    def twice(job, source):
-        calls.append(make(job, source))
+    def twice(*arguments):
+        calls.append(make(*arguments))
         calls[-1].get_concrete_function()
-        return make(job, source)
+        return make(*arguments)
 
     monkeypatch.setattr(custom_loop, "make_train_call", twice)
     with caplog.at_level(logging.WARNING):

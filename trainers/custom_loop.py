@@ -213,12 +213,14 @@ def update_ema(strategy: tf.distribute.Strategy, job: Job) -> None:
 
 
 def boxed(function: Callable) -> Callable:
-    """A replica's function in a name scope `replica_N`, for graphs and profiles: TensorFlow boxes all but the first."""
+    """A replica's function in a name scope `replica_N`, for graphs and profiles: TensorFlow boxes all but the first.
+
+    N counts the replicas of this process: workers that gave one collective two names would wait for each other.
+    """
 
     def in_box(*arguments: Any) -> Any:
-        number = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
-        scope, box = tf.compat.v1.get_default_graph().get_name_scope(), f"replica_{number}"
-        with contextlib.nullcontext() if scope.endswith(box) else tf.name_scope(box):
+        innermost = tf.compat.v1.get_default_graph().get_name_scope().rpartition("/")[2]
+        with contextlib.nullcontext() if innermost.startswith("replica_") else tf.name_scope("replica_0"):
             return function(*arguments)
 
     return tf.autograph.experimental.do_not_convert(in_box)
@@ -264,7 +266,8 @@ def make_train_call(job: Job, source: Any, summaries: Summaries | None = None) -
     update = boxed(lambda gradients: replica_update(job, gradients))
 
     every = tf.constant(job.config.log_every or job.config.train_steps, tf.int64)
-    histogram_every = job.config.histogram_every if summaries is not None else 0
+    # The graphs of all workers must be one: where only the chief writes, it does so between calls.
+    histogram_every = job.config.histogram_every if summaries is not None and job.cluster is None else 0
     local = job.strategy.experimental_local_results
     sums_spec, news_spec = (tf.TensorSpec([size], tf.float64) for size in (num_sums(job.task.metrics), NUM_NEWS))
 
@@ -521,7 +524,8 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         stopping = bool(from_chief(job, 0)) if job.cluster else preemption.requested
         while step < config.train_steps and not stopping:
             # 1. A compiled call, up to the next thing to do.
-            cadences = (config.eval_every, config.checkpoint_every, config.pictures_every)
+            cadences = [config.eval_every, config.checkpoint_every, config.pictures_every]
+            cadences += [config.histogram_every] if job.cluster else []
             stop = min(next_due(step, every, config.train_steps) for every in cadences)
             limit = config.steps_per_call or (int(CALL_SECONDS / seconds_per_step) if seconds_per_step else 1)
             stop = profiles.stop_of(step, min(stop, step + max(limit, 1)))
@@ -571,6 +575,8 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
                 background.do(tell_windows, windows[logged], rates, shares.take())
             if logged[-1]:
                 sums = np.zeros_like(sums)
+            if job.cluster and job.chief and config.histogram_every and step % config.histogram_every == 0:
+                summaries.histograms(step, model.trainable_variables)
             evaluation = None
             if due(step, config.eval_every, config.train_steps):
                 watchdog.feed(f"the evaluation at step {step}")

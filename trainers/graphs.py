@@ -37,7 +37,13 @@ def flops(graph: tf.Graph) -> int:
     Matrix products and convolutions are nearly all of it; a multiplication and an addition count as two.
     """
     options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation() | {"output": "none"}
-    return tf.compat.v1.profiler.profile(graph, options=options).total_float_ops
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # that it was designed for TensorFlow 1
+    try:
+        return tf.compat.v1.profiler.profile(graph, options=options).total_float_ops
+    finally:
+        logger.setLevel(level)
 
 
 def step(graph: tf.Graph, layers: Collection[str]) -> tf.compat.v1.GraphDef | None:

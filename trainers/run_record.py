@@ -106,9 +106,9 @@ def _now() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout, with `-dirty` if it has changes; an image carries it in LOCKSTEP_COMMIT."""
-    if named := os.environ.get("LOCKSTEP_COMMIT"):
-        return named
+    """The commit of the checkout, with `-dirty` if it has changes; an image carries it in the file COMMIT."""
+    with contextlib.suppress(OSError):
+        return (_ROOT / "COMMIT").read_text().strip()
     command = ["git", "-C", str(_ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     with contextlib.suppress(OSError):
         answer = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -78,12 +78,15 @@ class Summaries:
             value.tensor.float_val[:] = [number]
         self._write(split, step, event)
 
-    def histograms(self, step: tf.Tensor, weights: Sequence[Any], gradients: Sequence[tf.Tensor]) -> None:
-        """In a graph: writes the distribution of each weight and of its gradient after update `step`."""
+    def histograms(self, step: Any, weights: Sequence[Any], gradients: Sequence[tf.Tensor] = ()) -> None:
+        """Writes the distribution of each weight after update `step`, and of its gradient if that is given.
+
+        In a graph, too: then it is part of the compiled loop.
+        """
         with self._writers["train"].as_default():
-            for weight, gradient in zip(weights, gradients, strict=True):
-                values = {"weights": checkpoints.first_component(weight), "gradients": gradient}
-                for group, value in values.items():
+            for i, weight in enumerate(weights):
+                values = {"weights": checkpoints.first_component(weight)}
+                for group, value in (values | ({"gradients": gradients[i]} if gradients else {})).items():
                     metadata = histogram_metadata.create_summary_metadata(display_name=None, description=None)
                     tag = f"{group}/{weight.path}"
                     tf.summary.write(tag, _histogram(value), step=step, metadata=_for_tensorflow(metadata))

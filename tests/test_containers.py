@@ -1,0 +1,341 @@
+"""The images, really built and run: by podman, on a base that debootstrap makes, since no registry is asked.
+
+They are built once for a commit, whichever test comes first. Where the machine cannot, the tests skip and say why.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, metrics
+
+PROGRAMS = ("podman", "runc", "debootstrap")
+BASE = "localhost/lockstep-base:bookworm"
+SETTINGS = """
+[containers]
+default_ulimits = ["nofile=1024:4096", "nproc=1024:4096"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+"""  # no systemd here; limits above the machine's are refused
+CALLER = 12345
+
+
+def commit() -> str:
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def podman(tmp_path_factory):
+    """`podman(word, …)` runs podman and returns what it has done."""
+    absent = [program for program in PROGRAMS if shutil.which(program) is None]
+    if absent or os.geteuid():
+        pytest.skip(
+            f"images cannot be built here: {', '.join(absent) + ' is missing' if absent else 'this is not root'}"
+        )
+    if not (ROOT / ".git").exists():
+        pytest.skip("images are built from a commit, and this is no checkout")
+    folder = tmp_path_factory.mktemp("podman")
+    (folder / "containers.conf").write_text(SETTINGS)
+    env = os.environ | {"CONTAINERS_CONF": str(folder / "containers.conf"), "ENGINE": shutil.which("podman")}
+
+    def call(*words, check=True, timeout=900, **more):
+        done = subprocess.run(
+            [str(word) for word in words],
+            capture_output=True,
+            text=True,
+            env=env | more,
+            cwd=ROOT,
+            timeout=timeout,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"{words}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+        return done
+
+    def run(*words, **keywords):
+        return call("podman", *words, **keywords)
+
+    run.call, run.env, run.folder = call, env, folder
+    probe = call("podman", "info", check=False)
+    if probe.returncode:
+        pytest.skip(f"podman does not run here: {probe.stderr.strip()[-300:]}")
+    return run
+
+
+def secrets(folder: Path) -> list[str]:
+    """This machine's certificates, as the optional secrets of the build."""
+    certificates = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
+    if not certificates:
+        return []
+    (folder / "pip.conf").write_text("[global]\ncert = /etc/ssl/pip-ca.crt\ntimeout = 180\n")
+    return ["--secret", f"id=pip.conf,src={folder / 'pip.conf'}", "--secret", f"id=ca.crt,src={certificates}"]
+
+
+@pytest.fixture(scope="module")
+def images(podman):
+    """The stages `cpu` and `tensorboard` of this commit, built if they are not there: their names."""
+    with open(Path(tempfile.gettempdir()) / "lockstep-images.lock", "w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if podman("image", "exists", BASE, check=False).returncode:
+            podman.call(ROOT / "launch/base_image.sh")
+        for stage in ("cpu", "tensorboard"):
+            asked = podman("image", "inspect", f"lockstep:{stage}", "--format", "{{json .Labels}}", check=False)
+            if asked.returncode == 0 and json.loads(asked.stdout).get("org.opencontainers.image.revision") == commit():
+                continue
+            words = ["--pull=never", "--network", "host", "--build-arg", f"BASE_IMAGE={BASE}", *secrets(podman.folder)]
+            podman.call(ROOT / "launch/image.sh", stage, *words, timeout=1500)
+    return {stage: f"lockstep:{stage}" for stage in ("cpu", "tensorboard")}
+
+
+def inspected(podman, image):
+    return json.loads(podman("image", "inspect", image).stdout)[0]
+
+
+def test_an_image_says_what_it_is(podman, images):
+    sizes = {}
+    for stage, image in images.items():
+        facts = inspected(podman, image)
+        sizes[stage] = facts["Size"] / 1e6
+        assert facts["User"] == "10001:10001"
+        assert facts["Labels"]["org.opencontainers.image.revision"] == commit()
+        assert facts["Labels"]["org.opencontainers.image.version"]
+    assert inspected(podman, images["cpu"])["Config"]["Entrypoint"] == ["python", "/app/trainers/custom_loop.py"]
+    print("\n\n| image | MB |\n|---|---|\n" + "\n".join(f"| `{stage}` | {size:.0f} |" for stage, size in sizes.items()))
+    assert sizes["tensorboard"] < sizes["cpu"] / 2
+
+
+def test_nothing_in_an_image_is_what_built_it(podman, images):
+    look = "command -v gcc cc make g++; ls /etc/pip.conf /etc/ssl/pip-ca.crt /build /opt/sbom /app/tests 2>/dev/null"
+    for image in images.values():
+        found = podman("run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c", look, check=False)
+        assert found.stdout.strip() == ""
+    listed = podman(
+        "run", "--rm", "--network", "none", "--entrypoint", "python", images["tensorboard"], "-m", "pip", "list"
+    )
+    assert re.search(r"^tensorboard[-_]plugin[-_]profile ", listed.stdout, re.MULTILINE)
+    assert not re.search(r"^(tensorflow|keras) ", listed.stdout, re.MULTILINE)
+
+
+def test_the_bill_of_materials_names_versions_and_licences_of_the_lock(podman, images):
+    text = podman(
+        "run", "--rm", "--network", "none", "--entrypoint", "cat", images["cpu"], "/opt/venv/sbom.cdx.json"
+    ).stdout
+    bill = json.loads(text)
+    assert bill["bomFormat"] == "CycloneDX"
+    found = {part["name"].lower().replace("_", "-"): part for part in bill["components"]}
+    locked = re.findall(
+        r"^([a-z0-9._-]+)==([^ \\]+) ?([^\\]*)", (ROOT / "requirements/cpu.txt").read_text(), re.MULTILINE
+    )
+    plain = [(name, version) for name, version, marker in locked if ";" not in marker]
+    assert len(plain) > 40
+    for name, version in plain:
+        assert found[name.replace("_", "-")]["version"] == version
+    licensed = [name for name, part in found.items() if part.get("licenses")]
+    assert len(licensed) > 0.8 * len(found)
+
+
+def test_two_builds_of_a_commit_give_the_same_layer_of_code(podman, images):
+    layers = []
+    for number in range(2):
+        name = f"localhost/lockstep-code:{number}"
+        words = ["--no-cache", "--pull=never", "--build-arg", f"BASE_IMAGE={BASE}", "--tag", name]
+        podman.call(ROOT / "launch/image.sh", "code", *words)
+        layers.append(inspected(podman, name)["RootFS"]["Layers"])
+        time.sleep(1.1)
+    assert layers[0] == layers[1]
+
+
+INSIDE = """
+import json, os
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+def writes(path):
+    try:
+        open(path, "w").close()
+        return True
+    except OSError:
+        return False
+print(json.dumps({
+    "uid": os.getuid(), "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16),
+    "no_new_privileges": status["NoNewPrivs"].strip(), "root": writes("/written"), "app": writes("/app/written"),
+    "tmp": writes("/tmp/written"), "runs": writes("/work/runs/written"),
+}))
+"""
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for parent in [folder, *folder.parents]:
+        if str(parent).startswith("/tmp/"):
+            parent.chmod(0o755)
+    return folder
+
+
+def docker(podman, runs, *flags, more="", check=True, **env):
+    """launch/docker.sh, without network."""
+    return podman.call(
+        ROOT / "launch/docker.sh", *flags, check=check, RUNS=str(runs), IMAGE="lockstep:cpu",
+        ENGINE_FLAGS=f"--network none {more}", **env,
+    )  # fmt: skip
+
+
+def test_a_container_has_no_privileges_and_a_root_that_cannot_be_written(podman, images, runs):
+    (runs.parent / "python").write_text(INSIDE)
+    # docker.sh runs an entry point; here it is one that looks around.
+    (runs.parent / "python").chmod(0o644)
+    mount = f"--entrypoint python --volume {runs.parent / 'python'}:/inside.py:ro"
+    script = ROOT / "launch/docker.sh"
+    words = script.read_text().replace('--strategy=mirrored "$@"', "/inside.py")
+    changed = runs.parent / "docker.sh"
+    changed.write_text(words)
+    changed.chmod(0o755)
+    done = podman.call(changed, RUNS=str(runs), IMAGE="lockstep:cpu", ENGINE_FLAGS=f"--network none {mount}")
+    facts = json.loads(done.stdout.strip().splitlines()[-1])
+    assert facts == {
+        "uid": 10001,
+        "capabilities": 0,
+        "no_new_privileges": "1",
+        "root": False,
+        "app": False,
+        "tmp": True,
+        "runs": True,
+    }
+
+
+def test_the_image_trains_to_accuracy_without_network_and_its_files_are_the_callers(podman, images, runs):
+    os.chown(runs, CALLER, CALLER)
+    words = ["run", "--rm", "--read-only", "--tmpfs", "/tmp:rw,mode=1777", "--cap-drop", "ALL", "--network", "none"]
+    words += ["--user", f"{CALLER}:{CALLER}", "--volume", f"{runs}:/work/runs", images["cpu"]]
+    done = podman(*words, "--strategy=mirrored", "--model=mlp", "--run_dir=runs/first")
+    assert "complete: step 1000" in done.stderr + done.stdout
+    facts = json.loads((runs / "first/run.json").read_text())
+    assert facts["final"]["eval"]["accuracy"] >= 0.96
+    assert facts["commit"] == commit()
+    owners = {(path.stat().st_uid, path.stat().st_gid) for path in runs.rglob("*")}
+    assert owners == {(CALLER, CALLER)}
+
+
+def test_sigterm_to_a_container_saves_and_a_second_container_continues(podman, images, runs):
+    flags = ["--model=mlp", "--train_steps=4000", "--checkpoint_every=200", "--run_dir=runs/stopped", "--log_every=500"]
+    name = f"lockstep-stopped-{os.getpid()}"
+    command = [str(ROOT / "launch/docker.sh"), *flags]
+    env = podman.env | {"RUNS": str(runs), "IMAGE": "lockstep:cpu", "ENGINE_FLAGS": f"--network none --name {name}"}
+    with open(runs.parent / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while not any((runs / "stopped/checkpoints").glob("step-*")):
+            assert process.poll() is None and time.monotonic() < deadline, (runs.parent / "log").read_text()
+            time.sleep(0.05)
+        podman("kill", "--signal", "TERM", name)
+        assert process.wait(60) == 143, (runs.parent / "log").read_text()
+    finally:
+        with contextlib.suppress(Exception):
+            process.kill()
+    assert "the same command continues" in (runs.parent / "log").read_text()
+    done = docker(podman, runs, *flags)
+    assert "resumed from the checkpoint of step" in done.stdout + done.stderr
+    assert metrics(runs / "stopped")[-1]["step"] == 4000
+
+
+def test_a_bad_flag_is_one_line_and_code_2_from_a_container_too(podman, images, runs):
+    done = docker(podman, runs, "--model=nothing", check=False)
+    assert done.returncode == 2
+    assert "'nothing' is not known" in done.stderr
+
+
+def test_the_tensorboard_image_shows_a_run(podman, images, runs, run, tmp_path):
+    import urllib.request
+
+    from launch.workers import free_ports
+
+    run(name="runs/shown")
+    subprocess.run(["chmod", "-R", "a+rX", str(tmp_path)], check=True)
+    port, name = free_ports(1)[0], f"lockstep-tensorboard-{os.getpid()}"
+    words = [
+        "run",
+        "--rm",
+        "--detach",
+        "--name",
+        name,
+        "--network",
+        "host",
+        "--read-only",
+        "--tmpfs",
+        "/tmp",
+        "--cap-drop",
+    ]
+    words += ["ALL", "--volume", f"{tmp_path / 'runs'}:/work/runs:ro", images["tensorboard"]]
+    podman(*words, "--host=127.0.0.1", f"--port={port}")
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            address = f"http://127.0.0.1:{port}/data/runs"
+            with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
+                if "runs/shown/train" in json.loads(answer.read()):
+                    break
+            assert time.monotonic() < deadline, podman("logs", name, check=False).stderr
+            time.sleep(0.5)
+    finally:
+        podman("rm", "--force", name, check=False)
+
+
+def test_hadolint_finds_nothing():
+    program = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([program, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_audit_tells_what_is_known_or_that_it_could_not_ask():
+    done = subprocess.run(
+        [ROOT / "launch/audit.sh", "tensorboard"], capture_output=True, text=True, timeout=300, check=False
+    )
+    print(done.stdout[-2000:], done.stderr[-500:])
+    assert done.returncode in (0, 1, 75), done.stderr
+    if done.returncode == 75:
+        assert "not audited: the database of vulnerabilities could not be asked about" in done.stderr
+    done = subprocess.run([ROOT / "launch/audit.sh", "nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "name cpu, gpu or tensorboard" in done.stderr
+
+
+def test_the_commands_of_the_readme_run_line_by_line(podman, images, tmp_path):
+    """Each line of the README's section on containers, as it stands there, in a folder of its own."""
+    text = (ROOT / "README.md").read_text()
+    section = text[text.index("## Containers") :]
+    block = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1]
+    lines = [line.split("#")[0].strip() for line in block.splitlines() if line.strip()]
+    assert len(lines) >= 4
+    work = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(work)], check=True)
+    for line in lines:
+        if line.startswith(("launch/image.sh", "launch/base_image.sh")):
+            # The images are there: this line's flags are those that built them.
+            assert shlex.split(line)[1:2] in (["cpu"], ["tensorboard"], ["gpu"], [])
+            continue
+        extra = {"ENGINE_FLAGS": "--network none", "IMAGE": "lockstep:cpu"}
+        if "tensorboard" in line:
+            process = subprocess.Popen(shlex.split(line), env=podman.env, cwd=work, start_new_session=True)
+            time.sleep(5)
+            assert process.poll() is None
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+            continue
+        done = subprocess.run(
+            line, shell=True, env=podman.env | extra, cwd=work, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
