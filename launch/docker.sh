@@ -11,12 +11,18 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
   gpus+=(--ulimit memlock=-1 --ulimit stack=67108864)
 fi
 runs=$(realpath -m -- "${RUNS:-runs}")
-mkdir -p -- "$runs"
 user=$(id -u):$(id -g)
-# Root trains as the image's own user.
-if [ "$(id -u)" = 0 ]; then user=10001:10001 && chown 10001:10001 -- "$runs"; fi
+# Root trains as whoever called sudo, else as the image's own user; a directory that is there keeps its owner.
+if [ "$(id -u)" = 0 ]; then user=${SUDO_UID:-10001}:${SUDO_GID:-10001}; fi
+if [ ! -d "$runs" ]; then
+  mkdir -p -- "$runs"
+  if [ "$(id -u)" = 0 ]; then chown "$user" -- "$runs"; fi
+fi
+# Podman without root maps the caller to root inside unless told to keep the id.
+same=()
+if [ "$(basename "$engine")" = podman ] && [ "$(id -u)" != 0 ]; then same=(--userns keep-id); fi
 read -r -a more <<<"${ENGINE_FLAGS:-}"
 # NCCL and tf.data share memory between processes.
 exec "$engine" run --rm --read-only --tmpfs /tmp:rw,size=2g,mode=1777 --cap-drop ALL \
   --security-opt no-new-privileges --shm-size 1g \
-  --user "$user" --volume "$runs:/work/runs" "${gpus[@]}" "${more[@]}" "${IMAGE:-lockstep:$stage}" --strategy=mirrored "$@"
+  --user "$user" "${same[@]}" --volume "$runs:/work/runs" "${gpus[@]}" "${more[@]}" "${IMAGE:-lockstep:$stage}" --strategy=mirrored "$@"

@@ -11,10 +11,12 @@ case $(basename "$engine") in
   podman) reproducible=(--format docker --timestamp "$time") ;;
   *) reproducible=(--build-arg "SOURCE_DATE_EPOCH=$time") ;;
 esac
+umask 022 # what is copied into the image is read by another user there
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 git archive HEAD Dockerfile .dockerignore requirements models trainers | tar -x -C "$context"
 git rev-parse HEAD >"$context/COMMIT"
+touch -d "@$time" "$context/COMMIT"
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 "$engine" build "${reproducible[@]}" --target "$stage" --label "org.opencontainers.image.version=$version" \
   --label "org.opencontainers.image.revision=$(git rev-parse HEAD)" --tag "lockstep:$stage" "$@" "$context"

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ import numpy as np
 
 from launch.workers import environments, free_ports, visible_gpus
 from trainers.config import Config
-from trainers.exit_codes import BAD_CONFIGURATION, OK, BadConfiguration
+from trainers.exit_codes import BAD_CONFIGURATION, OK, PREEMPTED, BadConfiguration
 from trainers.figures import table
 from trainers.flags import config_from
 from trainers.run_record import write_atomically
@@ -38,8 +39,9 @@ from trainers.run_record import write_atomically
 FAILED = 1
 # ‖a - b‖ / ‖a‖ of all weights that rounding alone explains; see `allowed`.
 ROUNDING = 1e-5
-# The largest max |a - b| / max |a| of one variable; rounding that flips a ReLU shows in an offset near zero, and there
-# the same change of the last bits says what is allowed.
+# The largest |a - b| of one variable, over its largest |a| or over SMALL: an offset that has just left zero shows each
+# ReLU that rounding flips. Beyond it, the same change of the last bits says what is allowed.
+SMALL = 0.01
 VARIABLE = 1e-3
 # Eager, graph and XLA order sums differently.
 REORDERED = 1e-4
@@ -47,6 +49,10 @@ METRICS = 1e-3
 SGD = ("--optimizer=sgd", "--schedule=constant", "--learning_rate=0.003", "--warmup_steps=0")
 ROWS = ("replicas", "workers", "metrics", "resume", "resize", "graph", "input", "retrace")
 SHOWN_NAMES = 3
+
+
+class Stopped(Exception):  # noqa: N818 - the user's wish is no error
+    """A signal has come."""
 
 
 class Verdict(NamedTuple):
@@ -88,14 +94,26 @@ def difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -
     return found if np.isfinite(found) else float("inf")
 
 
-def worst_variable(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> tuple[float, str]:
-    """The largest max |a - b| / max |a| of a variable, and its name."""
-    found = []
+def apart_by_variable(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The largest |a - b| of each weight over its largest |a| (at least `SMALL`); infinite where one is no number."""
+    found = {}
     for name, a in one.items():
         if is_weight(name, a):
-            scale = max(float(np.abs(a).max()), 1e-8)
-            found.append((float(np.abs(a.astype(np.float64) - other[name]).max()) / scale, name.split("/", 2)[-1]))
-    return max(found, default=(0.0, ""))
+            scale = max(float(np.abs(a).max()), SMALL)
+            value = float(np.abs(a.astype(np.float64) - other[name]).max()) / scale
+            found[name] = value if np.isfinite(value) else float("inf")
+    return found
+
+
+def agree(one: Run, twin: Run, other: Run, first: Run | None = None) -> bool:
+    """Whether two runs end with the same weights to rounding: as one vector, and each as far as its own twin shows.
+
+    `twin` is that of `one`, or of `first` where that is another run.
+    """
+    noise = apart_by_variable((first or one).saved, twin.saved)
+    each = apart_by_variable(one.saved, other.saved)
+    within = all(value <= max(VARIABLE, 10 * noise[name]) for name, value in each.items())
+    return within and difference(one.saved, other.saved) <= allowed(first or one, twin)
 
 
 def allowed(one: Run, twin: Run | None) -> float:
@@ -111,11 +129,31 @@ class Prover:
         self.folder = Path(tempfile.mkdtemp(prefix="prove-"))
         self.runs: dict[str, Run] = {}
         self.began = time.monotonic()
+        self.children: list[subprocess.Popen] = []
+        self.stopped = False
+        self._guard = threading.Lock()
         self._turns = threading.BoundedSemaphore(max(min(os.cpu_count() or 1, 4), 2))
 
-    def close(self) -> None:
-        """Removes what the probes have written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def stop(self) -> None:
+        """Ends what still runs; nothing more begins."""
+        with self._guard:
+            self.stopped = True
+            for child in self.children:
+                if child.poll() is None:
+                    child.kill()
+        for child in self.children:
+            child.wait()
+
+    def start(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen:
+        """Starts a process that `stop` ends."""
+        with self._guard:
+            if self.stopped:
+                raise Stopped
+            with open(log, "w") as file:
+                added = os.environ | dict(env or {})
+                child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=added)
+            self.children.append(child)
+        return child
 
     def base(self, name: str) -> list[str]:
         """The user's flags, and those of a short run in a folder of its own."""
@@ -132,9 +170,7 @@ class Prover:
         # Virtual devices are made once in a process: as many as its largest run needs. Workers make their own.
         devices = 0 if "TF_CONFIG" in env else max(replicas_of(spec["flags"]) for spec in specs)
         specification.write_text(json.dumps({"out": str(out), "devices": devices, "runs": specs}))
-        command = [sys.executable, str(ROOT / "trainers/probe.py"), str(specification)]
-        with open(log, "w") as file:
-            return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | dict(env))
+        return self.start([sys.executable, str(ROOT / "trainers/probe.py"), str(specification)], log, env)
 
     def _read(self, name: str, out: Path, log: Path) -> Run:
         try:
@@ -192,8 +228,8 @@ class Prover:
         """Runs trainers/custom_loop.py; with `until`, kills it once a checkpoint of that step is there."""
         command = [sys.executable, str(ROOT / "trainers/custom_loop.py"), *flags]
         log = self.folder / f"{name}.script.log"
-        with self._turns, open(log, "w") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        with self._turns:
+            process = self.start(command, log)
             while process.poll() is None:
                 if until and newest_step(self.folder / name) >= until:
                     process.kill()
@@ -246,16 +282,17 @@ def compare_sizes(prover: Prover, row: str, names: Sequence[str], config: Config
         one, twin = prover.runs[f"{update}, 1 replica"], prover.runs[f"{update}, last bits changed"]
         others = [(f"{update}, {name}", prover.runs[f"{update}, {name}"]) for name in names]
         title = f"{row}, {update}"
-        if said := failure([(f"{update}, 1 replica", one), *others]):
+        if said := failure([(f"{update}, 1 replica", one), (f"{update}, last bits changed", twin), *others]):
             verdicts.append(Verdict(title, False, said, named_in(said)))
             continue
         bound, found, holds = allowed(one, twin), [], True
-        worst_bound = max(VARIABLE, 10 * worst_variable(one.saved, twin.saved)[0])
         for name, other in others:
-            apart, (worst, variable) = difference(one.saved, other.saved), worst_variable(one.saved, other.saved)
-            found.append(f"{name.split(', ', 1)[1]} {apart:.0e} (worst {worst:.0e}, {variable})")
-            holds &= apart <= bound and worst <= worst_bound
-        text = f"{'; '.join(found)}; allowed {bound:.0e} ({worst_bound:.0e})"
+            each = apart_by_variable(one.saved, other.saved)
+            worst, variable = max(((value, key) for key, value in each.items()), default=(0.0, ""))
+            apart, short = difference(one.saved, other.saved), name.split(", ", 1)[1]
+            found.append(f"{short} {apart:.0e} (worst {worst:.0e}, {variable.split('/', 2)[-1]})")
+            holds &= agree(one, twin, other)
+        text = f"{'; '.join(found)}; allowed {bound:.0e}"
         if not holds and config.batch_norm == "per_replica" and has_statistics(one):
             verdicts.append(Verdict(title, None, text, "inexact by --batch_norm=per_replica"))
         else:
@@ -287,7 +324,10 @@ def compare_metrics(prover: Prover, names: Sequence[str]) -> Verdict:
             for metric, value in line.items():
                 if metric in ("step", "split", "learning_rate", "gradient_norm") or timed(metric):
                     continue
-                apart = abs(value - other.lines[key][metric]) / max(abs(value), 1e-3)
+                theirs = other.lines[key][metric]
+                apart = abs(value - theirs) / max(abs(value), 1e-3)
+                if not np.isfinite(apart):
+                    apart = 0.0 if str(value) == str(theirs) else float("inf")
                 worst = max(worst, (apart, f"{key[0]} {metric} at step {key[1]}, {name}"))
     return Verdict("metrics", worst[0] <= METRICS, f"largest relative difference {worst[0]:.1e} ({worst[1]})")
 
@@ -323,10 +363,10 @@ def in_order(parts: Mapping[str, list[str]]) -> list[str]:
 
 def compare_traces(prover: Prover) -> Verdict:
     """How often the train step was traced."""
+    if said := failure(prover.runs.items()):
+        return Verdict("retrace", False, said, named_in(said))
     counted = {name: run.facts["traces"] for name, run in prover.runs.items() if run.facts.get("traces")}
     again = [name for name, traces in counted.items() if traces != 1]
-    if not counted:
-        return Verdict("retrace", False, "no run ended well", "the run itself does not end well")
     found = f"traced {counted[again[0]]} times in {again[0]}" if again else f"once in each of {len(counted)} runs"
     return Verdict("retrace", not again, found, "an argument of the step changes" if again else "")
 
@@ -358,11 +398,13 @@ def resume(prover: Prover, steps: int, chance: random.Random) -> Verdict:
             results.append(prover.script("killed", prover.resume_flags("killed", steps), target))
             results.append(prover.script("killed", prover.resume_flags("killed", steps)))
 
-        thread = threading.Thread(target=killed)
-        thread.start()
-        whole = prover.script("whole", prover.resume_flags("whole", steps))
-        thread.join()
-        for code, said in (whole, results[1]):
+        whole: list[tuple[int, str]] = []
+
+        def left_alone(steps: int = steps, whole: list = whole) -> None:
+            whole.append(prover.script("whole", prover.resume_flags("whole", steps)))
+
+        in_parallel([killed, left_alone])
+        for code, said in (whole[0], results[1]):
             if code != OK:
                 last = (said.strip().splitlines() or ["nothing was said"])[-1]
                 return Verdict("resume", False, f"a run ended with code {code}: {last}", named_in(last))
@@ -374,6 +416,10 @@ def resume(prover: Prover, steps: int, chance: random.Random) -> Verdict:
             shutil.rmtree(prover.folder / name)
     else:
         return Verdict("resume", None, "every run was done before it could be killed; pass more --steps")
+    resumed = json.loads((prover.folder / "killed/run.json").read_text()).get("resumed_from")
+    if not resumed:
+        said = f"killed after step {target} of {steps}: it began again at step 0"
+        return Verdict("resume", False, said, "no checkpoint is restored")
     same_bits = digests(prover.folder / "whole") == digests(prover.folder / "killed")
     same_lines = metric_lines(prover.folder / "whole") == metric_lines(prover.folder / "killed")
     found = f"killed after step {target} of {steps}: " + (
@@ -389,6 +435,9 @@ def resize(prover: Prover, config: Config, sizes: Sequence[int]) -> Verdict:
         [("1 replica", one), ("first half", prover.runs["resized, first half"]), ("second half", other)]
     ):
         return Verdict("resize", False, said, named_in(said))
+    if other.facts["resumed_from"] != prover.steps // 2:
+        said = f"the second half began at step {other.facts['resumed_from'] or 0}, not {prover.steps // 2}"
+        return Verdict("resize", False, said, "no checkpoint is restored")
     apart, bound = difference(one.saved, other.saved), allowed(one, prover.runs["SGD, last bits changed"])
     text = f"{sizes[-1]}, then {sizes[0]} replicas: {apart:.1e}; allowed {bound:.0e}"
     if apart > bound and config.batch_norm == "per_replica" and has_statistics(one):
@@ -406,6 +455,7 @@ def named_in(said: str) -> str:
 # ----------------------------------------------------------------------------------------------------------------------
 # Why a row fails: each suspect is tried by a run without it.
 
+_LAST_BITS = ("other last bits",)
 CHANGES = {
     "no noise": "the same noise on all replicas, or noise that depends on their number",
     "frozen statistics": "batch statistics per replica",
@@ -415,29 +465,32 @@ CHANGES = {
 
 def diagnose_sizes(prover: Prover, config: Config, size: int) -> str:
     """Why two sizes end with other weights: run again without each suspect, the one without which they agree is it."""
-    # All in one process, whose start costs more than a run.
+    # All in one process, whose start costs more than a run. The twin of the first shows what rounding does to all.
     off = ("--clip_norm=0", "--weight_decay=0", "--ema=0")
-    variants = {"without clipping": (("--clip_norm=0",), ())}
+    variants = {"as it is": ((), ()), "without clipping": (("--clip_norm=0",), ())}
     variants |= {f"with {name}": (("--clip_norm=0",), (name,)) for name in CHANGES}
     variants["with all of it off"] = off, tuple(CHANGES)
-    specs = [
-        prover.spec(f"{name}, {count} of {size}", *SGD, f"--replicas={count}", *flags, changes=changes)
-        for name, (flags, changes) in variants.items()
-        for count in (1, size)
-    ]
+    specs = []
+    for name, (flags, changes) in variants.items():
+        for count in (1, size):
+            given = (*SGD, f"--replicas={count}", *flags)
+            specs.append(prover.spec(f"{name}, {count} of {size}", *given, changes=changes))
+    specs.append(prover.spec("as it is, twin", *SGD, "--replicas=1", changes=_LAST_BITS))
     # GPUs reduce with collectives, of which one process has one kind.
     for part in [[spec] for spec in specs] if visible_gpus() else [specs]:
         prover.observe(part)
 
-    def pair(name: str) -> tuple[Run, Run]:
-        return prover.runs[f"{name}, 1 of {size}"], prover.runs[f"{name}, {size} of {size}"]
+    def found(name: str) -> tuple[Run, Run, Run]:
+        names = f"{name}, 1 of {size}", "as it is, twin", f"{name}, {size} of {size}"
+        return tuple(prover.runs[one] for one in names)
 
-    bound = allowed(prover.runs["SGD, 1 replica"], prover.runs.get("SGD, last bits changed"))
+    def same(name: str) -> bool:
+        one, twin, other = found(name)
+        first = prover.runs[f"as it is, 1 of {size}"]
+        return not failure([("", one), ("", other)]) and agree(one, twin, other, first)
 
-    def agree(one: Run, other: Run) -> bool:
-        return not failure([("", one), ("", other)]) and difference(one.saved, other.saved) <= bound
-
-    def wrong_scale(one: Run, other: Run) -> str:
+    def wrong_scale(name: str) -> str:
+        one, _, other = found(name)
         if failure([("", one), ("", other)]):
             return ""
         ratio = other.lines["train", 1]["gradient_norm"] / max(one.lines["train", 1]["gradient_norm"], 1e-30)
@@ -448,26 +501,22 @@ def diagnose_sizes(prover: Prover, config: Config, size: int) -> str:
             return f"gradients are averaged over replicas, not summed: {said}"
         return ""
 
-    tried = []
-    if config.clip_norm:
-        if agree(*pair("without clipping")):
-            return f"gradients are clipped before they are summed: without --clip_norm the sizes agree (1 and {size})"
-        tried.append("clipping")
-    unclipped = pair("without clipping")
-    if failure([("1", unclipped[0]), ("n", unclipped[1])]):
-        return failure([("1 replica", unclipped[0]), (f"{size} replicas", unclipped[1])])
-    if scale := wrong_scale(*unclipped):
+    if said := failure([(name, run) for name in variants for run in found(name)]):
+        return f"not found: {said}"
+    if same("as it is"):
+        return f"not found: 1 and {size} replicas agree under SGD, so it needs what differs in this row"
+    if config.clip_norm and same("without clipping"):
+        return f"gradients are clipped before they are summed: without --clip_norm the sizes agree (1 and {size})"
+    if scale := wrong_scale("without clipping"):
         return scale
     for name, cause in CHANGES.items():
-        if agree(*pair(f"with {name}")):
+        if same(f"with {name}"):
             return f"{cause}: with {name} the sizes agree (1 and {size})"
-        tried.append(name)
-    plain = pair("with all of it off")
-    if scale := wrong_scale(*plain):
+    if scale := wrong_scale("with all of it off"):
         return scale
-    if agree(*plain):
+    if same("with all of it off"):
         return f"more than one of: {', '.join(CHANGES.values())}; or --weight_decay or --ema"
-    return f"not found: the sizes differ without {', '.join(tried)} too"
+    return f"not found: the sizes differ with {', '.join(CHANGES)} and without clipping too"
 
 
 def diagnose_metrics(prover: Prover, names: Sequence[str]) -> str:
@@ -535,10 +584,11 @@ def prove(options: argparse.Namespace, flags: list[str], say: Callable[[str], No
     try:
         return _judge(prover, config, rows, sizes, gpus)
     finally:
+        prover.stop()
         if options.keep:
             say(f"everything that was run lies in {prover.folder}")
         else:
-            prover.close()
+            shutil.rmtree(prover.folder, ignore_errors=True)
 
 
 def _judge(prover: Prover, config: Config, rows: list[str], sizes: list[int], gpus: int) -> list[Verdict]:
@@ -576,12 +626,7 @@ def _judge(prover: Prover, config: Config, rows: list[str], sizes: list[int], gp
     if "resume" in rows:
         chance = random.Random(prover.began)
         groups.append(lambda: verdicts.append(resume(prover, steps, chance)))
-    threads = [threading.Thread(target=group) for group in groups]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
+    in_parallel(groups)
     resumed = {verdict.row: verdict for verdict in verdicts}
     found: list[Verdict] = []
     if "replicas" in rows:
@@ -602,6 +647,25 @@ def _judge(prover: Prover, config: Config, rows: list[str], sizes: list[int], gp
     if "retrace" in rows:
         found.append(compare_traces(prover))
     return _explained(prover, config, sizes, found, compared)
+
+
+def in_parallel(groups: Sequence[Callable[[], Any]]) -> None:
+    """Does all of it at once. Raises what one of them has raised; daemons, so that a signal need not wait for them."""
+    raised: list[BaseException] = []
+
+    def one(group: Callable[[], Any]) -> None:
+        try:
+            group()
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=one, args=(group,), daemon=True) for group in groups]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if raised:
+        raise raised[0]
 
 
 def _explained(
@@ -643,23 +707,32 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--rows", default=",".join(ROWS), help=f"which to judge (default: {','.join(ROWS)})")
     parser.add_argument("--steps", type=int, default=50, help="updates of each run (default: 50)")
-    parser.add_argument("--json", default="", help="write the verdicts to this file too")
+    parser.add_argument("--json", default="runs/prove.json", help="the verdicts' file (default: runs/prove.json)")
     parser.add_argument("--keep", action="store_true", help="keep what was run")
     options, flags = parser.parse_known_args(arguments)
     began = time.monotonic()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     try:
         if options.steps < 2:
             raise BadConfiguration(f"--steps {options.steps} is below 2; pass 2 or more")
         verdicts = prove(options, flags, lambda line: print(line, file=sys.stderr, flush=True))
         holds = all(verdict.holds is not False for verdict in verdicts)
-        if options.json:
-            facts = {"flags": flags, "holds": holds, "rows": [verdict._asdict() for verdict in verdicts]}
+        print(report(verdicts))
+        print(
+            f"\n{'every row holds' if holds else 'not every row holds'}; {time.monotonic() - began:.0f} s", flush=True
+        )
+        facts = {"flags": flags, "holds": holds, "rows": [verdict._asdict() for verdict in verdicts]}
+        try:
+            Path(options.json).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(Path(options.json), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise BadConfiguration(f"--json {options.json} cannot be written: {error.strerror}; name another") from None
+    except (KeyboardInterrupt, Stopped):
+        return PREEMPTED
     except BadConfiguration as error:
         print(f"launch/prove.py: {error}", file=sys.stderr)
         return BAD_CONFIGURATION
-    print(report(verdicts))
-    print(f"\n{'every row holds' if holds else 'not every row holds'}; {time.monotonic() - began:.0f} s")
     return OK if holds else FAILED
 
 

@@ -11,6 +11,7 @@ have no more to compute with than one: there, a perfect loop keeps its throughpu
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,8 +22,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from launch.workers import visible_gpus
 from trainers.config import Config
-from trainers.exit_codes import BAD_CONFIGURATION, OK, BadConfiguration
+from trainers.exit_codes import BAD_CONFIGURATION, OK, PREEMPTED, BadConfiguration
 from trainers.figures import table, write_png
 from trainers.flags import config_from
 from trainers.run_record import write_atomically
@@ -51,10 +53,20 @@ def measure(point: Point, flags: list[str], steps: int) -> tuple[float, list[str
             command = [sys.executable, str(ROOT / "launch/workers.py"), f"--workers={point.count}", "--"]
         else:
             command = [sys.executable, str(ROOT / "trainers/custom_loop.py"), f"--replicas={point.count}"]
-        done = subprocess.run([*command, *run], capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip() or done.stdout.strip() or "nothing was said").splitlines()[-1]
-            raise BadConfiguration(f"{point.count} {point.kind} ended with code {done.returncode}: {last}")
+        env = dict(os.environ)
+        if gpus := visible_gpus():  # a worker has one, as a replica has
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[: point.count])
+        words = [*command, *run]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+        try:
+            said, _ = process.communicate()
+        except KeyboardInterrupt:
+            process.terminate()  # launch/workers.py passes it on
+            process.wait()
+            raise
+        if process.returncode:
+            last = (said.strip() or "nothing was said").splitlines()[-1]
+            raise BadConfiguration(f"{point.count} {point.kind} ended with code {process.returncode}: {last}")
         facts = json.loads(Path(folder, "run/run.json").read_text())
     if "steady" not in facts:
         raise BadConfiguration(f"{steps} steps of {point.count} {point.kind} are too few to time; pass more --seconds")
@@ -158,8 +170,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="-- and flags of trainers/custom_loop.py")
     options = parser.parse_args(arguments)
     flags = options.flags[1:] if options.flags[:1] == ["--"] else options.flags
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     try:
         print(scale(options, flags))
+    except KeyboardInterrupt:
+        return PREEMPTED
     except BadConfiguration as error:
         print(f"launch/scaling.py: {error}", file=sys.stderr)
         return BAD_CONFIGURATION

@@ -180,6 +180,7 @@ print(json.dumps({
 def runs(tmp_path):
     folder = tmp_path / "runs"
     folder.mkdir()
+    os.chown(folder, 10001, 10001)  # as docker.sh makes it for root
     for parent in [folder, *folder.parents]:
         if str(parent).startswith("/tmp/"):
             parent.chmod(0o755)

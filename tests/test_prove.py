@@ -6,8 +6,10 @@ Each mutant is the project's own code, copied and edited in one place as a user 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -43,7 +45,7 @@ def mutant(tmp_path):
 
 
 LOOP, MLP = "trainers/custom_loop.py", "models/mlp.py"
-CLIPPED = """    values = [tf.stop_gradient(value) for value in (*gradients, sums)]
+CLIPPED = """        values = [tf.stop_gradient(value) for value in (*gradients, sums)]
 """
 MUTANTS = {
     "loss divided by the local batch": (
@@ -57,7 +59,7 @@ MUTANTS = {
                 (
                     "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)",
                     "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)\n"
-                    "    gradients = [gradient / job.replicas for gradient in gradients]",
+                    "        gradients = [gradient / job.replicas for gradient in gradients]",
                 )
             ]
         },
@@ -67,8 +69,11 @@ MUTANTS = {
     "clipping before the sum": (
         {
             LOOP: [
-                (CLIPPED, "    gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm or 1e9)\n" + CLIPPED),
-                ("    if config.clip_norm:\n        factor", "    if False:\n        factor"),
+                (
+                    CLIPPED,
+                    "        gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm or 1e9)\n" + CLIPPED,
+                ),
+                ("        if config.clip_norm:\n            factor", "        if False:\n            factor"),
             ]
         },
         ("--model=mlp", "--rows=replicas", "--clip_norm=0.05"),
@@ -104,7 +109,7 @@ MUTANTS = {
                 (
                     "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)",
                     "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)\n"
-                    "    sums = tf.concat([sums[:2], sums[2:] / job.replicas], axis=0)",
+                    "        sums = tf.concat([sums[:2], sums[2:] / job.replicas], axis=0)",
                 )
             ]
         },
@@ -118,6 +123,18 @@ MUTANTS = {
         },
         ("--model=mlp", "--rows=resume", "--ema=0.9"),
         {"resume": "a variable is missing from the checkpoint: ema/"},
+    ),
+    "a checkpoint that is never restored": (
+        {
+            "trainers/checkpoints.py": [
+                (
+                    "            try:\n                return step, self._read(step)",
+                    "            break\n            try:\n                return step, self._read(step)",
+                )
+            ]
+        },
+        ("--model=mlp", "--rows=resume,resize"),
+        {"resume": "no checkpoint is restored", "resize": "no checkpoint is restored"},
     ),
     "a variable that Keras does not see": (
         {
@@ -146,10 +163,11 @@ MUTANTS = {
         {
             LOOP: [
                 (
-                    "        losses = job.task.loss(targets, outputs)\n        penalty",
-                    "        losses = job.task.loss(targets, outputs)\n"
-                    "        drawn = lambda: np.float32(1 + 1e-3 * np.random.default_rng().normal())\n"
-                    "        losses *= tf.ensure_shape(tf.numpy_function(drawn, [], tf.float32), [])\n        penalty",
+                    "            losses = job.task.loss(targets, outputs)\n            penalty",
+                    "            losses = job.task.loss(targets, outputs)\n"
+                    "            drawn = lambda: np.float32(1 + 1e-3 * np.random.default_rng().normal())\n"
+                    "            losses *= tf.ensure_shape(tf.numpy_function(drawn, [], tf.float32), [])\n"
+                    "            penalty",
                 )
             ]
         },
@@ -162,7 +180,9 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_mistake_is_found_and_named(mutant, data_dir, name):
     edits, flags, expected = MUTANTS[name]
-    code, output, rows = prove(mutant(edits), data_dir, "--steps=20", "--optimizer=sgd", *flags)
+    # A batch that two replicas divide and four do not: one size is enough to show it.
+    short = ("--steps=20", "--optimizer=sgd", "--batch_size=66")
+    code, output, rows = prove(mutant(edits), data_dir, *short, *flags)
     assert code == 1, output
     for row, cause in expected.items():
         assert rows[row]["holds"] is False, output
@@ -209,3 +229,26 @@ def test_a_wrong_flag_is_one_line_and_code_2(tmp_path, flags, said):
     )
     assert done.returncode == 2
     assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_signal_ends_it_with_its_children_and_leaves_nothing(mutant, data_dir, tmp_path):
+    folder = mutant({})
+    (tmp_path / "tmp").mkdir()
+    env = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, "launch/prove.py", "--model=mlp", f"--data_dir={data_dir}"]
+    process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(children_of(process.pid)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    children = children_of(process.pid)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    time.sleep(0.5)
+    assert not any(os.path.exists(f"/proc/{child}/exe") for child in children)
+    assert not list((tmp_path / "tmp").glob("prove-*"))
+
+
+def children_of(pid):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in found.stdout.split()]

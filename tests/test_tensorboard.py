@@ -437,6 +437,12 @@ def test_a_histogram_counts_every_value_once():
     assert found[:, 2].sum() == values.size
     assert (found[0, 0], found[-1, 1]) == (pytest.approx(values.min()), pytest.approx(values.max()))
     assert summaries._histogram(tf.ones([5])).numpy()[:, 2].sum() == 5
+    # Of a large tensor, evenly spaced ones: the shape of the distribution stays.
+    large = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)
+    found = summaries._histogram(tf.constant(large)).numpy()
+    assert summaries.HISTOGRAM_VALUES <= found[:, 2].sum() < 2 * summaries.HISTOGRAM_VALUES
+    mean = (found[:, 2] * (found[:, 0] + found[:, 1]) / 2).sum() / found[:, 2].sum()
+    assert abs(mean) < 0.05
 
 
 def test_a_pr_curve_agrees_with_scikit_learn():

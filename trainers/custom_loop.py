@@ -25,7 +25,7 @@ import dataclasses
 import errno
 import os
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from trainers import quiet
@@ -498,6 +498,10 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         """What TensorBoard shows of a run before its first update: what it is, and its graphs."""
         if not job.chief:
             return
+        with only_warned("TensorBoard shows no graphs"):
+            show_run()
+
+    def show_run() -> None:
         flags = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_COMPARED}
         summaries.hparams(step, flags, (*job.task.metrics, *job.task.eval_metrics, "loss"), time.time())
         summaries.text("train", step, "run", table_of(record.card()))
@@ -516,7 +520,9 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
     call, seconds_per_step, own_seconds = 0, 0.0, 0.0
     window_steps, window_seconds = 0, 0.0
     background, shares = Background(), Shares(clock)
-    profiles = Profiles(config.profile_steps, record.directory / "train", summaries, job.cluster is None, progress.line)
+    profiles = Profiles(
+        config.profile_steps, record.directory / "train", summaries, job.cluster is None, job.chief, progress.line
+    )
     background.do(introduce)
     with contextlib.ExitStack() as stack:
         for resource in (progress, summaries, background, profiles):
@@ -529,7 +535,8 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
             stop = min(next_due(step, every, config.train_steps) for every in cadences)
             limit = config.steps_per_call or (int(CALL_SECONDS / seconds_per_step) if seconds_per_step else 1)
             stop = profiles.stop_of(step, min(stop, step + max(limit, 1)))
-            profiles.begin(step)
+            with only_warned("no profile"):
+                profiles.begin(step)
             began = time.monotonic()
             with clock.phase("train"), profiles.mark(step):
                 watchdog.feed(
@@ -559,7 +566,8 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
                     f"{store.path(good[-1]) if good else 'none'}; "
                     "lower --learning_rate or set --clip_norm, and begin in another --run_dir"
                 )
-            profiles.end(stop, stop - step, config.train_steps)
+            with only_warned("no profile"):
+                profiles.end(stop, stop - step, config.train_steps)
             progress.advance(stop)
 
             # 2. What is due at its steps. It is told and saved in the background, while the next call runs.
@@ -584,10 +592,6 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
                     names = ("loss", *eval_metrics(job))
                     evaluation = dict(zip(names, evaluate().numpy().tolist(), strict=True))
                 background.do(tell, "eval", [step], [evaluation])
-            if job.chief and due(step, config.pictures_every, config.train_steps):
-                watchdog.feed(f"the pictures at step {step}")
-                with clock.phase("evaluate"), averaged_weights(job):
-                    pictures.show(job, summaries, step)
             if job.chief:
                 with clock.phase("checkpoint"):
                     better = False
@@ -600,6 +604,10 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
                         background.wait()
                         state = checkpoints.values_of(job.variables) | {"loop/sums": sums}
                         background.do(save, step, state, evaluation)
+            if job.chief and due(step, config.pictures_every, config.train_steps):
+                watchdog.feed(f"the pictures at step {step}")
+                with clock.phase("evaluate"), averaged_weights(job), only_warned("no pictures"):
+                    pictures.show(job, summaries, step)
         with clock.phase("checkpoint"):
             watchdog.feed(f"the checkpoint of step {step}")
             background.wait()
@@ -614,6 +622,16 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         held = f"the checkpoint of step {step} was there after {grace:.1f} s" if step > 0 else "no step was finished"
         raise Preempted(f"{preemption.signal_name} came at step {step}; {held}; the same command continues")
     return finish(job, record, clock, step, "complete")
+
+
+@contextlib.contextmanager
+def only_warned(what: str) -> Iterator[None]:
+    """Within the block an error is logged and no more: what is only shown must not end a run."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")[:300]
+        logging.warning("%s: %s: %s", what, type(error).__name__, reason)
 
 
 def restore(job: Job, store: checkpoints.Checkpoints) -> tuple[int, checkpoints.State] | None:

@@ -60,9 +60,11 @@ def step(graph: tf.Graph, layers: Collection[str]) -> tf.compat.v1.GraphDef | No
     first = next(node.name for node in body.node if "/all_reduce/" in node.name)
     depth = _REPLICA.sub("", first).split("all_reduce/")[0]
     names: dict[str, str] = {}
+    taken: set[str] = set()
     for node in body.node:
         name = _placed(node.name, depth)
-        names[node.name] = name if name not in names.values() else f"{name}_again_{len(names)}"
+        names[node.name] = name if name not in taken else f"{name}_again_{len(names)}"
+        taken.add(names[node.name])
     whole = tf.compat.v1.GraphDef(versions=body.versions, library=_called(body, library))
     for node in body.node:
         if node.op == "Placeholder":

@@ -20,24 +20,27 @@ WORST = 16
 MOST_CLASSES = 30
 # Characters that a language model is given, and that it goes on with.
 PROMPT, CONTINUATION = 48, 80
-_BATCH = 256
 _INK, _PAPER, _BLUE = (30, 30, 30), (255, 255, 255), (31, 99, 180)
 
 
 def predict(job: Job) -> tuple[dict[str, np.ndarray], Any, Any, np.ndarray]:
     """The first examples of the evaluation split: inputs, targets, outputs, and the loss of each, on the host."""
-    split, parts = job.dataset.eval, []
+    split = job.dataset.eval
+    # As many at a time as a replica trains with: that fits.
+    size = max(job.config.batch_size // job.replicas // job.config.accumulate, 1)
     if split.arrays is not None:
-        for start in range(0, min(split.size, MOST_EXAMPLES), _BATCH):
-            end = min(start + _BATCH, MOST_EXAMPLES)
-            parts.append({key: tf.constant(array[start:end]) for key, array in split.arrays.items()})
+        starts = range(0, min(split.size, MOST_EXAMPLES), size)
+        parts = (
+            {key: tf.constant(a[s : min(s + size, MOST_EXAMPLES)]) for key, a in split.arrays.items()} for s in starts
+        )
     else:
-        parts = list(split.stream().take(MOST_EXAMPLES).batch(_BATCH))
+        parts = iter(split.stream().take(MOST_EXAMPLES).batch(size))
     rows = []
     for features in parts:
         inputs, targets = job.dataset.prepare(features)
         outputs = job.model(job.task.inputs(inputs), training=False)
-        rows.append((inputs, targets, outputs, job.task.loss(targets, outputs)))
+        found = (inputs, targets, outputs, job.task.loss(targets, outputs))
+        rows.append(tf.nest.map_structure(lambda value: value.numpy(), found))
     whole = [
         tf.nest.map_structure(lambda *values: np.concatenate(values), *column) for column in zip(*rows, strict=True)
     ]
@@ -53,10 +56,10 @@ def show(job: Job, summaries: Summaries, step: int) -> None:
         summaries.text("eval", step, "sample", _sample(job))
         return
     inputs, targets, outputs, losses = predict(job)
+    outputs = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
     if kind == "classification":
         _show_classes(summaries, step, inputs, targets, outputs, losses, job.dataset.spec.num_classes)
     else:
-        outputs = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
         _write(
             summaries,
             step,
@@ -145,6 +148,8 @@ def scatter(targets: np.ndarray, outputs: np.ndarray) -> Image.Image:
     image = Image.new("RGB", (side + 2 * margin, side + 2 * margin), _PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
     truth, said = targets.reshape(-1).astype(np.float64), outputs.reshape(-1).astype(np.float64)
+    finite = np.isfinite(truth) & np.isfinite(said)
+    truth, said = (truth[finite], said[finite]) if finite.any() else (np.zeros(1), np.zeros(1))
     low, high = float(min(truth.min(), said.min())), float(max(truth.max(), said.max()))
     span = max(high - low, 1e-12)
     low, high = low - 0.03 * span, high + 0.03 * span

@@ -95,11 +95,10 @@ class Observation:
         self.concrete: Any = None
         self.at_start: dict[str, np.ndarray] = {}
         self.examples: dict[int, dict[int, list[str]]] = {}
-        self._part = custom_loop.gradients_of_part
         self._patches: list[Any] = []
 
     def __enter__(self) -> "Observation":
-        build, make, part = custom_loop.build_job, custom_loop.make_train_call, self._part
+        build, make = custom_loop.build_job, custom_loop.make_train_call
 
         def build_job(*arguments: Any) -> Job:
             job = self.job = build(*arguments)
@@ -110,16 +109,10 @@ class Observation:
 
         def make_train_call(job: Job, source: Any, *rest: Any) -> Any:
             self.job, self.source = job, source
-            return _Traced(make(job, source, *rest), self)
-
-        def gradients_of_part(job: Job, features: Any, step: Any, first: Any) -> Any:
-            names = sorted(features)
-            tf.numpy_function(self._record, [step, first, *(features[name] for name in names)], [])
-            return part(job, features, step, first)
+            seen = _Recorded(source, self._record) if "input" in self.look else source
+            return _Traced(make(job, seen, *rest), self)
 
         replaced = {"build_job": build_job, "make_train_call": make_train_call}
-        if "input" in self.look:
-            replaced["gradients_of_part"] = gradients_of_part
         self._patches = [mock.patch.object(custom_loop, name, value) for name, value in replaced.items()]
         for patch in self._patches:
             patch.start()
@@ -164,7 +157,7 @@ class Observation:
         features, _ = job.strategy.run(lambda feed: source.share(feed, zero, zero, 0, count), args=(feed,))
 
         def computed(how: Callable[[Callable], Callable]) -> np.ndarray:
-            function = how(lambda features: self._part(job, features, zero, zero)[0])
+            function = how(lambda features: custom_loop.gradients_of_part(job, features, zero, zero)[0])
             found = job.strategy.run(function, args=(features,))
             return np.concatenate([gradient.numpy().astype(np.float64).ravel() for gradient in found])
 
@@ -176,6 +169,22 @@ class Observation:
             except (tf.errors.OpError, ValueError, TypeError) as error:
                 found[name] = next(iter(str(error).splitlines()), "it cannot be computed")[:200]
         return found
+
+
+class _Recorded:
+    """A source of batches that tells which examples each replica gets, outside of what XLA compiles."""
+
+    def __init__(self, source: Any, record: Callable[..., None]):
+        self._source, self._record = source, record
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def share(self, feed: Any, step: Any, first: Any, *rest: Any) -> Any:
+        """The source's own, recorded."""
+        features, weights = self._source.share(feed, step, first, *rest)
+        tf.numpy_function(self._record, [step, first, *(features[name] for name in sorted(features))], [])
+        return features, weights
 
 
 class _Traced:
@@ -201,6 +210,8 @@ def observe(run: Mapping[str, Any], out: Path) -> None:
             config: Config = config_from(["probe", *run["flags"]], "")
             summary = custom_loop.train(config)
             job = observation.job
+            record = json.loads((summary.run_dir / "run.json").read_text()) if job.chief else {}
+            facts["resumed_from"] = record.get("resumed_from")
             facts |= {"traces": summary.traces, "step": summary.step, "replicas": job.replicas, "chief": job.chief}
             if job.chief:
                 state = checkpoints.values_of(job.variables)
@@ -214,7 +225,10 @@ def observe(run: Mapping[str, Any], out: Path) -> None:
             facts |= {"exit_code": error.exit_code, "message": str(error)}
         except Exception as error:
             traceback.print_exc()
-            facts |= {"exit_code": CRASHED, "message": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
+            facts |= {
+                "exit_code": CRASHED,
+                "message": f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}",
+            }
     facts["examples"] = observation.examples
     np.savez(out / f"{run['name']}.npz", **arrays)
     aside = out / f".{run['name']}.json"

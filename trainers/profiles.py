@@ -33,7 +33,7 @@ class Profiles:
     """Begins and ends profiles between compiled calls. While one runs, a call is one update, so each step is marked.
 
     `steps`: the first and the last of the flag, or none. `single`: whether this process decides alone how long a call
-    is; among workers a profile on demand takes one call as it is.
+    is; among workers a profile on demand takes one call as it is. `chief`: only it profiles the flag's steps and tells.
     """
 
     def __init__(
@@ -42,33 +42,42 @@ class Profiles:
         directory: Path,
         summaries: Summaries,
         single: bool,
+        chief: bool,
         say: Callable[[str], None],
     ):
-        self._window, self._directory, self._summaries = steps, directory, summaries
-        self._single, self._say = single, say
-        self._running = self._asked = False
+        self._flag, self._demanded, self._directory, self._summaries = steps, (), directory, summaries
+        self._single, self._chief, self._say = single, chief, say
+        self._running: tuple[int, ...] | None = None
+        self._asked = False
         self._steps = 0
-        self._previous: object = None
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(_SIGNAL, self._ask)
+            signal.signal(_SIGNAL, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self._asked = self._running is None
+
+    def _windows(self) -> list[tuple[int, ...]]:
+        return [window for window in (self._flag, self._demanded) if window]
 
     def stop_of(self, step: int, stop: int) -> int:
-        """Where a call from `step` must end that would go on to `stop`."""
-        if self._asked and not self._running and self._single:
-            self._asked, self._window = False, (step, step + STEPS_ON_DEMAND)
-        if self._window and self._window[0] <= step < self._window[1]:
-            return step + 1 if self._single or not self._asked else stop
-        return min([stop, *(edge for edge in self._window if edge > step)])
+        """Where a call from `step` must end that would go on to `stop`. The same on all workers."""
+        if self._asked and self._single:
+            self._asked, self._demanded = False, (step, step + STEPS_ON_DEMAND)
+        for first, last in self._windows():
+            if first <= step < last:
+                return step + 1
+        return min([stop, *(edge for window in self._windows() for edge in window if edge > step)])
 
     def begin(self, step: int) -> None:
         """Starts a profile if one is due at this step."""
-        due = bool(self._window) and self._window[0] <= step < self._window[1]
-        if not self._running and (due or self._asked):
+        if self._running is not None:
+            return
+        due = [window for window in self._windows() if window[0] <= step < window[1] and self._chief]
+        if self._asked and not due:
+            due, self._asked = [(step, step)], False  # among workers: this call alone
+        if due:
+            self._running, self._steps = due[0], 0
             tf.profiler.experimental.start(str(self._directory))
-            self._running, self._steps = True, 0
 
     def mark(self, step: int) -> tf.profiler.experimental.Trace:
         """Marks what follows as a step, for the profile's tools."""
@@ -76,11 +85,11 @@ class Profiles:
 
     def end(self, step: int, updates: int, last: int) -> None:
         """Ends the profile if it is done, and tells of it."""
-        if not self._running:
+        if self._running is None:
             return
         self._steps += updates
-        if self._asked or not self._window or step >= min(self._window[1], last):
-            self._running = self._asked = False
+        if step >= min(self._running[1], last):
+            self._running = None
             tf.profiler.experimental.stop()
             found = operations(newest(self._directory))
             text = describe(found, self._steps)
@@ -88,12 +97,12 @@ class Profiles:
             self._say(f"profile of {self._steps} steps up to step {step}, in {self._directory}\n{text}")
 
     def close(self) -> None:
-        """Ends what still runs, and gives the signal back."""
-        if self._running:
-            self._running = False
+        """Ends what still runs. The signal does nothing from now on."""
+        if self._running is not None:
+            self._running = None
             tf.profiler.experimental.stop()
-        if self._previous is not None:
-            signal.signal(_SIGNAL, self._previous)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(_SIGNAL, signal.SIG_IGN)
 
 
 def newest(directory: Path) -> Path:

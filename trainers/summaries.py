@@ -21,6 +21,8 @@ from tensorboard.plugins.text import metadata as text_metadata
 from trainers import checkpoints
 
 HISTOGRAM_BUCKETS = 30
+# Values of a tensor that a histogram counts, evenly spaced: more would cost, and show no more.
+HISTOGRAM_VALUES = 8192
 PR_THRESHOLDS = 51
 # The plugin that shows a graph under a tag of its own, beside the default one.
 _GRAPH_PLUGIN = "graph_run_metadata_graph"
@@ -185,8 +187,12 @@ def _proto(array: np.ndarray) -> Any:
 
 def _histogram(value: tf.Tensor) -> tf.Tensor:
     """`[buckets, 3]`, float64: left edge, right edge and count of buckets of one width, as the plugin reads it."""
-    value = tf.cast(tf.reshape(value, [-1]), tf.float64)
-    low, high = tf.reduce_min(value), tf.reduce_max(value)
+    value = tf.reshape(value, [-1])
+    value = tf.cast(value[:: max((value.shape[0] or 1) // HISTOGRAM_VALUES, 1)], tf.float64)
+    # What is not finite has no bucket; of nothing, a histogram of zeros.
+    value = tf.boolean_mask(value, tf.math.is_finite(value))
+    low = tf.where(tf.size(value) > 0, tf.reduce_min(value), 0.0)
+    high = tf.where(tf.size(value) > 0, tf.reduce_max(value), 0.0)
     # Where all values are one, a width of 1 around it.
     low, high = tf.where(low < high, low, low - 0.5), tf.where(low < high, high, high + 0.5)
     counts = tf.histogram_fixed_width(value, tf.stack([low, high]), HISTOGRAM_BUCKETS)

@@ -35,6 +35,8 @@ from trainers.run_record import write_atomically
 
 _TRAINER = Path(__file__).resolve().parent / "custom_loop.py"
 _NAMES = {field.name for field in dataclasses.fields(Config)}
+# Where and how a run is made is no difference.
+_NO_DIFFERENCE = ("run_dir", "data_dir", "resume", "dry_run")
 # A data set or path may hold a comma of its own.
 _NEVER_SWEPT = ("run_dir", "data_dir", "profile")
 
@@ -67,6 +69,8 @@ def values_of(flags: Sequence[str], spec: Path | None) -> dict[str, list[str]]:
             raise BadConfiguration(f"--{name} is no flag of trainers/custom_loop.py; see its --help")
         if name == "run_dir":
             raise BadConfiguration("--run_dir is made for each run; name their parent with --sweep_dir")
+        if not values:
+            raise BadConfiguration(f"--{name} has no values; write at least one")
         if "" in values and len(values) > 1:
             raise BadConfiguration(f"--{name} {','.join(values)} has an empty value; write --{name}=a,b")
     return found
@@ -122,10 +126,12 @@ class Sweep:
         facts = json.loads(path.read_text()) if path.exists() else {}
         return Outcome(name, code, facts.get("final", {}).get("eval", {}).get(self.metric), facts)
 
-    def run(self, name: str, flags: Sequence[str]) -> Outcome:
-        """One run, unless it is complete already."""
+    def run(self, name: str, flags: Sequence[str], config: Config) -> Outcome:
+        """One run, unless it is complete already with these very flags: the trainer decides what others mean."""
         before = self.outcome(name, OK)
-        if before.facts.get("exit_code") == OK and before.score is not None:
+        wanted, had = dataclasses.asdict(config), before.facts.get("flags", {})
+        same = all(had.get(flag) == value for flag, value in wanted.items() if flag not in _NO_DIFFERENCE)
+        if same and before.facts.get("exit_code") == OK and before.score is not None:
             print(f"{name}: complete already, {self.metric} {before.score:.5g}", flush=True)
             return before
         (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -136,6 +142,8 @@ class Sweep:
                 command = [sys.executable, str(_TRAINER), *flags, f"--run_dir={self.folder / name}"]
                 process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
             self.running.add(process)
+        if self.stopped:
+            process.send_signal(signal.SIGTERM)
         code = process.wait()
         self.running.discard(process)
         found = self.outcome(name, code)
@@ -165,13 +173,12 @@ def sweep(options: argparse.Namespace, flags: Sequence[str]) -> tuple[int, str]:
     values = values_of(flags, options.spec)
     grid = combinations(values, options.random, options.random_seed)
     swept = [name for name, choices in values.items() if len(choices) > 1]
-    runs = {}
-    configs = []
+    runs: dict[str, tuple[list[str], Config]] = {}
     for combination in grid:
         words = [f"--{name}={value}" for name, value in combination.items()]
-        configs.append(config_from(["sweep", *words], ""))  # a wrong value is answered before anything runs
-        runs[name_of(combination, swept)] = words
-    metric, _ = configs[0].card.quality
+        config = config_from(["sweep", *words], "")  # a wrong value is answered before anything runs
+        runs[name_of(combination, swept)] = words, config
+    metric, _ = config.card.quality
     folder = Path(options.sweep_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +190,7 @@ def sweep(options: argparse.Namespace, flags: Sequence[str]) -> tuple[int, str]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, job.stop)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = list(pool.map(lambda item: job.run(*item), runs.items()))
+        outcomes = list(pool.map(lambda item: job.run(item[0], *item[1]), runs.items()))
     text = rank(outcomes, metric, largest_first, swept)
     facts = [{"run": one.name, "code": one.code, metric: one.score} for one in outcomes]
     write_atomically(folder / "ranking.md", text + "\n")

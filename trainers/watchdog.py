@@ -1,5 +1,6 @@
 """Ends the process when nothing moves: a collective whose peer is gone or frozen would wait for ever."""
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -8,6 +9,8 @@ import time
 
 from trainers.exit_codes import PEER_LOST
 from trainers.quiet import remove_generated_sources
+
+_TELLING_SECONDS = 10.0
 
 
 class Watchdog:
@@ -26,16 +29,25 @@ class Watchdog:
         while not self._stop.wait(min(self._allowed / 10, 1.0)):
             waited = time.monotonic() - self._fed
             if waited > self._allowed:
-                print(
-                    f"nothing has moved for {waited:.0f} s in: {self._what}; a peer is lost or stuck, or "
-                    "--step_timeout is too short; the stacks of all threads follow; start all workers again, the run "
-                    "continues",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                faulthandler.dump_traceback(all_threads=True)
-                remove_generated_sources()
+                # Come what may: who reads what we print may be gone, or stuck as well.
+                last = threading.Timer(_TELLING_SECONDS, os._exit, [PEER_LOST])
+                last.daemon = True
+                last.start()
+                self._tell(waited)
                 os._exit(PEER_LOST)
+
+    def _tell(self, waited: float) -> None:
+        """Says what stands still, and where each thread is."""
+        with contextlib.suppress(OSError, ValueError):
+            print(
+                f"nothing has moved for {waited:.0f} s in: {self._what}; a peer is lost or stuck, or "
+                "--step_timeout is too short; the stacks of all threads follow; start all workers again, the run "
+                "continues",
+                file=sys.stderr,
+                flush=True,
+            )
+            faulthandler.dump_traceback(all_threads=True)
+        remove_generated_sources()
 
     def __enter__(self) -> "Watchdog":
         self.feed("start-up")

@@ -1,0 +1,62 @@
+"""A process that is to end ends: with nobody to read what it says, or with its main thread stuck outside of Python."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+# A mutex that is locked twice: no signal interrupts the wait for it.
+STUCK = """
+import ctypes
+mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+print("stuck", flush=True)
+lock(mutex), lock(mutex)
+"""
+
+
+def start(code, **keywords):
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, **keywords)
+
+
+@pytest.mark.parametrize("reader", ["there", "gone", "stuck"])
+def test_the_watchdog_ends_the_process_whoever_reads(reader):
+    code = "from trainers import watchdog\nwatchdog._TELLING_SECONDS = 2\nwith watchdog.Watchdog(1):\n"
+    read, write = os.pipe()
+    process = start(code + "".join(f"    {line}\n" for line in STUCK.strip().splitlines()), stderr=write)
+    if reader == "gone":
+        os.close(read)
+    if reader == "stuck":
+        os.set_blocking(write, False)
+        while True:
+            try:
+                os.write(write, b"x" * 4096)
+            except BlockingIOError:
+                break
+        os.set_blocking(write, True)
+    os.close(write)
+    assert process.wait(20) == 75
+    if reader == "there":
+        assert b"nothing has moved for" in os.read(read, 4096)
+
+
+def test_the_second_signal_ends_a_process_whose_main_thread_is_stuck():
+    process = start(f"from trainers.preemption import Preemption\nwith Preemption():\n    exec({STUCK!r})")
+    assert process.stdout.readline() == "stuck\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143
+
+
+def test_a_demand_for_a_profile_before_the_loop_runs_ends_nothing():
+    code = "import os, signal\nfrom trainers.preemption import end_at_once_on_signal\nend_at_once_on_signal()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "os.kill(os.getpid(), signal.SIGUSR2)\nprint('alive')"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.stdout == "alive\n" and done.returncode == 0
