@@ -31,7 +31,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 def pytest_collection_modifyitems(items):
     """The longest come first, then those that wait for processes: what computes fills the cores meanwhile."""
-    waiting = ("test_workers.py", "test_slurm.py", "test_resume.py", "test_prove.py")
+    waiting = ("test_containers.py", "test_workers.py", "test_slurm.py", "test_resume.py", "test_prove.py")
     items.sort(key=lambda item: ("soak" not in item.name, item.path.name not in waiting))
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, metrics
 
+# The first build installs everything, while other tests share the cores; who comes second waits for it.
+pytestmark = pytest.mark.timeout(3000)
 PROGRAMS = ("podman", "runc", "debootstrap")
 BASE = "localhost/lockstep-base:bookworm"
 SETTINGS = """
@@ -97,7 +99,7 @@ def images(podman):
             if asked.returncode == 0 and json.loads(asked.stdout).get("org.opencontainers.image.revision") == commit():
                 continue
             words = ["--pull=never", "--network", "host", "--build-arg", f"BASE_IMAGE={BASE}", *secrets(podman.folder)]
-            podman.call(ROOT / "launch/image.sh", stage, *words, timeout=1500)
+            podman.call(ROOT / "launch/image.sh", stage, *words, timeout=2700)
     return {stage: f"lockstep:{stage}" for stage in ("cpu", "tensorboard")}
 
 
