@@ -100,7 +100,7 @@ class Config:
     checkpoint_every: int = _flag(100, "cadences", "steps between checkpoints; 0 = at the end only", low=0)
     log_every: int = _flag(20, "cadences", "steps between lines of metrics; 0 = at the end only", low=0)
     histogram_every: int = _flag(
-        200,
+        0,
         "cadences",
         "steps between histograms of weights and (but for multi_worker) gradients in TensorBoard; 0 = none",
         low=0,
