@@ -259,8 +259,7 @@ def digests(run_dir: Path) -> dict[str, str]:
 def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what a clock decides."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timed = ("per_second", "utilization")
-    return [{k: v for k, v in one.items() if not k.endswith(timed) and not k.startswith("share_")} for one in lines]
+    return [{name: value for name, value in one.items() if not timed(name)} for one in lines]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -468,7 +468,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         checkpoints.check_complete(job.strategy, job.variables, concrete, evaluate)
         part = config.batch_size // config.accumulate // job.replicas
         forward = graphs.forward(model, input_spec(job.dataset, part), job.task.inputs)
-        record.write(flops_per_step=(flops := flops_of_step(job, forward)))
+        record.facts["flops_per_step"] = flops = flops_of_step(job, forward)
         peak = devices.peak_flops(config.precision)
 
     progress = Progress(step, config.train_steps, silent=not job.chief)

@@ -19,12 +19,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trainers.exit_codes import BAD_CONFIGURATION, OK, BadConfiguration
-from trainers.run_record import write_atomically
+from trainers.run_record import NO_DIFFERENCE, write_atomically
 
 # What no curve is drawn of: rates and shares have tables of their own.
 _NO_CURVE = ("step", "split", "examples_per_second", "model_flops_per_second")
-# Where and how a run was made is no difference between runs.
-_NOT_COMPARED = ("run_dir", "data_dir", "resume", "dry_run")
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1e1e1e }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem }
@@ -144,7 +142,7 @@ def breakdown(runs: Sequence[Loaded]) -> str:
 def differences(runs: Sequence[Loaded]) -> str:
     """The flags in which runs differ."""
     flags = [run.facts.get("flags", {}) for run in runs]
-    names = [n for n in dict.fromkeys(n for one in flags for n in one) if n not in _NOT_COMPARED]
+    names = [n for n in dict.fromkeys(n for one in flags for n in one) if n not in NO_DIFFERENCE]
     rows = [[f"--{n}", *(one.get(n) for one in flags)] for n in names if len({str(one.get(n)) for one in flags}) > 1]
     if not rows:
         return "<p>The runs have the same flags.</p>"

@@ -26,6 +26,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy", "absl-py")
 # Where a run lies and how it ends do not repeat it; everything else does.
 _NOT_REPEATED = ("run_dir", "resume", "dry_run")
+# And neither these nor where its data lies make one run differ from another.
+NO_DIFFERENCE = (*_NOT_REPEATED, "data_dir")
 
 
 def write_atomically(path: Path, text: str) -> None:

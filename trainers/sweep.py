@@ -31,12 +31,10 @@ from trainers.config import Config
 from trainers.exit_codes import BAD_CONFIGURATION, CRASHED, OK, PREEMPTED, BadConfiguration
 from trainers.figures import table
 from trainers.flags import config_from
-from trainers.run_record import write_atomically
+from trainers.run_record import NO_DIFFERENCE, write_atomically
 
 _TRAINER = Path(__file__).resolve().parent / "custom_loop.py"
 _NAMES = {field.name for field in dataclasses.fields(Config)}
-# Where and how a run is made is no difference.
-_NO_DIFFERENCE = ("run_dir", "data_dir", "resume", "dry_run")
 # A data set or path may hold a comma of its own.
 _NEVER_SWEPT = ("run_dir", "data_dir", "profile")
 
@@ -130,7 +128,7 @@ class Sweep:
         """One run, unless it is complete already with these very flags: the trainer decides what others mean."""
         before = self.outcome(name, OK)
         wanted, had = dataclasses.asdict(config), before.facts.get("flags", {})
-        same = all(had.get(flag) == value for flag, value in wanted.items() if flag not in _NO_DIFFERENCE)
+        same = all(had.get(flag) == value for flag, value in wanted.items() if flag not in NO_DIFFERENCE)
         if same and before.facts.get("exit_code") == OK and before.score is not None:
             print(f"{name}: complete already, {self.metric} {before.score:.5g}", flush=True)
             return before
