@@ -60,6 +60,8 @@ USER 10001:10001
 
 FROM final AS tensorboard
 COPY --from=builder-tensorboard /opt/venv /opt/venv
+# What is in it, and of which commit: podman would give an image that is all in its cache the labels of an older build.
+COPY requirements/tensorboard.txt COMMIT* /app/
 EXPOSE 6006
 # In a container loopback reaches nobody: publish the port on the host's loopback alone, -p 127.0.0.1:6006:6006.
 ENTRYPOINT ["tensorboard", "--host=0.0.0.0", "--port=6006", "--logdir=/work"]

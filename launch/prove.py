@@ -133,9 +133,10 @@ class Prover:
         self.stopped = False
         self._guard = threading.Lock()
         self._turns = threading.BoundedSemaphore(max(min(os.cpu_count() or 1, 4), 2))
+        self._threads: list[threading.Thread] = []
 
     def stop(self) -> None:
-        """Ends what still runs; nothing more begins."""
+        """Ends what still runs; nothing more begins, and nobody writes to the folder any more."""
         with self._guard:
             self.stopped = True
             for child in self.children:
@@ -143,6 +144,29 @@ class Prover:
                     child.kill()
         for child in self.children:
             child.wait()
+        for thread in self._threads:
+            thread.join()
+
+    def in_parallel(self, groups: Sequence[Callable[[], Any]]) -> None:
+        """Does all of it at once. Raises what one of them has raised."""
+        raised: list[BaseException] = []
+
+        def one(group: Callable[[], Any]) -> None:
+            try:
+                group()
+            except BaseException as error:
+                raised.append(error)
+
+        threads = []
+        for group in groups:
+            # Daemons, so that a signal need not wait for them; `stop` ends what they wait for.
+            threads.append(threading.Thread(target=one, args=(group,), daemon=True))
+            threads[-1].start()
+            self._threads.append(threads[-1])
+        for thread in threads:
+            thread.join()
+        if raised:
+            raise raised[0]
 
     def start(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen:
         """Starts a process that `stop` ends."""
@@ -402,7 +426,7 @@ def resume(prover: Prover, steps: int, chance: random.Random) -> Verdict:
         def left_alone(steps: int = steps, whole: list = whole) -> None:
             whole.append(prover.script("whole", prover.resume_flags("whole", steps)))
 
-        in_parallel([killed, left_alone])
+        prover.in_parallel([killed, left_alone])
         for code, said in (whole[0], results[1]):
             if code != OK:
                 last = (said.strip().splitlines() or ["nothing was said"])[-1]
@@ -625,7 +649,7 @@ def _judge(prover: Prover, config: Config, rows: list[str], sizes: list[int], gp
     if "resume" in rows:
         chance = random.Random(prover.began)
         groups.append(lambda: verdicts.append(resume(prover, steps, chance)))
-    in_parallel(groups)
+    prover.in_parallel(groups)
     resumed = {verdict.row: verdict for verdict in verdicts}
     found: list[Verdict] = []
     if "replicas" in rows:
@@ -646,25 +670,6 @@ def _judge(prover: Prover, config: Config, rows: list[str], sizes: list[int], gp
     if "retrace" in rows:
         found.append(compare_traces(prover))
     return _explained(prover, config, sizes, found, compared)
-
-
-def in_parallel(groups: Sequence[Callable[[], Any]]) -> None:
-    """Does all of it at once. Raises what one of them has raised; daemons, so that a signal need not wait for them."""
-    raised: list[BaseException] = []
-
-    def one(group: Callable[[], Any]) -> None:
-        try:
-            group()
-        except BaseException as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=one, args=(group,), daemon=True) for group in groups]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if raised:
-        raise raised[0]
 
 
 def _explained(
