@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from trainers.exit_codes import BAD_CONFIGURATION, DIVERGED, OK, PREEMPTED
+from trainers.exit_codes import BAD_CONFIGURATION, NEVER_RETRIED, OK, PREEMPTED
 
 GRACE_SECONDS = 30.0
 
@@ -167,7 +167,7 @@ def main(arguments: list[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _, gang=gang: (stopped.append(n), gang.send(n)))
         code = gang.wait(options.grace)
-        if code in (OK, BAD_CONFIGURATION, DIVERGED) or stopped or attempt == options.restarts:
+        if code in (OK, *NEVER_RETRIED) or stopped or attempt == options.restarts:
             return code
         print(f"launch/workers.py: the workers ended with {code}; start {attempt + 2} follows", flush=True)
     return code

@@ -63,7 +63,7 @@ def run(data_dir, tmp_path):
 def weights(run_dir: Path, step: int | None = None) -> dict[str, np.ndarray]:
     """Everything in a run's checkpoint: the newest, or that of a step."""
     store = checkpoints.Checkpoints(Path(run_dir) / "checkpoints", 3, {}, "loss", "min")
-    return store._read(step if step is not None else store.steps()[-1])
+    return store.read(step if step is not None else store.steps()[-1])
 
 
 def metrics(run_dir: Path) -> list[dict]:

@@ -128,8 +128,8 @@ MUTANTS = {
         {
             "trainers/checkpoints.py": [
                 (
-                    "            try:\n                return step, self._read(step)",
-                    "            break\n            try:\n                return step, self._read(step)",
+                    "            try:\n                return step, self.read(step)",
+                    "            break\n            try:\n                return step, self.read(step)",
                 )
             ]
         },

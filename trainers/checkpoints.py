@@ -215,7 +215,7 @@ class Checkpoints:
           BadConfiguration: it cannot be read here: run_dir is not one folder that all workers share.
         """
         try:
-            return self._read(step)
+            return self.read(step)
         except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadConfiguration(
@@ -232,7 +232,7 @@ class Checkpoints:
         damaged = []
         for step in reversed(self.steps()):
             try:
-                return step, self._read(step)
+                return step, self.read(step)
             except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 logging.warning("checkpoint %s is damaged and skipped: %s", self.path(step), reason)
@@ -247,7 +247,13 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int) -> State:
+    def read(self, step: int) -> State:
+        """Values of the checkpoint of a step, verified.
+
+        Raises:
+          OSError, ValueError, KeyError, tf.errors.OpError: it is damaged or gone.
+          BadConfiguration: it is of another run, or of another format.
+        """
         path, manifest = self.path(step), self._manifest(step)
         if manifest.pop("digest", None) != _own_digest(manifest):
             raise ValueError("manifest.json does not have the digest that it names")

@@ -15,6 +15,7 @@ from trainers.data_cards import data_card
 from trainers.exit_codes import BadConfiguration
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
+MODES = ("train", "evaluate")
 
 
 def _flag(default: Any, group: str, text: str, **rules: Any) -> Any:
@@ -33,7 +34,9 @@ class Config:
     replicas: int = _flag(
         0, "devices", "replicas on this machine; 0 = every visible GPU or, with no GPU, 2 virtual CPU devices", low=0
     )
-    startup_timeout: float = _flag(600.0, "devices", "seconds to wait for all workers of multi_worker", low=1)
+    startup_timeout: float = _flag(
+        600.0, "devices", "seconds to wait for all workers of multi_worker; of evaluate, for the next checkpoint", low=1
+    )
     step_timeout: float = _flag(
         600.0, "devices", "seconds without a finished call after which the process ends with code 75; 0 = never", low=0
     )
@@ -113,6 +116,9 @@ class Config:
     )
     keep_checkpoints: int = _flag(3, "cadences", "newest checkpoints to keep, beside the best", low=1)
     run_dir: str = _flag("", "run", "everything that the run writes; default runs/<model>-<dataset>-<time>")
+    mode: str = _flag(
+        "train", "run", "evaluate = follow --run_dir, and evaluate each checkpoint as it comes", choices=MODES
+    )
     resume: str = _flag(
         "auto",
         "run",
@@ -208,6 +214,8 @@ def resolve(config: Config) -> Config:
     filled = {name: value for name, value in recipe.items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **filled)
     _check_profile(config)
+    if config.mode == "evaluate" and config.strategy == "multi_worker":
+        raise BadConfiguration("--mode=evaluate runs in one process; use --strategy=mirrored")
     if config.ema == 1:
         raise BadConfiguration("--ema 1 would never move; pass a decay below 1, e.g. 0.999")
     if config.warmup_steps > config.train_steps:

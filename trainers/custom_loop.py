@@ -3,6 +3,7 @@
 python trainers/custom_loop.py --strategy=mirrored
 python trainers/custom_loop.py --strategy=mirrored --model=mlp --train_steps=500 --run_dir=runs/first
 python trainers/custom_loop.py --flagfile=runs/first/flags.txt --run_dir=runs/again
+python trainers/custom_loop.py --mode=evaluate --run_dir=runs/first
 """
 
 import sys
@@ -16,9 +17,9 @@ if __name__ == "__main__":
     from trainers.flags import parse
     from trainers.preemption import end_at_once_on_signal
 
+    end_at_once_on_signal()
     # Flags are checked before TensorFlow is imported, which takes seconds.
     CONFIG = parse(sys.argv, __doc__)
-    end_at_once_on_signal()
 
 import contextlib
 import dataclasses
@@ -42,7 +43,7 @@ from absl import logging
 
 from models import randomness
 from models.metrics import StreamingMetric
-from trainers import batches, checkpoints, data, devices, graphs, pictures
+from trainers import batches, checkpoints, data, devices, evaluator, graphs, pictures
 from trainers.background import Background
 from trainers.cadence import due, next_due
 from trainers.cluster import resolve
@@ -61,7 +62,17 @@ IMPORT_SECONDS = time.monotonic() - STARTED
 CALL_SECONDS = 1.0
 NUM_NEWS = 2
 # Flags that tell where and how a run is made, not what is compared of it.
-NOT_COMPARED = ("run_dir", "data_dir", "resume", "dry_run", "export", "profile", "startup_timeout", "step_timeout")
+NOT_COMPARED = (
+    "mode",
+    "run_dir",
+    "data_dir",
+    "resume",
+    "dry_run",
+    "export",
+    "profile",
+    "startup_timeout",
+    "step_timeout",
+)
 # What a line of training tells of its last update, beside loss and metrics.
 FACTS = ("learning_rate", "gradient_norm", "parameter_norm", "update_norm")
 
@@ -393,6 +404,9 @@ def train(config: Config) -> Summary:
         if config.dry_run:
             print(plan(job))
             return Summary(0, {}, {}, Path(config.run_dir), 0)
+        if config.mode == "evaluate":
+            line = evaluator.follow(job, make_evaluate, clock, watchdog, ("loss", *eval_metrics(job)))
+            return Summary(line.get("step", 0), {}, line, Path(config.run_dir) / evaluator.FOLDER, 0)
         record = RunRecord(config) if job.chief else Observer(config)
         with contextlib.closing(record), Preemption() as preemption:
             try:

@@ -17,6 +17,9 @@ RETRY = {
     PEER_LOST: "yes: a worker was lost or a step took too long; a checkpoint exists",
     PREEMPTED: "yes, free: SIGTERM or SIGINT came; a checkpoint was written first",
 }
+# What a cluster's manager does with them: any other code but 0 is retried, and counted.
+NEVER_RETRIED = (BAD_CONFIGURATION, DIVERGED)
+RETRIED_FREE = (PREEMPTED,)
 
 
 class RunEnded(Exception):  # noqa: N818 - not every end is an error

@@ -16,7 +16,8 @@ from absl import flags
 from models.cards import MODELS
 from trainers.config import Config, resolve
 from trainers.data_cards import DATASETS
-from trainers.exit_codes import BAD_CONFIGURATION, OK, BadConfiguration
+from trainers.exit_codes import OK, BadConfiguration, RunEnded
+from trainers.run_record import config_of_run
 
 T = typing.TypeVar("T")
 _DEFINERS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
@@ -101,12 +102,12 @@ def fill(values: flags.FlagValues, argv: Sequence[str], page: Callable[[], str])
 
 
 def or_exit(read: Callable[[Sequence[str]], T], argv: Sequence[str]) -> T:
-    """`read(argv)`, for a script: a bad flag is one line on standard error and exit code 2."""
+    """`read(argv)`, for a script: a bad flag is one line on standard error and its exit code."""
     try:
         return read(argv)
-    except BadConfiguration as error:
+    except RunEnded as error:
         print(f"{argv[0]}: {error}", file=sys.stderr)
-        raise SystemExit(BAD_CONFIGURATION) from None
+        raise SystemExit(error.exit_code) from None
 
 
 def config_from(argv: Sequence[str], summary: str) -> Config:
@@ -114,12 +115,17 @@ def config_from(argv: Sequence[str], summary: str) -> Config:
 
     Raises:
       BadConfiguration: a flag is unknown, malformed or breaks a rule.
+      PeerLost: there is no run to follow.
       SystemExit: `--help` was asked for and has been printed; code 0.
     """
     values = flags.FlagValues()
     define(values)
     fill(values, argv, lambda: help_page(summary))
-    return resolve(Config(**{f.name: values[f.name].value for f in dataclasses.fields(Config)}))
+    names = [field.name for field in dataclasses.fields(Config)]
+    config = Config(**{name: values[name].value for name in names})
+    if config.mode == "evaluate":
+        config = config_of_run(config, [name for name in names if values[name].present])
+    return resolve(config)
 
 
 def parse(argv: Sequence[str], summary: str) -> Config:

@@ -14,18 +14,18 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from trainers.config import FIXED, Config
-from trainers.exit_codes import BadConfiguration
+from trainers.exit_codes import NEVER_RETRIED, OK, BadConfiguration, PeerLost
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy", "absl-py")
 # Where a run lies and how it ends do not repeat it; everything else does.
-_NOT_REPEATED = ("run_dir", "resume", "dry_run")
+_NOT_REPEATED = ("mode", "run_dir", "resume", "dry_run")
 # And neither these nor where its data lies make one run differ from another.
 NO_DIFFERENCE = (*_NOT_REPEATED, "data_dir")
 
@@ -41,6 +41,52 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of JSON; empty if there is no such file. Raises ValueError and OSError."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def has_ended(facts: Mapping[str, Any]) -> bool:
+    """Whether a run's run.json says that it has ended for good: by nothing after which it is to be started again."""
+    return facts.get("ended") is not None and facts.get("exit_code") in (OK, *NEVER_RETRIED)
+
+
+def config_of_run(config: Config, given: Collection[str]) -> Config:
+    """For a process that follows a run: `config` with the run's own values, once there is a run to follow.
+
+    `given`: names of the flags that the user has given.
+
+    Raises:
+      BadConfiguration: one of them decides the mathematics, and is not the run's.
+      PeerLost: no run began in `--run_dir` within `--startup_timeout`.
+    """
+    if not config.run_dir:
+        raise BadConfiguration("--mode=evaluate needs --run_dir, the run that it is to follow; name it")
+    path, began = Path(config.run_dir).expanduser() / "run.json", time.monotonic()
+    while not (facts := _read_record(path)):
+        if time.monotonic() - began > config.startup_timeout:
+            raise PeerLost(f"no run began in --run_dir {config.run_dir} within --startup_timeout; start it again later")
+        time.sleep(0.2)
+    flags = {name: facts["flags"][name] for name in (*FIXED, "train_steps")}
+    for name in given:
+        if name in flags and flags[name] != getattr(config, name):
+            raise BadConfiguration(
+                f"--{name} {getattr(config, name)} differs from {flags[name]} of --run_dir {config.run_dir}; "
+                "leave it out: --mode=evaluate takes the run's own"
+            )
+    return dataclasses.replace(config, **flags)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except (ValueError, OSError) as error:
+        raise BadConfiguration(f"{path} cannot be read: {error}; move it away or name another --run_dir") from None
 
 
 class Clock:
@@ -175,13 +221,7 @@ class RunRecord:
             pass  # a file system without locks: nothing to hold
 
     def _read_previous(self) -> dict[str, Any]:
-        path = self.directory / "run.json"
-        try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            return {}
-        except (ValueError, OSError) as error:
-            raise BadConfiguration(f"{path} cannot be read: {error}; move it away or name another --run_dir") from None
+        return _read_record(self.directory / "run.json")
 
     def _check_same_run(self) -> None:
         """A run_dir belongs to one run: flags that decide the mathematics must be what they were."""

@@ -54,11 +54,11 @@ def _tensor(tag: str, metadata: summary_pb2.SummaryMetadata, values: Sequence[An
 
 
 class Summaries:
-    """Event files in `train/` and `eval/` of a run_dir, from a step on. `silent`: writes nothing."""
+    """Event files in a folder for each split of a run_dir, from a step on. `silent`: writes nothing."""
 
-    def __init__(self, directory: Path, step: int, silent: bool = False):
+    def __init__(self, directory: Path, step: int, silent: bool = False, splits: Sequence[str] = ("train", "eval")):
         self.silent = silent
-        self._writers = {split: tf.summary.create_noop_writer() for split in ("train", "eval")}
+        self._writers = {split: tf.summary.create_noop_writer() for split in splits}
         self._events: dict[tuple[str, ...], summary_pb2.Summary] = {}
         for split in self._writers if not silent else ():
             _mark_start(directory / split, step)
