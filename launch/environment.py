@@ -4,6 +4,7 @@
     python launch/environment.py test           # the same and the test tools, for launch/test.sh
     python launch/environment.py tensorboard    # .venv.tensorboard, without TensorFlow, for launch/tensorboard.sh
     python launch/environment.py sbom           # .venv.sbom, what lists and audits packages, for launch/audit.sh
+    python launch/environment.py k8s            # .venv.k8s, what checks the manifests, for the tests
 
 Standard library only: this runs on a machine that has bash and Python 3.11 and nothing else. A lock that is
 installed already (a stamp holds its digest) costs one small file read, and reaches no network.
@@ -21,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Those with an environment of their own, and those that share `.venv`.
-ALONE = ("tensorboard", "sbom")
+ALONE = ("tensorboard", "sbom", "k8s")
 PURPOSES = ("runtime", "test", *ALONE)
 USAGE_ERROR = 2
 

@@ -12,3 +12,4 @@ lock "$@" gpu.in -c cpu.txt -o gpu.txt
 lock "$@" test.in -c cpu.txt -o test.txt
 lock "$@" tensorboard.in -c cpu.txt -o tensorboard.txt
 lock "$@" sbom.in -o sbom.txt
+lock "$@" k8s.in -o k8s.txt

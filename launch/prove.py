@@ -39,6 +39,7 @@ from trainers.run_record import write_atomically
 FAILED = 1
 # ‖a - b‖ / ‖a‖ of all weights that rounding alone explains; see `allowed`.
 ROUNDING = 1e-5
+ADAPTIVE = 1e-4
 # The largest |a - b| of one variable, over its largest |a| or over SMALL: an offset that has just left zero shows each
 # ReLU that rounding flips. Beyond it, the same change of the last bits says what is allowed.
 SMALL = 0.01
@@ -108,20 +109,24 @@ def apart_by_variable(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndar
 def agree(one: Run, twin: Run, other: Run, first: Run | None = None, adaptive: bool = False) -> bool:
     """Whether two runs end with the same weights to rounding: as one vector, and each as far as its own twin shows.
 
-    `twin` is that of `one`, or of `first` where that is another run. `adaptive`: the optimizer divides by what may be
-    nearly 0, so rounding moves a weight of gradient 0 by the whole learning rate, now this one and now that; then each
-    may differ as far as the one that the twin moved most.
+    `twin` is that of `one`, or of `first` where that is another run. `adaptive`: see `allowed`; each weight may then
+    differ as far as the one that the twin moved most.
     """
     noise = apart_by_variable((first or one).saved, twin.saved)
     each = apart_by_variable(one.saved, other.saved)
     most = max(noise.values(), default=0.0) if adaptive else 0.0
     within = all(value <= max(VARIABLE, 10 * max(noise[name], most)) for name, value in each.items())
-    return within and difference(one.saved, other.saved) <= allowed(first or one, twin)
+    return within and difference(one.saved, other.saved) <= allowed(first or one, twin, adaptive)
 
 
-def allowed(one: Run, twin: Run | None) -> float:
-    """What rounding may do: `ROUNDING`, or ten times what a change of the last bits of the first weights has done."""
-    return max(ROUNDING, 10 * difference(one.saved, twin.saved)) if twin else ROUNDING
+def allowed(one: Run, twin: Run | None, adaptive: bool = False) -> float:
+    """What rounding may do: `ROUNDING`, or ten times what a change of the last bits of the first weights has done.
+
+    `adaptive`: an optimizer that divides by what may be nearly 0 makes a whole learning rate of a gradient that is
+    rounding and nothing else, now for this weight and now for that. Wrong scales show under SGD.
+    """
+    least = ADAPTIVE if adaptive else ROUNDING
+    return max(least, 10 * difference(one.saved, twin.saved)) if twin else least
 
 
 class Prover:
@@ -311,13 +316,14 @@ def compare_sizes(prover: Prover, row: str, names: Sequence[str], config: Config
         if said := failure([(f"{update}, 1 replica", one), (f"{update}, last bits changed", twin), *others]):
             verdicts.append(Verdict(title, False, said, named_in(said)))
             continue
-        bound, found, holds = allowed(one, twin), [], True
+        adaptive = update != "SGD"
+        bound, found, holds = allowed(one, twin, adaptive), [], True
         for name, other in others:
             each = apart_by_variable(one.saved, other.saved)
             worst, variable = max(((value, key) for key, value in each.items()), default=(0.0, ""))
             apart, short = difference(one.saved, other.saved), name.split(", ", 1)[1]
             found.append(f"{short} {apart:.0e} (worst {worst:.0e}, {variable.split('/', 2)[-1]})")
-            holds &= agree(one, twin, other, adaptive=update != "SGD")
+            holds &= agree(one, twin, other, adaptive=adaptive)
         text = f"{'; '.join(found)}; allowed {bound:.0e}"
         if not holds and config.batch_norm == "per_replica" and has_statistics(one):
             verdicts.append(Verdict(title, None, text, "inexact by --batch_norm=per_replica"))
