@@ -172,7 +172,7 @@ def submission_of(options: argparse.Namespace, flags: Sequence[str]) -> Submissi
     """What the command line asks for."""
     return Submission(
         name=options.name,
-        nodes=options.nodes or 1,
+        nodes=1 if options.nodes is None else options.nodes,
         gpus=1 if options.gpus_per_node is None else options.gpus_per_node,
         image=options.image or "",
         flags=tuple(flags),

@@ -239,7 +239,12 @@ def _names(documents: Sequence[Document]) -> Iterator[str]:
             yield f"Service {subdomain} is not headless: its name would be one address for all workers"
         if not service.get("publishNotReadyAddresses"):
             yield f"Service {subdomain} has no publishNotReadyAddresses: workers could not find each other at the start"
-        for one in clusters([document]):
+        try:
+            found = clusters([document])
+        except BadConfiguration as error:
+            yield str(error)
+            continue
+        for one in found:
             host = one.addresses[one.index].split(":")[0]
             expected = f"{job_name(document)}-{one.index}.{subdomain}"
             if host != expected:
@@ -256,6 +261,8 @@ def _matches(selector: Mapping[str, str], template: Document) -> bool:
 def _selectors(documents: Sequence[Document]) -> Iterator[str]:
     trainers = [template for _, _, template in _trainers(documents)]
     for document in documents:
+        if INSTANCE not in document["metadata"].get("labels", {}):
+            continue  # not of a run, but of the namespace
         where, spec = f"{document['kind']} {document['metadata']['name']}", document["spec"]
         found = []
         if document["kind"] == "Service":

@@ -22,6 +22,7 @@ class Recipe:
     clip_norm: float = 0.0
     ema: float = 0.0
     accumulate: int = 1
+    log_every: int = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,8 @@ MODELS: dict[str, ModelCard] = {
         summary="multi-layer perceptron: two hidden layers with dropout",
         task="classification",
         dataset="digits",
-        recipe=Recipe(train_steps=1000, learning_rate=2e-3, warmup_steps=50, weight_decay=1e-2),
+        # A step takes 0.2 ms: lines at every 20th would cost a tenth of the time, and nobody can read so fast.
+        recipe=Recipe(train_steps=1000, learning_rate=2e-3, warmup_steps=50, weight_decay=1e-2, log_every=100),
         quality=("accuracy", 0.96),
     ),
     "resnet": ModelCard(

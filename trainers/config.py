@@ -101,7 +101,7 @@ class Config:
     deterministic: bool = _flag(False, "training", "deterministic kernels: two runs are bit-identical", fixed=True)
     eval_every: int = _flag(100, "cadences", "steps between evaluations; 0 = at the end only", low=0)
     checkpoint_every: int = _flag(100, "cadences", "steps between checkpoints; 0 = at the end only", low=0)
-    log_every: int = _flag(20, "cadences", "steps between lines of metrics; 0 = at the end only", low=0)
+    log_every: int | None = _flag(None, "cadences", "steps between lines of metrics; 0 = at the end only", low=0)
     histogram_every: int = _flag(
         0,
         "cadences",
