@@ -4,102 +4,21 @@ They are built once for a commit, whichever test comes first. Where the machine 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, metrics
+from engine import BASE, commit, images, podman  # noqa: F401 - fixtures
 
 # The first build installs everything, while other tests share the cores; who comes second waits for it.
 pytestmark = pytest.mark.timeout(3000)
-PROGRAMS = ("podman", "runc", "debootstrap")
-BASE = "localhost/lockstep-base:bookworm"
-SETTINGS = """
-[containers]
-default_ulimits = ["nofile=1024:4096", "nproc=1024:4096"]
-[engine]
-runtime = "runc"
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-"""  # no systemd here; limits above the machine's are refused
 CALLER = 12345
-
-
-def commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True
-    ).stdout.strip()
-
-
-@pytest.fixture(scope="module")
-def podman(tmp_path_factory):
-    """`podman(word, …)` runs podman and returns what it has done."""
-    absent = [program for program in PROGRAMS if shutil.which(program) is None]
-    if absent or os.geteuid():
-        pytest.skip(
-            f"images cannot be built here: {', '.join(absent) + ' is missing' if absent else 'this is not root'}"
-        )
-    if not (ROOT / ".git").exists():
-        pytest.skip("images are built from a commit, and this is no checkout")
-    folder = tmp_path_factory.mktemp("podman")
-    (folder / "containers.conf").write_text(SETTINGS)
-    env = os.environ | {"CONTAINERS_CONF": str(folder / "containers.conf"), "ENGINE": shutil.which("podman")}
-
-    def call(*words, check=True, timeout=900, **more):
-        done = subprocess.run(
-            [str(word) for word in words],
-            capture_output=True,
-            text=True,
-            env=env | more,
-            cwd=ROOT,
-            timeout=timeout,
-            check=False,
-        )
-        assert not check or done.returncode == 0, f"{words}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
-        return done
-
-    def run(*words, **keywords):
-        return call("podman", *words, **keywords)
-
-    run.call, run.env, run.folder = call, env, folder
-    probe = call("podman", "info", check=False)
-    if probe.returncode:
-        pytest.skip(f"podman does not run here: {probe.stderr.strip()[-300:]}")
-    return run
-
-
-def secrets(folder: Path) -> list[str]:
-    """This machine's certificates, as the optional secrets of the build."""
-    certificates = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
-    if not certificates:
-        return []
-    (folder / "pip.conf").write_text("[global]\ncert = /etc/ssl/pip-ca.crt\ntimeout = 180\n")
-    return ["--secret", f"id=pip.conf,src={folder / 'pip.conf'}", "--secret", f"id=ca.crt,src={certificates}"]
-
-
-@pytest.fixture(scope="module")
-def images(podman):
-    """The stages `cpu` and `tensorboard` of this commit, built if they are not there: their names."""
-    with open(Path(tempfile.gettempdir()) / "lockstep-images.lock", "w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        if podman("image", "exists", BASE, check=False).returncode:
-            podman.call(ROOT / "launch/base_image.sh")
-        podman.build = ["--pull=never", "--network", "host", "--build-arg", f"BASE_IMAGE={BASE}"]
-        podman.build += secrets(podman.folder)
-        for stage in ("cpu", "tensorboard"):
-            asked = podman("image", "inspect", f"lockstep:{stage}", "--format", "{{json .Labels}}", check=False)
-            if asked.returncode == 0 and json.loads(asked.stdout).get("org.opencontainers.image.revision") == commit():
-                continue
-            podman.call(ROOT / "launch/image.sh", stage, *podman.build, timeout=2700)
-    return {stage: f"lockstep:{stage}" for stage in ("cpu", "tensorboard")}
 
 
 def inspected(podman, image):
