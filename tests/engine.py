@@ -1,4 +1,4 @@
-"""Podman as the tests use it: on a base that debootstrap makes, since no registry is asked, within this machine's limits."""
+"""Podman as the tests use it: within this machine's limits, on a base that debootstrap makes: no registry is asked."""
 
 import fcntl
 import json

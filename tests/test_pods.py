@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -85,6 +86,9 @@ class Cluster:
                     {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
                 )
                 pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = self.claim
+                # Podman names the volume of an emptyDir as the pod does, and would share it between pods.
+                for entry in (*pod["spec"]["volumes"], *pod["spec"]["containers"][0]["volumeMounts"]):
+                    entry["name"] = f"{name}-{entry['name']}"
                 pod["spec"]["hostAliases"] = [
                     {"ip": ip, "hostnames": [f"{job}-{i}.{service}"]} for i, ip in enumerate(self.addresses)
                 ]
@@ -144,8 +148,9 @@ def test_one_pod_trains_as_it_is_told_to_and_goes_on_after_a_preemption(podman, 
     one.wait_for_checkpoint(containers)
     facts = json.loads(podman("exec", containers[0], "python", "-c", LOOK).stdout)
     assert facts == {
-        "uid": 10001, "gid": 10001, "capabilities": 0, "no_new_privileges": "1", "first": "/app/trainers/custom_loop.py",
-        "root": False, "app": False, "tmp": True, "shm": True, "runs": True, "token": False,
+        "uid": 10001, "gid": 10001, "capabilities": 0, "no_new_privileges": "1",
+        "first": "/app/trainers/custom_loop.py", "root": False, "app": False,
+        "tmp": True, "shm": True, "runs": True, "token": False,
     }  # fmt: skip
     podman("kill", "--signal", "TERM", containers[0])
     (code,), (log,) = one.codes(containers)
@@ -192,6 +197,6 @@ def test_the_readme_submits_to_a_cluster_as_it_says(podman, tmp_path):
     for line in lines:
         line = line.replace("$IMAGE", "lockstep@sha256:" + "0" * 64)
         words = line.split(" -- ")
-        command = f"{os.sys.executable} {words[0]} --dry_run" + (f" -- {words[1]}" if words[1:] else "")
+        command = f"{sys.executable} {words[0]} --dry_run" + (f" -- {words[1]}" if words[1:] else "")
         done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stderr
