@@ -24,10 +24,12 @@ limited = ["{runtime}"]
 """  # no systemd here
 RUNTIME = """#!{python}
 import json, os, resource, sys
-if "--bundle" in sys.argv:
-    path = sys.argv[sys.argv.index("--bundle") + 1] + "/config.json"
+for flag, file in (("--bundle", "/config.json"), ("--process", "")):
+    if flag not in sys.argv:
+        continue
+    path = sys.argv[sys.argv.index(flag) + 1] + file
     config = json.load(open(path))
-    for limit in config["process"].get("rlimits", ()):
+    for limit in config.get("process", config).get("rlimits") or ():
         most = resource.getrlimit(getattr(resource, limit["type"]))[1]
         if most != resource.RLIM_INFINITY:
             limit["soft"], limit["hard"] = min(limit["soft"], most), min(limit["hard"], most)

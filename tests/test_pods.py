@@ -39,7 +39,8 @@ print(json.dumps({
     "uid": os.getuid(), "gid": os.getgid(), "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16),
     "no_new_privileges": status["NoNewPrivs"].strip(), "first": open("/proc/1/cmdline").read().split("\\0")[1],
     "root": writes("/written"), "app": writes("/app/written"), "tmp": writes("/tmp/written"),
-    "shm": writes("/dev/shm/written"), "runs": writes("/work/runs/written"),
+    "shm": writes("/dev/shm/written"), "shm_mib": shutil.disk_usage("/dev/shm").total >> 20,
+    "runs": writes("/work/runs/written"),
     "token": os.path.exists("/var/run/secrets/kubernetes.io"),
 }))
 """
@@ -50,6 +51,7 @@ class Cluster:
 
     def __init__(self, podman, folder, submission):
         self.podman, self.folder, self.submission = podman, folder, submission
+        self.folders = set()
         self.documents = k8s.Kubectl("", "lockstep").render(submission)
         self.claim = self.network = f"{submission.name}-runs"
         subnet = f"10.{os.getpid() % 200 + 20}.{len(submission.name) % 200}"
@@ -99,12 +101,40 @@ class Cluster:
         containers = []
         for index, (name, pod) in enumerate(self.pods(component)):
             path = self.folder / f"{name}.yaml"
+            if path.exists():
+                self.podman("kube", "down", path)
             path.write_text(yaml.safe_dump(pod))
+            folders = self._make_empty_folders(pod)
             address = self.addresses[index if component == "trainer" else -1]
             network = f"{self.network}:ip={address}"
-            self.podman("kube", "play", "--replace", "--network", network, path)
+            self.podman("kube", "play", "--network", network, path)
+            for folder in folders:
+                os.chmod(folder, 0o777)  # podman has given it the mode of the image's
             containers.append(f"{name}-{pod['spec']['containers'][0]['name']}")
         return containers
+
+    def _make_empty_folders(self, pod):
+        """The pod's emptyDirs as a kubelet makes them, in memory if they are to be. Returns where they lie."""
+        places = []
+        for volume in pod["spec"]["volumes"]:
+            kind, name = volume.get("emptyDir"), volume["name"]
+            if kind is None:
+                continue
+            self._remove_folder(name)
+            self.podman("volume", "create", name)
+            mount = self.podman("volume", "inspect", name, "--format", "{{.Mountpoint}}").stdout.strip()
+            if kind.get("medium") == "Memory":
+                options = f"size={int(manifests.size(kind['sizeLimit']))}"
+                subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", mount], check=True)
+            places.append(mount)
+            self.folders.add(name)
+        return places
+
+    def _remove_folder(self, name):
+        mount = self.podman("volume", "inspect", name, "--format", "{{.Mountpoint}}", check=False).stdout.strip()
+        if mount:
+            subprocess.run(["umount", mount], capture_output=True, check=False)
+            self.podman("volume", "rm", "--force", name, check=False)
 
     def codes(self, containers, timeout=240):
         """The exit codes of containers, when all have ended, and their logs."""
@@ -123,7 +153,8 @@ class Cluster:
         """Leaves nothing."""
         for path in self.folder.glob("*.yaml"):
             self.podman("kube", "down", path, check=False)
-        self.podman("volume", "rm", "--force", self.claim, check=False)
+        for name in (*self.folders, self.claim):
+            self._remove_folder(name)
         self.podman("network", "rm", "--force", self.network, check=False)
 
 
@@ -150,7 +181,7 @@ def test_one_pod_trains_as_it_is_told_to_and_goes_on_after_a_preemption(podman, 
     assert facts == {
         "uid": 10001, "gid": 10001, "capabilities": 0, "no_new_privileges": "1",
         "first": "/app/trainers/custom_loop.py", "root": False, "app": False,
-        "tmp": True, "shm": True, "runs": True, "token": False,
+        "tmp": True, "shm": True, "shm_mib": 256, "runs": True, "token": False,
     }  # fmt: skip
     podman("kill", "--signal", "TERM", containers[0])
     (code,), (log,) = one.codes(containers)
