@@ -22,6 +22,8 @@ tf.config.set_logical_device_configuration(
 from trainers import checkpoints, custom_loop
 from trainers.config import Config, resolve
 
+# CI runs what takes more time than a person waits for, too.
+LONG_TESTS = os.environ.get("LOCKSTEP_LONG") == "1"
 EXIT_STATUS = pytest.StashKey[int]()
 
 
@@ -31,7 +33,17 @@ def pytest_sessionfinish(session, exitstatus):
 
 def pytest_collection_modifyitems(items):
     """The longest come first, then those that wait for processes: what computes fills the cores meanwhile."""
-    waiting = ("test_containers.py", "test_workers.py", "test_slurm.py", "test_resume.py", "test_prove.py")
+    for item in items if not LONG_TESTS else ():
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="long; LOCKSTEP_LONG=1 runs it"))
+    waiting = (
+        "test_containers.py",
+        "test_pods.py",
+        "test_workers.py",
+        "test_slurm.py",
+        "test_resume.py",
+        "test_prove.py",
+    )
     items.sort(key=lambda item: ("soak" not in item.name, item.path.name not in waiting))
 
 

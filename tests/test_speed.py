@@ -22,6 +22,7 @@ def script(*words, timeout=400):
     )
 
 
+@pytest.mark.long
 def test_the_benchmark_measures_every_contender_and_writes_table_figures_and_chart(tmp_path, data_dir):
     flags = ["--rows=mlp:32:1", "--repeats=1", "--seconds=0.1", f"--data_dir={data_dir}", f"--out_dir={tmp_path}"]
     done = script(ROOT / "trainers/benchmark.py", *flags)

@@ -359,6 +359,7 @@ def test_the_graph_opens_to_the_layers_and_the_tags_show_the_steps(server, brows
     assert errors_of_ours(browser) == []
 
 
+@pytest.mark.long
 def test_a_graph_of_a_hundred_layers_opens(browser, tmp_path, data_dir, monkeypatch):
     """ResNet-50 has 107 layers with weights: the page answers while its graph is shown."""
     settings = {"model": "resnet50", "batch_size": 8, "replicas": 2, "train_steps": 1, "data_dir": str(data_dir)}

@@ -5,7 +5,6 @@ figures are printed as a table at the end.
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, Trainer, largest_relative_difference, metrics, weights, without_times
+from conftest import LONG_TESTS, ROOT, Trainer, largest_relative_difference, metrics, weights, without_times
 
 from launch.workers import free_ports
 
@@ -295,8 +294,8 @@ def test_the_launcher_prefixes_restarts_and_returns_the_code(tmp_path, data_dir)
 
 
 def test_a_soak_of_kills_ends_with_the_bits_of_the_uninterrupted_run(gang, tmp_path, expected):
-    """Kills at random moments of random workers, start-up included, then one start that is left alone. CI: 30 kills."""
-    kills, chance, run_dir = int(os.environ.get("LOCKSTEP_SOAK_KILLS", "8")), random.Random(0), tmp_path / "run"
+    """Kills at random moments of random workers, start-up included, then one start that is left alone."""
+    kills, chance, run_dir = 30 if LONG_TESTS else 5, random.Random(0), tmp_path / "run"
     steps, began = [], time.monotonic()
     for _ in range(kills):
         members = gang(2, *LONG, f"--run_dir={run_dir}")
