@@ -8,20 +8,25 @@
     python launch/k8s.py delete --name=first        # its objects; the run stays on the claim
     python launch/k8s.py tensorboard                # at 127.0.0.1:6006
 
-What follows `--` are the trainer's flags. Exit code 0: done; 1: kubectl has failed; 2: a flag is wrong, or there is no
-kubectl or no cluster, in one line.
+What follows `--` are the trainer's flags. Exit code 0: done; 2: a flag is wrong, or kubectl or the cluster is not there
+or has refused, in one line.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import datetime
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,11 +43,11 @@ from trainers.exit_codes import OK, RETRY, BadConfiguration
 from trainers.figures import table
 from trainers.flags import config_from
 
-FAILED = 1
-# Objects that a run is made of, most general first; JobSet only where its controller is installed.
-KINDS = ("job", "service", "networkpolicy")
-OWN_FLAGS = ("--strategy", "--run_dir", "--mode")
 CPU_REPLICAS = 2
+REQUEST_TIMEOUT = "--request-timeout=30s"
+NO_CLUSTER = ("was refused", "no such host", "i/o timeout", "Unable to connect", "current-context", "no route to host")
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+LOOK_SECONDS = 3.0
 
 
 class Kubectl:
@@ -69,7 +74,7 @@ class Kubectl:
     def why(self, words: Sequence[str], said: str) -> str:
         """One line for a call that has failed."""
         line = " ".join(said.split())[:400]
-        if any(sign in said for sign in ("refused", "no such host", "connection", "timeout", "current-context")):
+        if any(sign in said for sign in NO_CLUSTER):
             return f"no cluster answers ({line}); set KUBECONFIG or --context, and look with: kubectl cluster-info"
         if "forbidden" in said.lower():
             return f"the cluster does not allow it ({line}); ask for the right, or take another --namespace"
@@ -77,11 +82,16 @@ class Kubectl:
 
     def objects(self, *words: str) -> list[Document]:
         """The items that a `get` finds."""
-        return json.loads(self.call("get", *words, "--output=json").stdout or "{}").get("items", [])
+        answer = self.call("get", *words, "--output=json", REQUEST_TIMEOUT).stdout
+        return json.loads(answer or "{}").get("items", [])
 
     def has_jobsets(self) -> bool:
         """Whether the cluster knows JobSet."""
-        return self.call("get", "jobsets", "--output=name", fails=True).returncode == 0
+        words = ("get", "jobsets", "--output=name", REQUEST_TIMEOUT)
+        done = self.call(*words, fails=True)
+        if done.returncode and "the server doesn't have a resource type" not in done.stderr:
+            raise BadConfiguration(self.why(words, done.stderr))
+        return done.returncode == 0
 
     def render(self, submission: Submission) -> list[Document]:
         """The documents of a submission, rendered from `k8s/`; asks no cluster."""
@@ -92,28 +102,53 @@ class Kubectl:
             rendered = subprocess.run([*self._base, "kustomize", folder], capture_output=True, text=True, check=False)
         if rendered.returncode:
             raise BadConfiguration(f"kubectl kustomize has failed: {' '.join(rendered.stderr.split())[:400]}")
-        return manifests.tailored([d for d in yaml.safe_load_all(rendered.stdout) if d], submission)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return manifests.tailored([d for d in yaml.safe_load_all(rendered.stdout) if d], submission, now)
 
 
 def workload_of(kubectl: Kubectl, name: str) -> Document | None:
     """The Job or JobSet of a run, if it is in the cluster."""
     kinds = ("jobsets", "jobs") if kubectl.has_jobsets() else ("jobs",)
     for kind in kinds:
-        answer = kubectl.call("get", kind, name, "--ignore-not-found", "--output=json").stdout
+        answer = kubectl.call("get", kind, name, "--ignore-not-found", "--output=json", REQUEST_TIMEOUT).stdout
         if answer.strip():
             return json.loads(answer)
     return None
 
 
-def existing(kubectl: Kubectl, name: str) -> Document:
-    """The same. Raises BadConfiguration if there is none, or if it is not of this launcher."""
-    found = workload_of(kubectl, name)
-    if found is None or manifests.SUBMISSION not in found["metadata"].get("annotations", {}):
+def submission_in(workload: Document) -> Submission | None:
+    """What was submitted as this Job or JobSet; None if it is not of this launcher, or not a run's own."""
+    text = workload["metadata"].get("annotations", {}).get(manifests.SUBMISSION)
+    found = Submission.from_text(text) if text else None
+    return found if found and found.name == workload["metadata"]["name"] else None
+
+
+def existing(kubectl: Kubectl, name: str) -> tuple[Document, Submission]:
+    """The Job or JobSet of a run, and what was submitted. Raises BadConfiguration if there is none."""
+    workload = workload_of(kubectl, name)
+    submission = submission_in(workload) if workload else None
+    if submission is None:
         raise BadConfiguration(
             f"--name {name}: no such run is in namespace {kubectl.namespace}; submit it: with a name that was used it "
             f"continues from {manifests.RUNS}/{name}"
         )
-    return found
+    return workload, submission
+
+
+def selector(name: str) -> str:
+    """What finds all objects and pods of a run."""
+    return f"--selector=app.kubernetes.io/name={manifests.PLACEHOLDER},{manifests.INSTANCE}={name}"
+
+
+def refuse_foreign(kubectl: Kubectl, name: str) -> None:
+    """Raises BadConfiguration if another owner's Service or NetworkPolicy bears the name of a run."""
+    for kind in ("service", "networkpolicy"):
+        answer = kubectl.call("get", kind, name, "--ignore-not-found", "--output=json", REQUEST_TIMEOUT).stdout
+        labels = json.loads(answer)["metadata"].get("labels", {}) if answer.strip() else None
+        if labels is not None and labels.get(manifests.INSTANCE) != name:
+            raise BadConfiguration(
+                f"--name {name}: namespace {kubectl.namespace} has a {kind} of that name, not of a run; take another"
+            )
 
 
 def check(submission: Submission, allow_tag: bool) -> list[str]:
@@ -126,16 +161,20 @@ def check(submission: Submission, allow_tag: bool) -> list[str]:
         if value < low:
             raise BadConfiguration(f"--{name} {value} is below {low}; pass {low} or more")
     manifests.check_name(submission)
-    if not allow_tag and "@sha256:" not in submission.image:
+    if not allow_tag and not re.search(r"@sha256:[0-9a-f]{64}$", submission.image):
         raise BadConfiguration(
             f"--image {submission.image} has no digest, so what runs may change; pass IMAGE@sha256:…, or --allow_tag"
         )
     for flag in submission.flags:
-        if flag.split("=")[0].replace("--no", "--", 1) in OWN_FLAGS or flag.split("=")[0] in OWN_FLAGS:
+        if re.match("--?flagfile", flag):
             raise BadConfiguration(
-                f"{flag} is set by the launcher ({' '.join(submission.trainer_flags[:2])}); leave it out"
+                f"{flag} is read where the trainer runs, not here; write out the flags that it holds"
             )
     config = config_from(["trainer", *submission.trainer_flags], "")
+    own = {"strategy": submission.strategy, "run_dir": submission.run_dir, "mode": "train", "resume": "auto"}
+    for name, value in own.items():
+        if getattr(config, name) != value:
+            raise BadConfiguration(f"--{name} {getattr(config, name)}: the launcher sets it to {value}; leave it out")
     if submission.gpus:
         each = config.replicas or submission.gpus
         if each > submission.gpus:
@@ -195,8 +234,12 @@ def prepare(kubectl: Kubectl, submission: Submission, allow_tag: bool) -> str:
 
 
 def apply(kubectl: Kubectl, submission: Submission, text: str) -> int:
-    """Gives the objects of a run to the cluster."""
-    print(kubectl.call("apply", "--filename=-", given=text).stdout, end="")
+    """Gives the objects of a run to the cluster; its Jobs last, which fails if another has come before."""
+    documents = list(yaml.safe_load_all(text))
+    jobs = [document for document in documents if document["kind"] in ("Job", "JobSet")]
+    others = [document for document in documents if document not in jobs]
+    print(kubectl.call("apply", "--filename=-", REQUEST_TIMEOUT, given=yaml.safe_dump_all(others)).stdout, end="")
+    print(kubectl.call("create", "--filename=-", REQUEST_TIMEOUT, given=yaml.safe_dump_all(jobs)).stdout, end="")
     print(f"see: python launch/k8s.py status --name={submission.name}", file=sys.stderr)
     return OK
 
@@ -210,6 +253,9 @@ def submit(options: argparse.Namespace, flags: Sequence[str]) -> int:
     if options.dry_run:
         print(text, end="")
         return OK
+    if submission.backend == "jobset" and not kubectl.has_jobsets():
+        raise BadConfiguration("--backend=jobset: the cluster has no JobSet; install its controller, or take job")
+    refuse_foreign(kubectl, submission.name)
     if workload_of(kubectl, submission.name) is not None:
         raise BadConfiguration(
             f"--name {submission.name} exists in namespace {submission.namespace}; resume or delete it, or take another"
@@ -229,10 +275,9 @@ def ended(workload: Document) -> str:
 def resume(options: argparse.Namespace, flags: Sequence[str]) -> int:
     """Starts a run that has ended again; it continues from its checkpoint, on any size."""
     kubectl = Kubectl(options.context, options.namespace)
-    workload = existing(kubectl, options.name)
+    workload, before = existing(kubectl, options.name)
     if not ended(workload):
         raise BadConfiguration(f"--name {options.name} has not ended; delete it first, it saves before it goes")
-    before = Submission.from_text(workload["metadata"]["annotations"][manifests.SUBMISSION])
     asked = {"nodes": options.nodes, "gpus": options.gpus_per_node, "image": options.image, "backend": options.backend}
     changed = {name: value for name, value in asked.items() if value is not None}
     submission = dataclasses.replace(before, **changed, flags=(*before.flags, *flags))
@@ -240,22 +285,33 @@ def resume(options: argparse.Namespace, flags: Sequence[str]) -> int:
     if options.dry_run:
         print(text, end="")
         return OK
+    if submission.backend == "jobset" and not kubectl.has_jobsets():
+        raise BadConfiguration("--backend=jobset: the cluster has no JobSet; install its controller, or take job")
     remove(kubectl, options.name)
-    return apply(kubectl, submission, text)
+    try:
+        return apply(kubectl, submission, text)
+    except BadConfiguration as error:
+        kept = Path(f"{options.name}.yaml")
+        kept.write_text(text)
+        raise BadConfiguration(
+            f"{error}; what was to be submitted lies in {kept}: kubectl apply --filename={kept}"
+        ) from None
 
 
 def remove(kubectl: Kubectl, name: str) -> str:
-    """Deletes what a run is made of, and waits until its pods have saved and gone."""
-    kinds = (*(("jobset",) if kubectl.has_jobsets() else ()), *KINDS)
-    selector = f"--selector={manifests.INSTANCE}={name}"
-    return kubectl.call("delete", ",".join(kinds), selector, "--wait=true", "--cascade=foreground").stdout
+    """Deletes what a run is made of: its pods first, which save and agree on it, then what they need for that."""
+    workloads = "jobset,job" if kubectl.has_jobsets() else "job"
+    gone = kubectl.call("delete", workloads, selector(name), "--wait=true", "--cascade=foreground").stdout
+    return gone + kubectl.call("delete", "service,networkpolicy", selector(name), REQUEST_TIMEOUT).stdout
 
 
 def delete(options: argparse.Namespace, flags: Sequence[str]) -> int:
     """Deletes a run's objects; what it has written stays."""
     kubectl = Kubectl(options.context, options.namespace)
-    existing(kubectl, options.name)
-    print(remove(kubectl, options.name), end="")
+    gone = remove(kubectl, options.name)
+    print(gone, end="")
+    if "deleted" not in gone:
+        raise BadConfiguration(f"--name {options.name}: nothing of such a run is in namespace {kubectl.namespace}")
     print(f"the run stays at {manifests.RUNS}/{options.name}; submitted again it continues", file=sys.stderr)
     return OK
 
@@ -285,23 +341,34 @@ def ended_with(container: Mapping[str, Any]) -> str:
     return ""
 
 
+def who(pod: Document) -> tuple[str, str]:
+    """Component and index of a pod."""
+    labels = pod["metadata"]["labels"]
+    return labels.get(manifests.COMPONENT, ""), labels.get(INDEX_LABEL, "")
+
+
+def pods_of(kubectl: Kubectl, name: str) -> list[Document]:
+    """The pods of a run, oldest first."""
+    pods = kubectl.objects("pods", selector(name))
+    return sorted(pods, key=lambda pod: (pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"]))
+
+
 def rows_of_pods(pods: Sequence[Document], events: Sequence[Document]) -> list[list[str]]:
-    """A row for each pod: which worker, how it is, what restarts it has had, where it is, and why."""
+    """A row for each pod: which worker, how it is, how often its index was started again, where it is, and why."""
     rows = []
     for pod in pods:
-        labels, status = pod["metadata"]["labels"], pod.get("status", {})
+        status, annotations = pod.get("status", {}), pod["metadata"].get("annotations", {})
         containers = status.get("containerStatuses", [])
-        index = labels.get("batch.kubernetes.io/job-completion-index", "")
         note = why_waiting(pod, events) if status.get("phase") == "Pending" else ""
         note = note or next(filter(None, (ended_with(one) for one in containers)), "")
-        restarts = sum(one.get("restartCount", 0) for one in containers)
-        failed = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-index-failure-count", "0")
+        kinds = ("job-index-failure-count", "job-index-ignored-failure-count")
+        restarts = sum(int(annotations.get(f"batch.kubernetes.io/{kind}", "0")) for kind in kinds)
         rows.append(
             [
                 pod["metadata"]["name"],
-                f"{labels.get(manifests.COMPONENT, '')} {index}".strip(),
+                " ".join(who(pod)).strip(),
                 status.get("phase", "Unknown"),
-                str(restarts + int(failed)),
+                str(restarts + sum(one.get("restartCount", 0) for one in containers)),
                 pod["spec"].get("nodeName", "–"),
                 " ".join(note.split())[:160],
             ]
@@ -309,43 +376,84 @@ def rows_of_pods(pods: Sequence[Document], events: Sequence[Document]) -> list[l
     return rows
 
 
+def last_lines(kubectl: Kubectl, pods: Sequence[Document]) -> list[str]:
+    """The newest line of training and of evaluation: of the chief, or of the evaluator where there is one."""
+    newest: dict[str, str] = {}
+    for pod in reversed([pod for pod in pods if who(pod) in (("trainer", "0"), (manifests.EVALUATOR, ""))]):
+        log = kubectl.call("logs", pod["metadata"]["name"], "--tail=400", REQUEST_TIMEOUT, fails=True).stdout
+        for line in reversed(log.splitlines()):
+            if line.startswith("step ") and len(line.split()) > 2:
+                newest.setdefault(line.split()[2], line)
+        if {"train", "eval"} <= newest.keys():
+            break
+    return [newest.get(split, f"no line of {split} yet") for split in ("train", "eval")]
+
+
 def status(options: argparse.Namespace, flags: Sequence[str]) -> int:
     """Prints how a run is."""
     kubectl = Kubectl(options.context, options.namespace)
-    workload = existing(kubectl, options.name)
-    pods = kubectl.objects("pods", f"--selector={manifests.INSTANCE}={options.name}")
-    pods.sort(key=lambda pod: (pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"]))
-    events = kubectl.objects("events", "--field-selector=involvedObject.kind=Pod", "--sort-by=.lastTimestamp")
+    workload, submission = existing(kubectl, options.name)
+    pods = pods_of(kubectl, options.name)
+    events = kubectl.objects("events", "--sort-by=.lastTimestamp")
     facts = workload.get("status", {})
     waits = ""
     if workload["spec"].get("suspend"):
-        waits = f"waiting in queue {workload['metadata']['labels'].get(manifests.QUEUE_LABEL, '?')}"
-    running = f"{facts.get('active', len(pods))} active, {facts.get('failed', facts.get('restarts', 0))} failed so far"
+        waits = f"waiting in queue {submission.queue or '?'}"
+    running = f"{facts.get('active', 0)} active, {facts.get('failed', facts.get('restarts', 0))} failed so far"
     print(f"{workload['kind']} {options.name}: {ended(workload) or waits or running}")
     if pods:
         print(table(["pod", "who", "phase", "restarts", "node", "note"], rows_of_pods(pods, events)))
     else:
-        print("no pods yet")
-    chief = [p for p in pods if p["metadata"]["labels"].get("batch.kubernetes.io/job-completion-index") == "0"]
-    log = kubectl.call("logs", chief[-1]["metadata"]["name"], "--tail=400", fails=True).stdout if chief else ""
-    lines = [line for line in log.splitlines() if line.startswith("step ")]
-    for split in ("train", "eval"):
-        print("\n".join([line for line in lines if line.split()[2:3] == [split]][-1:]) or f"no line of {split} yet")
+        owners = [options.name, f"{options.name}-worker-0"]
+        told = [e for e in events if e.get("type") == "Warning" and e["involvedObject"]["name"] in owners]
+        print(f"no pods yet{': ' + told[-1]['reason'] + ': ' + told[-1]['message'] if told else ''}")
+    print("\n".join(last_lines(kubectl, pods)))
     return OK
 
 
-def logs(options: argparse.Namespace, flags: Sequence[str]) -> NoReturn:
-    """Follows all workers, a prefix before each line."""
+def logs(options: argparse.Namespace, flags: Sequence[str]) -> int:
+    """Follows all workers, a prefix before each line; a pod that comes in the place of another is followed too."""
     kubectl = Kubectl(options.context, options.namespace)
-    found = existing(kubectl, options.name)
-    nodes = Submission.from_text(found["metadata"]["annotations"][manifests.SUBMISSION]).nodes
-    words = ["logs", f"--selector={manifests.INSTANCE}={options.name}", "--prefix", "--ignore-errors"]
-    words += [
-        f"--max-log-requests={2 * nodes + 2}",
-        f"--tail={options.tail}",
-        *(["--follow"] if options.follow else []),
-    ]
-    replace_by(kubectl.words(*words))
+    existing(kubectl, options.name)
+    followed: dict[str, threading.Thread] = {}
+    children: list[subprocess.Popen] = []
+    one_line = threading.Lock()
+
+    def follow(pod: Document) -> None:
+        prefix = f"[{' '.join(who(pod)).strip()}] "
+        words = ["logs", pod["metadata"]["name"], f"--tail={options.tail}", *(["--follow"] if options.follow else [])]
+        with subprocess.Popen(
+            kubectl.words(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as child:
+            children.append(child)
+            for line in child.stdout:
+                with one_line:
+                    sys.stdout.write(prefix + line)
+                    sys.stdout.flush()
+
+    try:
+        while True:
+            newest = {who(pod): pod for pod in pods_of(kubectl, options.name)}
+            for pod in newest.values():
+                name = pod["metadata"]["name"]
+                if name not in followed and pod.get("status", {}).get("phase") != "Pending":
+                    followed[name] = threading.Thread(target=follow, args=(pod,), daemon=True)
+                    followed[name].start()
+            if not options.follow:
+                break
+            workload = workload_of(kubectl, options.name)
+            if (workload is None or ended(workload)) and not any(t.is_alive() for t in followed.values()):
+                break
+            time.sleep(LOOK_SECONDS)
+        for thread in followed.values():
+            thread.join()
+        if not followed:
+            print("no pod runs yet; see status", file=sys.stderr)
+        return OK
+    finally:
+        for child in children:
+            with contextlib.suppress(OSError):
+                child.kill()
 
 
 def tensorboard(options: argparse.Namespace, flags: Sequence[str]) -> NoReturn:

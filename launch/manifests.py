@@ -22,9 +22,16 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 SUBMISSION = "lockstep/submission"
 GPU = "nvidia.com/gpu"
 RUNS = "/work/runs"
+SERVICE_ACCOUNT, CLAIM, EVALUATOR = "lockstep", "runs", "evaluator"
+# What k8s/setup and the claim's folder for data are called; a run of that name would take their place.
+RESERVED = ("names", "deny-all", "tensorboard", "data")
 # Longest name of a host or a label's value (RFC 1123).
 LONGEST_NAME = 63
 LEAST_GRACE_SECONDS = 120
+# What Kubernetes adds to the name of a pod, and JobSet counts.
+_RANDOM_SUFFIX = len("-abcde")
+# How long workers wait for each other where a node or an image may take its time.
+STARTUP_SECONDS = 3600
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SECRET = re.compile(r"(password|passwd|secret|token|credential|api_?key|access_?key)", re.IGNORECASE)
 _RESTRICTED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected"}
@@ -60,7 +67,7 @@ class Submission:
     def trainer_flags(self) -> list[str]:
         """The trainer's command line."""
         own = [f"--strategy={self.strategy}", f"--run_dir={self.run_dir}", f"--data_dir={RUNS}/data"]
-        return [*own, *self.flags]
+        return [*own, f"--startup_timeout={STARTUP_SECONDS}", *self.flags]
 
     def text(self) -> str:
         """As JSON, for an annotation."""
@@ -84,7 +91,12 @@ def check_name(submission: Submission) -> None:
         raise BadConfiguration(
             f"--name {name!r} is no DNS label; use lower-case letters, digits and '-', beginning with a letter"
         )
-    longest = max(len(host_name(submission, last)), len(f"{name}-evaluator") if submission.evaluator else 0)
+    if name in RESERVED or re.search(r"-(evaluator|worker-[0-9]+)$", name):
+        raise BadConfiguration(
+            f"--name {name} is one that k8s/ uses itself ({', '.join(RESERVED)}, …-evaluator, …-worker-N); take another"
+        )
+    suffix = _RANDOM_SUFFIX if submission.backend == "jobset" else 0
+    longest = max(len(host_name(submission, last)) + suffix, len(f"{name}-evaluator") if submission.evaluator else 0)
     if longest > LONGEST_NAME:
         raise BadConfiguration(
             f"--name {name} gives a pod a name of {longest} characters; {LONGEST_NAME} are allowed; "
@@ -126,8 +138,8 @@ def is_trainer(template: Document) -> bool:
     return template["metadata"]["labels"].get(COMPONENT) == "trainer"
 
 
-def tailored(documents: Sequence[Document], submission: Submission) -> list[Document]:
-    """Rendered documents as those of one run: its name, image, size, flags and queue."""
+def tailored(documents: Sequence[Document], submission: Submission, now: str) -> list[Document]:
+    """Rendered documents as those of one run: its name, image, size, flags and queue. `now`: as run.json has times."""
     documents = copy.deepcopy(list(documents))
     for document in documents:
         metadata = document["metadata"]
@@ -143,10 +155,9 @@ def tailored(documents: Sequence[Document], submission: Submission) -> list[Docu
         container["image"] = submission.image
         if not is_trainer(template):
             container["args"] = [arg.replace(f"{RUNS}/{PLACEHOLDER}", submission.run_dir) for arg in container["args"]]
+            container.setdefault("env", []).append({"name": "RUN_AFTER", "value": now})
             if not submission.gpus:
-                for kind in ("requests", "limits"):
-                    container["resources"][kind].pop(GPU, None)
-                container["resources"]["requests"]["cpu"] = "500m"
+                container["resources"] = {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "2Gi"}}
             continue
         spec["completions"] = spec["parallelism"] = submission.nodes
         template["spec"]["subdomain"] = submission.name
@@ -211,6 +222,12 @@ def _trainers(documents: Sequence[Document]) -> Iterator[tuple[Document, Documen
     return (found for found in workloads(documents) if is_trainer(found[2]))
 
 
+def _flag(template: Document, name: str) -> str:
+    """The value of a trainer's flag, the last that is given."""
+    words = template["spec"]["containers"][0].get("args", ())
+    return next((w.split("=", 1)[1] for w in reversed(words) if re.match(rf"--?{name}=", w)), "")
+
+
 def _sizes(documents: Sequence[Document]) -> Iterator[str]:
     for document, spec, template in _trainers(documents):
         workers = environment(document, template, 0).get("NUM_WORKERS")
@@ -219,9 +236,12 @@ def _sizes(documents: Sequence[Document]) -> Iterator[str]:
             yield f"completions, parallelism and NUM_WORKERS are {found}; they must be one number"
         if spec.get("completionMode") != "Indexed":
             yield "completionMode is not Indexed: pods would have no index"
-        strategy = next((a for a in template["spec"]["containers"][0]["args"] if a.startswith("--strategy=")), "")
-        if workers != "1" and strategy != "--strategy=multi_worker":
-            yield f"{workers} workers, but {strategy or 'no strategy'}: each would train a run of its own"
+        given = _flag(template, "strategy")
+        if workers != "1" and given != "multi_worker":
+            yield f"{workers} workers, but the strategy {given}: each would train a run of its own"
+        instance = template["metadata"]["labels"].get(INSTANCE)
+        if _flag(template, "run_dir") != f"{RUNS}/{instance}":
+            yield f"run_dir is {_flag(template, 'run_dir')}, not {RUNS}/{instance}"
 
 
 def _names(documents: Sequence[Document]) -> Iterator[str]:
@@ -279,10 +299,31 @@ def _selectors(documents: Sequence[Document]) -> Iterator[str]:
             if not all(_matches(selector, template) for template in trainers):
                 yield f"{where} selects no pod of the run"
     for template in trainers:
+        yield from _reach(documents, template)
         affinity = template["spec"].get("affinity", {}).get("podAntiAffinity", {})
+        on_gpus = GPU in template["spec"]["containers"][0].get("resources", {}).get("limits", {})
+        if on_gpus and _flag(template, "strategy") == "multi_worker" and not affinity:
+            yield "no anti-affinity: two workers could share a node"
         for term in affinity.get("requiredDuringSchedulingIgnoredDuringExecution", ()):
             if not _matches(term["labelSelector"]["matchLabels"], template):
                 yield "the anti-affinity does not select the run's own pods: two workers could share a node"
+
+
+def _reach(documents: Sequence[Document], template: Document) -> Iterator[str]:
+    """Under a policy that denies everything, one of the run's own must let its pods reach each other, both ways."""
+    ways = {"from": "ingress", "to": "egress"}
+    found = set()
+    for document in documents:
+        if document["kind"] != "NetworkPolicy" or not _matches(
+            document["spec"]["podSelector"].get("matchLabels", {}), template
+        ):
+            continue
+        for end, way in ways.items():
+            peers = [peer for rule in document["spec"].get(way, ()) for peer in rule.get(end, ())]
+            if any(_matches(peer.get("podSelector", {}).get("matchLabels", {}), template) for peer in peers):
+                found.add(way)
+    for way in sorted(set(ways.values()) - found):
+        yield f"no NetworkPolicy allows the {way} of the run's own pods"
 
 
 def _fates(documents: Sequence[Document]) -> Iterator[str]:
@@ -327,6 +368,7 @@ def _fates_of_jobset(document: Document, spec: Document) -> Iterator[str]:
     never = len(spec.get("podFailurePolicy", {}).get("rules", ())) - 1
     reason = ["PodFailurePolicy"]
     expected = [
+        {"action": "FailJobSet", "onJobFailureReasons": ["DeadlineExceeded"]},
         {
             "action": "FailJobSet",
             "onJobFailureReasons": reason,
@@ -337,6 +379,10 @@ def _fates_of_jobset(document: Document, spec: Document) -> Iterator[str]:
     found = [{key: value for key, value in rule.items() if key != "name"} for rule in policy.get("rules", ())]
     if found != expected:
         yield f"{where}: the JobSet's failurePolicy is {found}; it must be {expected}"
+    if [job.get("replicas", 1) for job in document["spec"]["replicatedJobs"]] != [1]:
+        yield f"{where}: not one Job with all workers: their names would be others"
+    if document["spec"].get("network", {}).get("enableDNSHostnames") is not False:
+        yield f"{where}: JobSet would give the pods another subdomain than the Service's"
     if not policy.get("maxRestarts"):
         yield f"{where}: no maxRestarts: the first lost worker would end the run"
     if spec.get("backoffLimit") != 0:
@@ -356,11 +402,21 @@ def _security(documents: Sequence[Document]) -> Iterator[str]:
             yield f"{where}: the pod shares a namespace of its host"
         if spec.get("automountServiceAccountToken") is not False:
             yield f"{where}: the pod gets a token"
+        if spec.get("serviceAccountName") != SERVICE_ACCOUNT:
+            yield f"{where}: the pod does not run as {SERVICE_ACCOUNT}, which k8s/setup makes"
+        volumes = spec.get("volumes", ())
+        claims = [v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v]
+        if claims != [CLAIM]:
+            yield f"{where}: the pod's claims are {claims}, not {CLAIM}, which k8s/setup makes"
         for volume in spec.get("volumes", ()):
             if unfit := volume.keys() - _RESTRICTED_VOLUMES:
                 yield f"{where}: a volume of kind {sorted(unfit)[0]}"
         for container in (*spec["containers"], *spec.get("initContainers", ())):
             own = container.get("securityContext", {})
+            if own.get("runAsUser") == 0 or own.get("runAsNonRoot") is False:
+                yield f"{where}: {container['name']} may run as root"
+            if own.get("seccompProfile", {}).get("type", "RuntimeDefault") not in ("RuntimeDefault", "Localhost"):
+                yield f"{where}: {container['name']} has no seccompProfile"
             if own.get("allowPrivilegeEscalation") is not False or own.get("privileged"):
                 yield f"{where}: {container['name']} may gain privileges"
             if own.get("capabilities", {}).get("drop") != ["ALL"] or own["capabilities"].get("add"):
@@ -370,8 +426,9 @@ def _security(documents: Sequence[Document]) -> Iterator[str]:
             if any("hostPort" in port for port in container.get("ports", ())):
                 yield f"{where}: {container['name']} takes a port of its host"
             mounts = {mount["mountPath"] for mount in container.get("volumeMounts", ())}
-            if not {"/tmp", RUNS} <= mounts:
-                yield f"{where}: {container['name']} has no volume at /tmp or {RUNS}"
+            needed = {"/tmp", RUNS, *(["/dev/shm"] if is_trainer(template) else [])}
+            if absent := sorted(needed - mounts):
+                yield f"{where}: {container['name']} has no volume at {absent[0]}"
             yield from _secrets(where, container)
 
 
@@ -397,7 +454,11 @@ def _resources(documents: Sequence[Document]) -> Iterator[str]:
                     yield f"{where}: {name} differs between requests and limits"
             for volume in spec.get("volumes", ()):
                 held = volume.get("emptyDir", {})
-                if held.get("medium") == "Memory" and size(held["sizeLimit"]) > size(limits["memory"]) / 2:
+                if held.get("medium") != "Memory":
+                    continue
+                if "sizeLimit" not in held:
+                    yield f"{where}: a volume in memory has no sizeLimit"
+                elif size(held["sizeLimit"]) > size(limits["memory"]) / 2:
                     yield f"{where}: /dev/shm may take more than half of the memory limit"
         grace = spec.get("terminationGracePeriodSeconds", 30)
         if document["kind"] != "Deployment" and grace < LEAST_GRACE_SECONDS:
@@ -411,6 +472,23 @@ def _images(documents: Sequence[Document]) -> Iterator[str]:
                 yield f"{document['metadata']['name']}: the image {container['image']} has no digest"
 
 
+def _setup(documents: Sequence[Document]) -> Iterator[str]:
+    """What a namespace of runs must have; nothing for the documents of a run."""
+    namespaces = [document for document in documents if document["kind"] == "Namespace"]
+    if not namespaces:
+        return
+    if namespaces[0]["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce") != "restricted":
+        yield "the Namespace does not enforce the restricted Pod Security Standard"
+    templates = [template for _, _, template in workloads(documents)]
+    policies = [document["spec"] for document in documents if document["kind"] == "NetworkPolicy"]
+    closed = [one for one in policies if not one["podSelector"] and not {"ingress", "egress"} & one.keys()]
+    if not any(set(one["policyTypes"]) == {"Ingress", "Egress"} for one in closed):
+        yield "no NetworkPolicy denies what no other one allows"
+    for document in documents:
+        if document["kind"] == "Service" and not any(_matches(document["spec"]["selector"], t) for t in templates):
+            yield f"Service {document['metadata']['name']} selects no pod"
+
+
 RULES: dict[str, Callable[[Sequence[Document]], Iterator[str]]] = {
     "sizes": _sizes,
     "names": _names,
@@ -418,6 +496,7 @@ RULES: dict[str, Callable[[Sequence[Document]], Iterator[str]]] = {
     "fates": _fates,
     "security": _security,
     "resources": _resources,
+    "setup": _setup,
     "images": _images,
 }
 

@@ -19,6 +19,7 @@ from conftest import ROOT
 
 from launch import k8s, manifests
 from launch.manifests import Submission
+from trainers.evaluator import RUN_AFTER
 from trainers.exit_codes import BadConfiguration
 
 VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35")
@@ -93,13 +94,12 @@ def test_every_folder_renders_and_nothing_is_empty(rendered, submissions):
 
 
 def test_strict_schemas_of_five_versions_hold(rendered, submissions, tmp_path):
-    """Of a JobSet its child Job is checked, by the schema of a Job; its own fields by those that JobSet 0.10 has."""
+    """Of a JobSet its child Job is checked, by the schema of a Job."""
     documents = []
     for document in documents_of(rendered, submissions):
         if document["kind"] != "JobSet":
             documents.append(document)
             continue
-        assert problems_of_jobset(document) == []
         job = document["spec"]["replicatedJobs"][0]["template"]
         documents.append({"apiVersion": "batch/v1", "kind": "Job", "metadata": document["metadata"], **job})
     broken = copy.deepcopy(documents[-1])
@@ -128,47 +128,36 @@ print(json.dumps(found))
     assert len(found[str(len(documents))]) == len(VERSIONS)
 
 
-JOBSET_FIELDS = {
-    "": {"replicatedJobs", "network", "failurePolicy", "successPolicy", "startupPolicy", "suspend", "coordinator"}
-    | {"managedBy", "ttlSecondsAfterFinished"},
-    "network": {"enableDNSHostnames", "subdomain", "publishNotReadyAddresses"},
-    "failurePolicy": {"maxRestarts", "restartStrategy", "rules"},
-    "rule": {"name", "action", "onJobFailureReasons", "onJobFailureMessagePatterns", "targetReplicatedJobs"},
-    "replicatedJob": {"name", "groupName", "replicas", "template", "dependsOn"},
-}
-JOBSET_ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"}
-JOB_FAILURE_REASONS = {"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded"}
-JOB_FAILURE_REASONS |= {"PodFailurePolicy"}
-
-
-def problems_of_jobset(document) -> list[str]:
-    """What a strict schema of JobSet v1alpha2 would say. Source: its API as of version 0.10."""
-    spec, found = document["spec"], []
-
-    def known(where, value):
-        found.extend(f"{where} has no field {name}" for name in value.keys() - JOBSET_FIELDS[where])
-
-    known("", spec)
-    known("network", spec.get("network", {}))
-    known("failurePolicy", spec.get("failurePolicy", {}))
-    for rule in spec.get("failurePolicy", {}).get("rules", ()):
-        known("rule", rule)
-        found += [f"no action {rule['action']}"] * (rule["action"] not in JOBSET_ACTIONS)
-        found += [f"no reason {r}" for r in rule.get("onJobFailureReasons", ()) if r not in JOB_FAILURE_REASONS]
-        if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"]):
-            found.append(f"{rule['name']} is no name of a rule")
-    for job in spec["replicatedJobs"]:
-        known("replicatedJob", job)
-    return found
-
-
-def test_the_check_of_jobsets_finds_what_jobset_does_not_know(rendered):
-    good = rendered["jobset"][1]
-    assert good["kind"] == "JobSet" and problems_of_jobset(good) == []
-    broken = copy.deepcopy(good)
-    broken["spec"]["failurePolicy"]["rules"][1]["onJobFailureReasons"] = ["DisruptionTarget"]
-    broken["spec"]["successPolicies"] = {}
-    assert problems_of_jobset(broken) == [" has no field successPolicies", "no reason DisruptionTarget"]
+def test_jobsets_keep_their_schema(rendered, submissions, tmp_path):
+    """schemas/jobset.json has JobSet's own fields of version 0.10; the Job within is checked by Kubernetes' schema."""
+    good = [document for document in documents_of(rendered, submissions) if document["kind"] == "JobSet"]
+    broken = {}
+    for name, change in {
+        "an unknown field": lambda spec: spec.update(successPolicies={}),
+        "an unknown reason": lambda spec: spec["failurePolicy"]["rules"][2].update(
+            onJobFailureReasons=["DisruptionTarget"]
+        ),
+        "an unknown action": lambda spec: spec["failurePolicy"]["rules"][0].update(action="Fail"),
+        "a rule without a name": lambda spec: spec["failurePolicy"]["rules"][0].pop("name"),
+        "a name with a dash": lambda spec: spec["failurePolicy"]["rules"][0].update(name="too-long"),
+        "a number in words": lambda spec: spec["failurePolicy"].update(maxRestarts="3"),
+        "no jobs": lambda spec: spec.pop("replicatedJobs"),
+    }.items():
+        broken[name] = copy.deepcopy(good[0])
+        change(broken[name]["spec"])
+    (tmp_path / "documents.json").write_text(json.dumps([*good, *broken.values()]))
+    program = """
+import json, sys, jsonschema
+schema, documents = (json.load(open(path)) for path in sys.argv[1:])
+jsonschema.Draft202012Validator.check_schema(schema)
+found = jsonschema.Draft202012Validator(schema)
+print(json.dumps([found.is_valid(document) for document in documents]))
+"""
+    schema = ROOT / "tests/schemas/jobset.json"
+    command = [checker("python"), "-c", program, schema, tmp_path / "documents.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [True] * len(good) + [False] * len(broken)
 
 
 def checker(program: str) -> str:
@@ -357,11 +346,79 @@ MISTAKES = {
     "no grace": (lambda d: pod(d)["spec"].update(terminationGracePeriodSeconds=30), "too short for a save"),
     "a tag": (lambda d: container(d).update(image="lockstep:gpu"), "has no digest"),
 }
+MISTAKES |= {
+    "another run's folder": (
+        lambda d: container(d)["args"].__setitem__(1, "--run_dir=/work/runs/second"),
+        "run_dir is /work/runs/second, not /work/runs/first",
+    ),
+    "one dash": (
+        lambda d: container(d)["args"].append("-strategy=mirrored"),
+        "each would train a run of its own",
+    ),
+    "no policy": (
+        lambda d: d.remove(one(d, "NetworkPolicy")),
+        "no NetworkPolicy allows the ingress of the run's own pods",
+    ),
+    "nothing out": (
+        lambda d: one(d, "NetworkPolicy")["spec"].pop("egress"),
+        "no NetworkPolicy allows the egress of the run's own pods",
+    ),
+    "no affinity": (lambda d: pod(d)["spec"].pop("affinity"), "no anti-affinity: two workers could share a node"),
+    "a container as root": (
+        lambda d: container(d)["securityContext"].update(runAsUser=0),
+        "trainer may run as root",
+    ),
+    "a container that may be root": (
+        lambda d: container(d)["securityContext"].update(runAsNonRoot=False),
+        "trainer may run as root",
+    ),
+    "a container without a filter": (
+        lambda d: container(d)["securityContext"].update(seccompProfile={"type": "Unconfined"}),
+        "trainer has no seccompProfile",
+    ),
+    "another account": (lambda d: pod(d)["spec"].update(serviceAccountName="default"), "does not run as lockstep"),
+    "another claim": (
+        lambda d: pod(d)["spec"]["volumes"][0]["persistentVolumeClaim"].update(claimName="mine"),
+        "the pod's claims are ['mine'], not runs",
+    ),
+    "no /dev/shm": (lambda d: container(d)["volumeMounts"].pop(2), "has no volume at /dev/shm"),
+    "a /dev/shm without end": (
+        lambda d: pod(d)["spec"]["volumes"][2]["emptyDir"].pop("sizeLimit"),
+        "a volume in memory has no sizeLimit",
+    ),
+}
+MISTAKES_OF_SETUP = {
+    "any pod": (
+        lambda d: one(d, "Namespace")["metadata"]["labels"].pop("pod-security.kubernetes.io/enforce"),
+        "does not enforce the restricted",
+    ),
+    "all open": (
+        lambda d: d.remove(next(x for x in d if x["metadata"]["name"] == "deny-all")),
+        "no NetworkPolicy denies",
+    ),
+    "half open": (
+        lambda d: next(x for x in d if x["metadata"]["name"] == "deny-all")["spec"].update(policyTypes=["Ingress"]),
+        "no NetworkPolicy denies",
+    ),
+    "a Service for nothing": (
+        lambda d: one(d, "Service")["spec"].update(selector={"app": "board"}),
+        "Service tensorboard selects no pod",
+    ),
+}
 MISTAKES_OF_JOBSETS = {
+    "several Jobs": (
+        lambda d: one(d, "JobSet")["spec"]["replicatedJobs"][0].update(replicas=2),
+        "not one Job with all workers",
+    ),
+    "another network": (lambda d: one(d, "JobSet")["spec"].pop("network"), "another subdomain than the Service's"),
+    "restarted after its time": (
+        lambda d: one(d, "JobSet")["spec"]["failurePolicy"]["rules"].pop(0),
+        "the JobSet's failurePolicy is",
+    ),
     "restarted alone": (lambda d: job(d).update(backoffLimit=1), "one pod would be started again alone"),
     "no restarts": (lambda d: one(d, "JobSet")["spec"]["failurePolicy"].update(maxRestarts=0), "no maxRestarts"),
     "another index": (
-        lambda d: one(d, "JobSet")["spec"]["failurePolicy"]["rules"][0].update(
+        lambda d: one(d, "JobSet")["spec"]["failurePolicy"]["rules"][1].update(
             onJobFailureMessagePatterns=["matching FailJob rule at index 0$"]
         ),
         "the JobSet's failurePolicy is",
@@ -372,17 +429,25 @@ MISTAKES_OF_JOBSETS = {
 
 
 @pytest.fixture(scope="module")
-def good():
-    return {backend: render(backend=backend) for backend in ("job", "jobset")}
+def good(rendered):
+    return {backend: render(backend=backend) for backend in ("job", "jobset")} | {"setup": rendered["setup"]}
 
 
-@pytest.mark.parametrize("name", [*MISTAKES, *MISTAKES_OF_JOBSETS])
-def test_a_rule_finds_its_mistake(good, name):
-    mistake, said = (MISTAKES | MISTAKES_OF_JOBSETS)[name]
-    documents = copy.deepcopy(good["jobset" if name in MISTAKES_OF_JOBSETS else "job"])
+CASES = [
+    (where, name)
+    for where, names in (("job", MISTAKES), ("jobset", MISTAKES_OF_JOBSETS), ("setup", MISTAKES_OF_SETUP))
+    for name in names
+]
+
+
+@pytest.mark.parametrize(("where", "name"), CASES)
+def test_a_rule_finds_its_mistake(good, where, name):
+    mistake, said = {"job": MISTAKES, "jobset": MISTAKES_OF_JOBSETS, "setup": MISTAKES_OF_SETUP}[where][name]
+    documents = copy.deepcopy(good[where])
+    before = manifests.problems(documents)
     mistake(documents)
-    found = manifests.problems(documents)
-    assert any(said in one for one in found), found
+    found = [problem for problem in manifests.problems(documents) if problem not in before]
+    assert any(said in problem for problem in found), found
 
 
 def test_the_jobset_has_the_pod_of_the_job(rendered):
@@ -392,7 +457,8 @@ def test_the_jobset_has_the_pod_of_the_job(rendered):
 
 def test_each_worker_finds_the_host_names_of_all(good):
     names = {"job": "first-{}.first:2222", "jobset": "first-worker-0-{}.first:2222"}
-    for backend, documents in good.items():
+    for backend in names:
+        documents = good[backend]
         found = manifests.clusters(documents)
         assert [one.index for one in found] == [0, 1]
         assert {one.addresses for one in found} == {tuple(names[backend].format(i) for i in range(2))}
@@ -414,7 +480,7 @@ def test_an_evaluator_is_no_worker():
     assert not manifests._matches(one(documents, "Service")["spec"]["selector"], other)
     words = other["spec"]["containers"][0]["args"]
     assert words[:2] == ["--mode=evaluate", "--run_dir=/work/runs/first"]
-    assert manifests.GPU not in other["spec"]["containers"][0]["resources"]["limits"]
+    assert other["spec"]["containers"][0]["resources"]["limits"] == {"memory": "2Gi"}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -458,11 +524,11 @@ class FakeCluster:
         """Each call's words, and what it was given on standard input."""
         return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
 
-    def __call__(self, *words, path=None):
+    def __call__(self, *words, path=None, cwd=ROOT):
         """Runs the launcher."""
         env = os.environ | {"PATH": path if path is not None else f"{self.folder}:{os.environ['PATH']}"}
         command = [sys.executable, str(ROOT / "launch/k8s.py"), *words]
-        return subprocess.run(command, capture_output=True, text=True, env=env, check=False, cwd=ROOT)
+        return subprocess.run(command, capture_output=True, text=True, env=env, check=False, cwd=cwd)
 
 
 @pytest.fixture
@@ -472,6 +538,15 @@ def cluster(tmp_path):
 
 SUBMIT = ("submit", "--name=first", "--nodes=2", "--gpus_per_node=8", f"--image={DIGEST}")
 NO_JOBSETS = {"get jobsets": [1, "", "error: the server doesn't have a resource type"]}
+
+
+def given_to(cluster):
+    """What the launcher has given to the cluster: a run's Jobs come last, and fail if they are there already."""
+    calls = [(words, given) for words, given in cluster.calls() if "--filename=-" in words]
+    assert [words[2] for words, _ in calls] == ["apply", "create"]
+    kinds = [[document["kind"] for document in yaml.safe_load_all(given)] for _, given in calls]
+    assert {*kinds[0]} == {"Service", "NetworkPolicy"} and {*kinds[1]} <= {"Job", "JobSet"}
+    return [document for _, given in calls for document in yaml.safe_load_all(given)]
 
 
 def workload(*conditions, **changes):
@@ -493,12 +568,10 @@ def test_submit_renders_and_applies_what_the_flags_ask_for(cluster):
     assert "nodes      2 × 8 GPUs = 16 replicas, --strategy=multi_worker" in done.stderr
     assert "batch      256 examples = 16 × 16" in done.stderr
     assert 'worker 1   first-1.first:2222  TF_CONFIG={"cluster": {"worker": ["first-0.first:2222"' in done.stderr
-    (words, given) = cluster.calls()[-1]
-    assert words == ["--namespace", "lockstep", "apply", "--filename=-"]
-    documents = list(yaml.safe_load_all(given))
+    documents = given_to(cluster)
     assert manifests.problems(documents) == []
     assert container(documents)["args"] == [
-        "--strategy=multi_worker", "--run_dir=/work/runs/first", "--data_dir=/work/runs/data",
+        "--strategy=multi_worker", "--run_dir=/work/runs/first", "--data_dir=/work/runs/data", "--startup_timeout=3600",
         "--model=resnet", "--batch_size=256", "--learning_rate=0.01",
     ]  # fmt: skip
     assert one(documents, "Job")["spec"]["suspend"] is True
@@ -520,7 +593,13 @@ REFUSALS = {
     "a tag": (("--image=lockstep:gpu",), (), "has no digest"),
     "a batch that does not divide": ((), ("--batch_size=100",), "does not divide over 16 replicas; use 96 or 112"),
     "an unknown model": ((), ("--model=nothing",), "--model 'nothing' is not known"),
-    "a flag of the launcher": ((), ("--run_dir=/elsewhere",), "--run_dir=/elsewhere is set by the launcher"),
+    "a name of setup": (("--name=deny-all",), (), "--name deny-all is one that k8s/ uses itself"),
+    "a name of an evaluator": (("--name=a-evaluator",), (), "is one that k8s/ uses itself"),
+    "an empty digest": (("--image=lockstep@sha256:",), (), "has no digest"),
+    "a flag of the launcher": ((), ("--run_dir=/elsewhere",), "--run_dir /elsewhere: the launcher sets it"),
+    "a strategy with one dash": ((), ("-strategy=mirrored",), "--strategy mirrored: the launcher sets it"),
+    "a run that cannot resume": ((), ("--resume=never",), "--resume never: the launcher sets it to auto"),
+    "a flagfile": ((), ("--flagfile=flags.txt",), "--flagfile=flags.txt is read where the trainer runs"),
     "no node": (("--nodes=0",), (), "--nodes 0 is below 1"),
     "more replicas than GPUs": ((), ("--replicas=9",), "--replicas 9 is above --gpus_per_node 8"),
 }
@@ -544,7 +623,14 @@ def test_no_kubectl_no_cluster_and_a_name_that_exists_are_one_line(cluster):
     cluster.answer(NO_JOBSETS | {"get jobs first": workload()})
     done = cluster(*SUBMIT)
     assert done.returncode == 2 and "--name first exists in namespace lockstep; resume or delete it" in done.stderr
-    assert not any("apply" in words for words, _ in cluster.calls())
+    assert not any("--filename=-" in words for words, _ in cluster.calls())
+    foreign = json.dumps({"metadata": {"labels": {"app": "somebody"}}})
+    cluster.answer(NO_JOBSETS | {"get service first": foreign})
+    done = cluster(*SUBMIT)
+    assert done.returncode == 2 and "has a service of that name, not of a run" in done.stderr
+    cluster.answer(NO_JOBSETS)
+    done = cluster(*SUBMIT, "--backend=jobset")
+    assert done.returncode == 2 and "the cluster has no JobSet" in done.stderr
     cluster.answer(NO_JOBSETS | {"apply": [1, "", 'jobs is forbidden: User "me" cannot create']})
     done = cluster(*SUBMIT)
     assert done.returncode == 2 and "the cluster does not allow it" in done.stderr
@@ -602,25 +688,48 @@ def test_status_tells_of_each_pod_why_it_waits_and_how_training_goes(cluster):
     assert "loss 1.0" not in done.stdout
 
 
-def test_logs_follow_all_workers_with_prefixes(cluster):
-    cluster.answer(NO_JOBSETS | {"get jobs first": workload(nodes=16)})
-    assert cluster("logs", "--name=first").returncode == 0
-    words, _ = cluster.calls()[-1]
-    assert words[2:] == [
-        "logs", f"--selector={manifests.INSTANCE}=first", "--prefix", "--ignore-errors", "--max-log-requests=34",
-        "--tail=100", "--follow",
-    ]  # fmt: skip
+def test_status_says_why_there_are_no_pods(cluster):
+    event = {"type": "Warning", "reason": "FailedCreate", "message": "exceeded quota: lockstep"}
+    event["involvedObject"] = {"name": "first"}
+    cluster.answer(NO_JOBSETS | {"get jobs first": workload(), "get events": json.dumps({"items": [event]})})
+    done = cluster("status", "--name=first")
+    assert done.returncode == 0, done.stderr
+    assert "no pods yet: FailedCreate: exceeded quota: lockstep" in done.stdout
 
 
-def test_delete_takes_the_objects_and_leaves_the_run(cluster):
-    cluster.answer(NO_JOBSETS | {"get jobs first": workload()})
+def test_logs_follow_the_newest_pod_of_each_worker_with_prefixes(cluster):
+    pods = [a_pod(0, phase="Failed"), a_pod(0, phase="Running"), a_pod(1, phase="Running"), a_pod(2, phase="Pending")]
+    pods[0]["metadata"] |= {"name": "first-0-before", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    for late in pods[1:]:
+        late["metadata"]["creationTimestamp"] = "2026-01-02T00:00:00Z"
+    cluster.answer(
+        NO_JOBSETS
+        | {
+            "get jobs first": workload("Complete"),
+            "get pods": json.dumps({"items": pods}),
+            "logs first-0-abcde": "step 20\nstep 40\n",
+            "logs first-1-abcde": "waits\n",
+        }
+    )
+    done = cluster("logs", "--name=first", "--tail=5")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["[trainer 0] step 20", "[trainer 0] step 40", "[trainer 1] waits"]
+    followed = [words[2:] for words, _ in cluster.calls() if "logs" in words]
+    assert sorted(followed) == [["logs", f"first-{i}-abcde", "--tail=5", "--follow"] for i in range(2)]
+
+
+def test_delete_takes_the_pods_first_and_leaves_the_run(cluster):
+    cluster.answer(NO_JOBSETS | {"delete job": 'job.batch "first" deleted\n'})
     done = cluster("delete", "--name=first")
     assert done.returncode == 0 and "the run stays at /work/runs/first" in done.stderr
-    words, _ = cluster.calls()[-1]
-    assert words[2:5] == ["delete", "job,service,networkpolicy", f"--selector={manifests.INSTANCE}=first"]
+    chosen = f"--selector=app.kubernetes.io/name=lockstep,{manifests.INSTANCE}=first"
+    calls = [words[2:] for words, _ in cluster.calls() if "delete" in words]
+    # While workers save they need each other, so the names and the policy go last.
+    assert calls[0] == ["delete", "job", chosen, "--wait=true", "--cascade=foreground"]
+    assert calls[1][:3] == ["delete", "service,networkpolicy", chosen]
     cluster.answer(NO_JOBSETS)
     done = cluster("delete", "--name=first")
-    assert done.returncode == 2 and "no such run is in namespace lockstep" in done.stderr
+    assert done.returncode == 2 and "nothing of such a run is in namespace lockstep" in done.stderr
 
 
 def test_resume_submits_what_was_submitted_on_another_size(cluster):
@@ -630,9 +739,9 @@ def test_resume_submits_what_was_submitted_on_another_size(cluster):
     cluster.answer(NO_JOBSETS | {"get jobs first": workload("Failed")})
     done = cluster("resume", "--name=first", "--nodes=4", "--", "--step_timeout=900")
     assert done.returncode == 0, done.stderr
-    calls = cluster.calls()
-    assert ["delete" in words for words, _ in calls].index(True) < ["apply" in words for words, _ in calls].index(True)
-    documents = list(yaml.safe_load_all(calls[-1][1]))
+    words = [words for words, _ in cluster.calls()]
+    assert ["delete" in one for one in words].index(True) < ["create" in one for one in words].index(True)
+    documents = given_to(cluster)
     assert job(documents)["completions"] == 4
     assert container(documents)["image"] == DIGEST
     assert container(documents)["args"][-2:] == ["--model=mlp", "--step_timeout=900"]
@@ -640,6 +749,34 @@ def test_resume_submits_what_was_submitted_on_another_size(cluster):
     done = cluster("resume", "--name=first", "--nodes=3")
     assert done.returncode == 2 and "does not divide" in done.stderr
     assert not any("delete" in words for words, _ in cluster.calls())
+
+
+def test_what_a_cluster_refuses_of_a_resumed_run_is_kept(cluster, tmp_path, monkeypatch):
+    cluster.answer(NO_JOBSETS | {"get jobs first": workload("Failed"), "create": [1, "", "admission webhook denied"]})
+    done = cluster("resume", "--name=first", cwd=tmp_path)
+    assert done.returncode == 2 and "lies in first.yaml" in done.stderr
+    assert job(list(yaml.safe_load_all((tmp_path / "first.yaml").read_text())))["completions"] == 2
+
+
+def test_an_evaluator_knows_when_its_run_was_submitted(cluster):
+    cluster.answer(NO_JOBSETS)
+    assert cluster(*SUBMIT, "--evaluator").returncode == 0
+    documents = given_to(cluster)
+    other = next(t for _, _, t in manifests.workloads(documents) if not manifests.is_trainer(t))
+    (variable,) = other["spec"]["containers"][0]["env"]
+    assert variable["name"] == RUN_AFTER and re.fullmatch(r"20..-..-..T..:..:..\+00:00", variable["value"])
+
+
+def test_the_readme_submits_as_it_says():
+    """Each submission of the README's section, as a dry run."""
+    section = (ROOT / "README.md").read_text().split("## Kubernetes")[1].split("\n## ")[0]
+    lines = re.findall(r"^python (launch/k8s\.py submit .*?)(?: +#.*)?$", section, re.MULTILINE)
+    assert len(lines) >= 2
+    for line in lines:
+        words = line.replace("$IMAGE", DIGEST).split(" -- ")
+        command = f"{sys.executable} {words[0]} --dry_run" + (f" -- {words[1]}" if words[1:] else "")
+        done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_tensorboard_forwards_loopback_alone(cluster):
@@ -655,6 +792,7 @@ def test_a_submission_survives_its_annotation():
 
 def test_names_of_evaluators_and_jobsets_count():
     manifests.check_name(submission(name="n" * 61))
-    for changes in ({"name": "n" * 54, "backend": "jobset"}, {"name": "n" * 54, "evaluator": True}):
+    manifests.check_name(submission(name="n" * 46, backend="jobset"))
+    for changes in ({"name": "n" * 47, "backend": "jobset"}, {"name": "n" * 54, "evaluator": True}):
         with pytest.raises(BadConfiguration, match="63 are allowed"):
             manifests.check_name(submission(**changes))

@@ -102,6 +102,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _for_the_user(error: Exception) -> bool:
+    """Whether an error of writing lasts until somebody does something: no space, no right."""
+    lasting = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+    if isinstance(error, OSError):
+        return error.errno in lasting
+    said = ("No space left", "Disk quota", "Read-only file system")
+    return isinstance(error, tf.errors.PermissionDeniedError) or any(words in str(error) for words in said)
+
+
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the best by `metric` (`mode` is `max` or `min`)."""
 
@@ -127,6 +136,7 @@ class Checkpoints:
 
         Raises:
           BadConfiguration: the disk is full or run_dir has become unwritable.
+          OSError, tf.errors.OpError: it could not be written for another reason, which may pass.
         """
         final = self.path(step)
         aside = self.directory / f"{_ASIDE}{final.name}-{os.getpid()}"
@@ -141,6 +151,8 @@ class Checkpoints:
             _sync(self.directory)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(aside, ignore_errors=True)
+            if not _for_the_user(error):
+                raise  # a file system that stumbled: a crash, after which the run is started again
             raise BadConfiguration(self._failure(step, error)) from error
         self._retain()
         return final

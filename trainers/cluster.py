@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from trainers.exit_codes import BadConfiguration, PeerLost
 
 DEFAULT_PORT = 2222
+KUBERNETES = "Kubernetes Indexed Job"
 _LOG_SECONDS = 10.0
 _RETRY_SECONDS = 0.3
 _HELLO_BYTES = 1 << 16
@@ -73,7 +74,7 @@ def _from_kubernetes(environment: Mapping[str, str]) -> Cluster:
             f"JOB_NAME is {job!r} and WORKER_DOMAIN {domain!r}; an Indexed Job needs both; set them in the pod template"
         )
     addresses = tuple(f"{job}-{i}.{domain}:{DEFAULT_PORT}" for i in range(size))
-    return Cluster(index, addresses, "Kubernetes Indexed Job")
+    return Cluster(index, addresses, KUBERNETES)
 
 
 def expand_hosts(text: str) -> list[str]:
@@ -178,28 +179,42 @@ def _own_socket(cluster: Cluster, wait: _Wait) -> socket.socket:
     host, port = _split(cluster.addresses[cluster.index])
     while True:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            break
+            return _listen(host, port, cluster.size + 8)
         except socket.gaierror:
             wait.tick(f"its own name {host} to resolve")
-    family, kind, protocol, _, place = found[0]
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL and cluster.source == KUBERNETES:
+                # A pod that replaces another: the name may be that of the other one for as long as it is cached.
+                wait.tick(f"its own name {host} to be the address of this pod")
+                continue
+            raise _not_own(cluster, host, port, error) from None
+
+
+def _listen(host: str, port: int, backlog: int) -> socket.socket:
+    """A socket that listens. Every worker does: two that only bind could share a port."""
+    family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
-        listener.listen(cluster.size + 8)  # every worker listens: two that only bind could share a port
-    except OSError as error:
+        listener.listen(backlog)
+    except OSError:
         listener.close()
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise BadConfiguration(
-                f"worker {cluster.index}'s address {host}:{port} is not of this machine ({socket.gethostname()}); "
-                "give this process the index of its own address"
-            ) from None
-        raise BadConfiguration(
-            f"worker {cluster.index}'s address {host}:{port} is taken ({error.strerror}): another process, or a second "
-            "worker with this index; give each worker an index and a port of its own"
-        ) from None
+        raise
     return listener
+
+
+def _not_own(cluster: Cluster, host: str, port: int, error: OSError) -> BadConfiguration:
+    """Why this worker cannot have its address."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return BadConfiguration(
+            f"worker {cluster.index}'s address {host}:{port} is not of this machine ({socket.gethostname()}); "
+            "give this process the index of its own address"
+        )
+    return BadConfiguration(
+        f"worker {cluster.index}'s address {host}:{port} is taken ({error.strerror}): another process, or a second "
+        "worker with this index; give each worker an index and a port of its own"
+    )
 
 
 def meet(cluster: Cluster, identity: Mapping[str, str], timeout: float, log: Callable[[str], None]) -> None:
@@ -270,6 +285,9 @@ def _gather(cluster: Cluster, listener: socket.socket, hello: dict, wait: _Wait)
             connection.settimeout(5)
             try:
                 theirs = _read_line(connection)
+                if cluster.source == KUBERNETES and theirs["index"] in present:
+                    # Indices are unique there: the pod that came before was lost, with a node that could not say so.
+                    present.pop(theirs["index"]).close()
                 complaint = _complaint(cluster, hello, theirs, present)
                 present[theirs["index"]] = connection
             except (OSError, ValueError, KeyError, TypeError):

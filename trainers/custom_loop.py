@@ -396,7 +396,8 @@ def train(config: Config) -> Summary:
         with clock.phase("build"):
             watchdog.feed("meeting the other workers", config.startup_timeout + config.step_timeout)
             strategy = devices.set_up(config, cluster, say)
-            check_batch(config, strategy.num_replicas_in_sync)
+            if config.mode == "train":
+                check_batch(config, strategy.num_replicas_in_sync)
             watchdog.feed("loading the data and building the model", config.startup_timeout + config.step_timeout)
             dataset = data.load(config.dataset, config.data_dir, config.input, config.label)
             check_task(config, dataset.spec.task)
@@ -670,6 +671,9 @@ def finish(job: Job, record: RunRecord, clock: Clock, step: int, reason: str) ->
     final = {split: {k: v for k, v in record.last(split).items() if k != "split"} for split in ("train", "eval")}
     facts = {"final": final, "seconds": clock.seconds, "step": step, "traces": job.traces} | skipped
     record.end(OK, reason, peak_device_mib=devices.peak_memory_mib(), **facts)
+    if job.cluster:
+        # Nobody leaves before the chief has done all: alone it could not be started again.
+        from_chief(job, 0)
     if job.chief:
         say(f"{reason}: {Progress.words(final['eval'])}  in {record.directory}")
     return Summary(step, final["train"], final["eval"], record.directory, job.traces)

@@ -5,6 +5,7 @@ It reads `run_dir` and writes to `run_dir/evaluator/` alone. The trainer may the
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from trainers.summaries import Summaries
 from trainers.watchdog import Watchdog
 
 FOLDER = "evaluator"
+# In the environment: a time, before which an end of the run does not count, for it has been submitted again since.
+RUN_AFTER = "RUN_AFTER"
 _LOOK_SECONDS = 0.5
 
 
@@ -70,7 +73,9 @@ def _follow(
     done = line.get("step", -1)
     record.rewind_metrics(done)
     record.write(follows=str(run_dir), replicas=job.replicas)
-    source = batches.batches(job.strategy, job.dataset.eval, config.batch_size, None)
+    # A replica has as many examples at once as one of the run's: the whole batch may be too much for one device.
+    share = max(config.batch_size // read_json(run_dir / "run.json").get("replicas", 1) // config.accumulate, 1)
+    source = batches.batches(job.strategy, job.dataset.eval, share * job.replicas, None)
     source.start(0)
     evaluate = make_evaluate(job, source)
     damaged: set[int] = set()
@@ -80,8 +85,14 @@ def _follow(
     with contextlib.closing(progress), contextlib.closing(summaries):
         while True:
             # Asked before the steps are looked up: what a run writes last is there when it says that it has ended.
-            ended = has_ended(read_json(run_dir / "run.json"))
-            step = next((step for step in store.steps() if step > done and step not in damaged), None)
+            facts = read_json(run_dir / "run.json")
+            ended = has_ended(facts, os.environ.get(RUN_AFTER, ""))
+            steps = store.steps()
+            # A shared file system may show a folder as it was a minute ago, but not a file that is opened.
+            last = facts.get("step", -1) if ended else -1
+            if last > done and (store.path(last) / "manifest.json").exists():
+                steps = sorted({*steps, last})
+            step = next((step for step in steps if step > done and step not in damaged), None)
             if preemption.requested:
                 raise Preempted(
                     f"{preemption.signal_name} came after the checkpoint of step {done}; the same command continues"

@@ -51,9 +51,12 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def has_ended(facts: Mapping[str, Any]) -> bool:
-    """Whether a run's run.json says that it has ended for good: by nothing after which it is to be started again."""
-    return facts.get("ended") is not None and facts.get("exit_code") in (OK, *NEVER_RETRIED)
+def has_ended(facts: Mapping[str, Any], after: str = "") -> bool:
+    """Whether a run's run.json says that it has ended for good: by nothing after which it is to be started again.
+
+    `after`: a time as run.json has it; an end before it does not count, for the run has been started again.
+    """
+    return (facts.get("ended") or "") > after and facts.get("exit_code") in (OK, *NEVER_RETRIED)
 
 
 def config_of_run(config: Config, given: Collection[str]) -> Config:
@@ -79,6 +82,8 @@ def config_of_run(config: Config, given: Collection[str]) -> Config:
                 f"--{name} {getattr(config, name)} differs from {flags[name]} of --run_dir {config.run_dir}; "
                 "leave it out: --mode=evaluate takes the run's own"
             )
+    if "data_dir" not in given:
+        flags["data_dir"] = facts["flags"]["data_dir"]
     return dataclasses.replace(config, **flags)
 
 
