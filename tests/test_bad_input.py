@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, metrics, weights
 
-from trainers import custom_loop, data, flags
+from trainers import checkpoints, custom_loop, data, flags
 from trainers.config import Config, resolve
 from trainers.exit_codes import BadConfiguration, Diverged
 
@@ -211,6 +212,21 @@ def test_a_rate_that_diverges_ends_with_65(trainer, tmp_path):
     assert code == 65
     assert "not finite at step" in output
     assert "Traceback" not in output
+
+
+def test_a_file_system_that_stumbles_is_a_crash_after_which_the_run_goes_on(run, tmp_path, monkeypatch):
+    """Code 2 would tell a cluster never to start it again."""
+    whole = run("whole")
+
+    def stumbling(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "_sync", stumbling)
+        with pytest.raises(OSError, match="Input/output error"):
+            run("run")
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+    assert run("run").eval == whole.eval
 
 
 def test_a_full_disk_is_named_and_leaves_whole_checkpoints(trainer, tmp_path):

@@ -129,6 +129,36 @@ def test_an_address_of_another_machine():
     assert "is not of this machine" in str(found[0])
 
 
+def test_a_pod_waits_until_its_name_is_its_own():
+    """A name may be cached that was another pod's, whose place this one takes: no reason to fail the run."""
+    found, logs = outcomes([(Cluster(0, ("192.0.2.1:2222", "127.0.0.1:1"), cluster.KUBERNETES), {})], timeout=1)
+    assert isinstance(found[0], PeerLost)
+    assert "its own name 192.0.2.1 to be the address of this pod" in str(found[0])
+
+
+def test_a_pod_takes_the_place_of_one_that_was_lost_with_its_node():
+    addresses = free_addresses(3)
+    members = [(Cluster(i, addresses, cluster.KUBERNETES), {}) for i in range(3)]
+    results = []
+    chief = threading.Thread(target=lambda: results.append(outcomes(members[:1])))
+    chief.start()
+    host, port = addresses[0].split(":")
+    lost = None
+    for _ in range(100):
+        try:
+            lost = socket.create_connection((host, int(port)), timeout=2)
+            break
+        except OSError:
+            time.sleep(0.05)
+    lost.sendall(json.dumps({"index": 1, "addresses": addresses, "identity": {}}).encode() + b"\n")
+    time.sleep(0.5)  # it has said hello, and will never say anything again
+    found, _ = outcomes(members[1:])
+    chief.join()
+    lost.close()
+    assert found == [None, None]
+    assert results[0][0] == [None]
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_worker_that_never_comes_is_named_within_the_timeout(monkeypatch, index):
     monkeypatch.setattr(cluster, "_LOG_SECONDS", 0.5)

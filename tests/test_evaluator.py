@@ -7,6 +7,8 @@ import time
 import pytest
 from conftest import metrics
 
+from trainers.evaluator import RUN_AFTER
+
 FLAGS = ("--model=mlp", "--train_steps=60", "--batch_size=32", "--ema=0.9", "--eval_every=20", "--checkpoint_every=20")
 
 
@@ -16,7 +18,8 @@ def evaluations(lines):
 
 def test_it_follows_a_run_from_before_its_beginning_to_its_end(trainer, tmp_path):
     run_dir = tmp_path / "run"
-    follower = trainer("--mode=evaluate", f"--run_dir={run_dir}", "--replicas=1")
+    # Replicas over which the batch of 32 does not divide: an evaluation does not depend on it.
+    follower = trainer("--mode=evaluate", f"--run_dir={run_dir}", "--replicas=3")
     code, output = trainer(*FLAGS, f"--run_dir={run_dir}").wait()
     assert code == 0, output
     code, output = follower.wait()
@@ -59,6 +62,14 @@ def test_it_stops_at_a_signal_and_continues_where_it_was(trainer, tmp_path):
     assert "no checkpoint after step 60 came" in output
     (run_dir / "run.json").write_text(json.dumps(facts | {"exit_code": 65}))
     assert trainer("--mode=evaluate", f"--run_dir={run_dir}").wait()[0] == 0
+
+
+def test_an_end_before_the_run_was_submitted_again_does_not_count(trainer, run, tmp_path):
+    run("run", train_steps=2)
+    flags = ("--mode=evaluate", f"--run_dir={tmp_path / 'run'}", "--startup_timeout=1")
+    code, output = trainer(*flags, env={RUN_AFTER: "2999-01-01T00:00:00+00:00"}).wait()
+    assert code == 75 and "no checkpoint after step 2 came" in output
+    assert trainer(*flags, env={RUN_AFTER: "2020-01-01T00:00:00+00:00"}).wait()[0] == 0
 
 
 @pytest.mark.parametrize(
