@@ -131,7 +131,7 @@ def test_an_address_of_another_machine():
 
 def test_a_pod_waits_until_its_name_is_its_own():
     """A name may be cached that was another pod's, whose place this one takes: no reason to fail the run."""
-    found, logs = outcomes([(Cluster(0, ("192.0.2.1:2222", "127.0.0.1:1"), cluster.KUBERNETES), {})], timeout=1)
+    found, _ = outcomes([(Cluster(0, ("192.0.2.1:2222", "127.0.0.1:1"), cluster.KUBERNETES), {})], timeout=1)
     assert isinstance(found[0], PeerLost)
     assert "its own name 192.0.2.1 to be the address of this pod" in str(found[0])
 

@@ -388,9 +388,14 @@ def contenders_of(row: Row, settings: Settings, job: Job) -> list[Contender]:
     def peer() -> Peer:
         return Peer(job.config, job.strategy, job.dataset)
 
+    trial = settings.seconds / 2
+    plain = fit(peer())
+
     def fits() -> Iterator[Contender]:
+        # An execution that lasts longer than a measurement gains nothing by it.
+        step = calibrated(plain, trial)[1]
         for jit in (False, True):
-            for per_execution in (10, 50, 200):
+            for per_execution in (n for n in (10, 50, 200) if n == 10 or n * step <= settings.seconds):
                 name = f"steps_per_execution={per_execution}, jit_compile={jit}"
                 yield Contender("fit_best", name, fit(peer(), per_execution, jit))
 
@@ -402,11 +407,10 @@ def contenders_of(row: Row, settings: Settings, job: Job) -> list[Contender]:
         for jit in (False, True):
             yield Contender("ceiling", f"jit_compile={jit}", ceiling(job, jit))
 
-    trial = settings.seconds / 2
     return [
         best_of(ceilings(), trial),
         Contender("ours", "", ours(row, settings)),
-        Contender("fit", "", fit(peer())),
+        Contender("fit", "", plain),
         best_of(fits(), trial),
         best_of(calls(), trial),
         Contender("eager", "", loop_of_calls(peer(), True)),
