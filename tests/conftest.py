@@ -24,6 +24,13 @@ from trainers.config import Config, resolve
 
 # CI runs what takes more time than a person waits for, too.
 LONG_TESTS = os.environ.get("LOCKSTEP_LONG") == "1"
+
+
+def short(names, chosen):
+    """Cases of a test, of which those in `chosen` are for everybody, the others long."""
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
 EXIT_STATUS = pytest.StashKey[int]()
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, short
 
 
 def prove(folder, data_dir, *flags, timeout=500):
@@ -182,14 +182,12 @@ SHORT = ("clipping before the sum", "the same noise on all replicas", "an averag
 SHORT += ("an order of the data that depends on the replicas",)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in MUTANTS]
-)
+@pytest.mark.parametrize("name", short(MUTANTS, SHORT))
 def test_a_planted_mistake_is_found_and_named(mutant, data_dir, name):
     edits, flags, expected = MUTANTS[name]
     # A batch that two replicas divide and four do not: one size is enough to show it.
-    short = ("--steps=20", "--optimizer=sgd", "--batch_size=66")
-    code, output, rows = prove(mutant(edits), data_dir, *short, *flags)
+    few = ("--steps=20", "--optimizer=sgd", "--batch_size=66")
+    code, output, rows = prove(mutant(edits), data_dir, *few, *flags)
     assert code == 1, output
     for row, cause in expected.items():
         assert rows[row]["holds"] is False, output

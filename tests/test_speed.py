@@ -50,6 +50,7 @@ def test_the_benchmark_refuses_what_it_cannot_measure(flag, said):
         settings_from(["benchmark", flag])
 
 
+@pytest.mark.long
 def test_scaling_measures_replicas_and_workers(tmp_path, data_dir):
     words = [ROOT / "launch/scaling.py", "--replicas=1,2", "--workers=", "--repeats=1", "--seconds=0.5"]
     done = script(*words, f"--out_dir={tmp_path}", "--", "--model=mlp", f"--data_dir={data_dir}")
