@@ -1,7 +1,9 @@
 """What the tests share: four virtual CPU devices in this process, prepared data, and runs of the real loop."""
 
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -65,6 +67,20 @@ def pytest_unconfigure(config):
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder of prepared data for all tests."""
     return tmp_path_factory.mktemp("data")
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make) -> Path:
+    """A folder that `make(folder)` has filled, once for all processes in which tests run."""
+    folder = tmp_path_factory.getbasetemp().parent / name
+    with open(folder.with_suffix(".lock"), "w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if not folder.exists():
+            aside = folder.with_suffix(".making")
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            make(aside)
+            aside.rename(folder)
+    return folder
 
 
 @pytest.fixture

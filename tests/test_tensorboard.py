@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from conftest import ROOT, metrics
+from conftest import ROOT, made_once, metrics
 
 from launch.workers import free_ports
 from trainers import custom_loop, graphs, pictures, profiles, report, summaries, sweep
@@ -32,7 +32,10 @@ PICTURES = os.environ.get("LOCKSTEP_PICTURES")
 @pytest.fixture(scope="module")
 def logdir(tmp_path_factory, data_dir):
     """Real runs: a classifier of images twice, a regressor, a language model."""
-    folder = tmp_path_factory.mktemp("runs")
+    return made_once(tmp_path_factory, "tensorboard-runs", lambda folder: make_runs(folder, data_dir))
+
+
+def make_runs(folder, data_dir):
     settings = {"data_dir": str(data_dir), "log_every": 4, "eval_every": 8, "checkpoint_every": 0, "batch_size": 32}
     runs = {
         "first": {"model": "resnet", "train_steps": 24, "replicas": 2, "profile": "5:8", "histogram_every": 8},
@@ -42,7 +45,6 @@ def logdir(tmp_path_factory, data_dir):
     }
     for name, flags in runs.items():
         custom_loop.train(resolve(Config(**settings, **flags, run_dir=str(folder / name))))
-    return folder
 
 
 class Server:

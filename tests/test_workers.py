@@ -13,7 +13,17 @@ import time
 
 import numpy as np
 import pytest
-from conftest import LONG_TESTS, ROOT, Trainer, largest_relative_difference, metrics, short, weights, without_times
+from conftest import (
+    LONG_TESTS,
+    ROOT,
+    Trainer,
+    largest_relative_difference,
+    made_once,
+    metrics,
+    short,
+    weights,
+    without_times,
+)
 
 from launch.workers import free_ports
 
@@ -86,24 +96,14 @@ def reached(run_dir):
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory, data_dir):
     """The uninterrupted run of two workers."""
-    run_dir = tmp_path_factory.mktemp("expected") / "run"
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "launch/workers.py"),
-            "--workers=2",
-            "--",
-            *LONG,
-            f"--run_dir={run_dir}",
-            f"--data_dir={data_dir}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return run_dir
+
+    def make(folder):
+        command = [sys.executable, str(ROOT / "launch/workers.py"), "--workers=2", "--", *LONG]
+        command += [f"--run_dir={folder / 'run'}", f"--data_dir={data_dir}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return made_once(tmp_path_factory, "two-workers", make) / "run"
 
 
 def assert_same_bits(run_dir, expected):

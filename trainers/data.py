@@ -20,7 +20,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from models.tasks import DataSpec
-from trainers import builders, tables
+from trainers import builders, quiet, tables
 from trainers.data_cards import DATASETS, data_card, split_name
 from trainers.exit_codes import BadConfiguration
 
@@ -81,7 +81,8 @@ def load(name: str, data_dir: str, placement: str = "auto", label: str = "") -> 
 
 def _load_built(name: str, argument: str, data_dir: str, placement: str, label: str) -> Dataset:
     """A builder of ours or of TensorFlow Datasets."""
-    builder = _builder(name, data_dir)
+    with quiet.warnings_removed():  # of what another process is preparing, or was killed in
+        builder = _builder(name, data_dir)
     if not builder.is_prepared():
         _prepare(name, data_dir)
         builder = _builder(name, data_dir)  # only a new one knows what another process has prepared meanwhile
@@ -207,7 +208,8 @@ def _prepare(name: str, data_dir: str) -> None:
     Path(data_dir).mkdir(parents=True, exist_ok=True)
     with open(Path(data_dir) / f".{name.partition('/')[0]}.lock", "w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        builder = _builder(name, data_dir)
+        with quiet.warnings_removed():
+            builder = _builder(name, data_dir)
         if not builder.is_prepared():
             _check_network(builder, name)
             tfds.disable_progress_bar()
