@@ -213,7 +213,8 @@ def _prepare(name: str, data_dir: str) -> None:
         if not builder.is_prepared():
             _check_network(builder, name)
             tfds.disable_progress_bar()
-            builder.download_and_prepare()
+            with quiet.warnings_removed():
+                builder.download_and_prepare()
 
 
 def _check_network(builder: tfds.core.DatasetBuilder, name: str) -> None:
