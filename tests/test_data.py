@@ -158,3 +158,14 @@ def test_flags_that_do_not_fit_the_data_are_refused():
         resolve(Config(model="resnet", dataset="diabetes"))
     with pytest.raises(BadConfiguration, match="--loss 'huber' is not known.*focal"):
         resolve(Config(model="mlp", loss="huber"))
+
+
+def test_a_copy_that_is_not_complete_is_named(tmp_path):
+    (tmp_path / "digits/1.0.0").mkdir(parents=True)
+    with pytest.raises(BadConfiguration, match=r"digits/1\.0\.0 without its dataset_info\.json"):
+        data.load("digits", str(tmp_path))
+
+
+def test_preparing_for_the_first_time_warns_of_nothing(tmp_path, caplog):
+    data.load("digits", str(tmp_path))
+    assert caplog.records == []

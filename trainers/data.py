@@ -20,7 +20,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from models.tasks import DataSpec
-from trainers import builders, quiet, tables
+from trainers import builders, tables
 from trainers.data_cards import DATASETS, data_card, split_name
 from trainers.exit_codes import BadConfiguration
 
@@ -81,9 +81,8 @@ def load(name: str, data_dir: str, placement: str = "auto", label: str = "") -> 
 
 def _load_built(name: str, argument: str, data_dir: str, placement: str, label: str) -> Dataset:
     """A builder of ours or of TensorFlow Datasets."""
-    with quiet.warnings_removed():  # of what another process is preparing, or was killed in
-        builder = _builder(name, data_dir)
-    if not builder.is_prepared():
+    builder = _builder(name, data_dir)
+    if not _is_prepared(builder):
         _prepare(name, data_dir)
         builder = _builder(name, data_dir)  # only a new one knows what another process has prepared meanwhile
     if "target" in builder.info.features:
@@ -203,18 +202,27 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         ) from None
 
 
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+    """Whether its data are there. TFDS's own answer warns each time that they are not."""
+    return (Path(builder.data_path) / "dataset_info.json").exists()
+
+
 def _prepare(name: str, data_dir: str) -> None:
     """Downloads and prepares once; processes that start together take turns."""
     Path(data_dir).mkdir(parents=True, exist_ok=True)
     with open(Path(data_dir) / f".{name.partition('/')[0]}.lock", "w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        with quiet.warnings_removed():
-            builder = _builder(name, data_dir)
-        if not builder.is_prepared():
+        builder = _builder(name, data_dir)
+        if not _is_prepared(builder):
+            if Path(builder.data_path).exists():
+                # Prepared data are renamed into place whole, so this is a copy; TFDS would take it for prepared.
+                raise BadConfiguration(
+                    f"--data_dir holds {builder.data_path} without its dataset_info.json, a copy that is not complete; "
+                    "complete or remove it"
+                )
             _check_network(builder, name)
             tfds.disable_progress_bar()
-            with quiet.warnings_removed():
-                builder.download_and_prepare()
+            builder.download_and_prepare()
 
 
 def _check_network(builder: tfds.core.DatasetBuilder, name: str) -> None:

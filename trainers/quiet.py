@@ -7,8 +7,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from absl import logging
-
 _NOISE = re.compile(
     r"All log messages before absl::InitializeLog|oneDNN custom operations are on|Could not find cuda drivers|"
     r"failed call to cuInit|computation_placer already registered|Unable to register cu|"
@@ -34,17 +32,6 @@ def known_noise_removed() -> Iterator[None]:
             if not _NOISE.search(line):
                 sys.stderr.write(line)
         held.close()
-
-
-@contextlib.contextmanager
-def warnings_removed() -> Iterator[None]:
-    """Within the block absl logs errors alone."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager
