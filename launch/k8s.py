@@ -140,6 +140,12 @@ def selector(name: str) -> str:
     return f"--selector=app.kubernetes.io/name={manifests.PLACEHOLDER},{manifests.INSTANCE}={name}"
 
 
+def refuse_without_jobsets(kubectl: Kubectl, submission: Submission) -> None:
+    """Raises BadConfiguration if a JobSet is asked for of a cluster that has none."""
+    if submission.backend == "jobset" and not kubectl.has_jobsets():
+        raise BadConfiguration("--backend=jobset: the cluster has no JobSet; install its controller, or take job")
+
+
 def refuse_foreign(kubectl: Kubectl, name: str) -> None:
     """Raises BadConfiguration if another owner's Service or NetworkPolicy bears the name of a run."""
     for kind in ("service", "networkpolicy"):
@@ -253,8 +259,7 @@ def submit(options: argparse.Namespace, flags: Sequence[str]) -> int:
     if options.dry_run:
         print(text, end="")
         return OK
-    if submission.backend == "jobset" and not kubectl.has_jobsets():
-        raise BadConfiguration("--backend=jobset: the cluster has no JobSet; install its controller, or take job")
+    refuse_without_jobsets(kubectl, submission)
     refuse_foreign(kubectl, submission.name)
     if workload_of(kubectl, submission.name) is not None:
         raise BadConfiguration(
@@ -285,8 +290,7 @@ def resume(options: argparse.Namespace, flags: Sequence[str]) -> int:
     if options.dry_run:
         print(text, end="")
         return OK
-    if submission.backend == "jobset" and not kubectl.has_jobsets():
-        raise BadConfiguration("--backend=jobset: the cluster has no JobSet; install its controller, or take job")
+    refuse_without_jobsets(kubectl, submission)
     remove(kubectl, options.name)
     try:
         return apply(kubectl, submission, text)

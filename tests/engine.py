@@ -36,6 +36,25 @@ for flag, file in (("--bundle", "/config.json"), ("--process", "")):
     json.dump(config, open(path, "w"))
 os.execv("{runc}", ["runc", *sys.argv[1:]])
 """  # podman asks for more open files than a machine may allow, and of pods whatever its settings say
+# What a container is and may do, told from within.
+INSIDE = """
+import json, os, shutil
+status = dict(line.split(":\\t", 1) for line in open("/proc/1/status").read().splitlines() if ":\\t" in line)
+def writes(path):
+    try:
+        open(path, "w").close()
+        return True
+    except OSError:
+        return False
+print(json.dumps({
+    "uid": os.getuid(), "gid": os.getgid(), "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16),
+    "no_new_privileges": status["NoNewPrivs"].strip(), "first": open("/proc/1/cmdline").read().split("\\0")[1],
+    "root": writes("/written"), "app": writes("/app/written"), "tmp": writes("/tmp/written"),
+    "shm": writes("/dev/shm/written"), "shm_mib": shutil.disk_usage("/dev/shm").total >> 20,
+    "runs": writes("/work/runs/written"),
+    "token": os.path.exists("/var/run/secrets/kubernetes.io"),
+}))
+"""
 
 
 def commit() -> str:

@@ -14,7 +14,7 @@ import time
 import pytest
 import yaml
 from conftest import metrics
-from engine import images, podman  # noqa: F401 - fixtures
+from engine import INSIDE, images, podman  # noqa: F401 - fixtures
 
 from launch import k8s, manifests
 from launch.manifests import Submission
@@ -24,24 +24,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl is on the PATH"),
 ]
 FLAGS = ("--model=mlp", "--checkpoint_every=100", "--log_every=100", "--eval_every=500", "--startup_timeout=120")
-LOOK = """
-import json, os, shutil
-status = dict(line.split(":\\t", 1) for line in open("/proc/1/status").read().splitlines() if ":\\t" in line)
-def writes(path):
-    try:
-        open(path, "w").close()
-        return True
-    except OSError:
-        return False
-print(json.dumps({
-    "uid": os.getuid(), "gid": os.getgid(), "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16),
-    "no_new_privileges": status["NoNewPrivs"].strip(), "first": open("/proc/1/cmdline").read().split("\\0")[1],
-    "root": writes("/written"), "app": writes("/app/written"), "tmp": writes("/tmp/written"),
-    "shm": writes("/dev/shm/written"), "shm_mib": shutil.disk_usage("/dev/shm").total >> 20,
-    "runs": writes("/work/runs/written"),
-    "token": os.path.exists("/var/run/secrets/kubernetes.io"),
-}))
-"""
 
 
 class Cluster:
@@ -175,7 +157,7 @@ def test_one_pod_trains_as_it_is_told_to_and_goes_on_after_a_preemption(podman, 
     one = cluster("alone", flags=(*FLAGS, "--train_steps=3000", "--eval_every=0"), evaluator=True)
     containers = one.start()
     one.wait_for_checkpoint(containers)
-    facts = json.loads(podman("exec", containers[0], "python", "-c", LOOK).stdout)
+    facts = json.loads(podman("exec", containers[0], "python", "-c", INSIDE).stdout)
     assert facts == {
         "uid": 10001, "gid": 10001, "capabilities": 0, "no_new_privileges": "1",
         "first": "/app/trainers/custom_loop.py", "root": False, "app": False,
