@@ -542,6 +542,22 @@ def write_chart(path: Path, results: Sequence[Result], title: str) -> None:
     write_png(path, figure)
 
 
+def write(out: Path, facts: dict[str, Any], settings: Settings, results: Sequence[Result]) -> dict[str, Any]:
+    """Writes figures, table and chart of the rows so far. Returns what the JSON file holds."""
+    found = {
+        "machine": facts,
+        "flags": {"repeats": settings.repeats, "seconds": settings.seconds},
+        "rows": [result.facts() for result in results],
+    }
+    try:
+        write_atomically(out / "benchmark.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(out / "benchmark.md", describe(results) + "\n")
+        write_chart(out / "benchmark.png", results, f"{facts['device']}, {facts['cores']} cores")
+    except OSError as error:
+        raise BadConfiguration(f"--out_dir {out} cannot be written: {error}; free space or name another") from error
+    return found
+
+
 def benchmark(settings: Settings) -> dict[str, Any]:
     """Measures all rows, prints the table and writes it to `settings.out_dir`. Returns what the JSON file holds.
 
@@ -570,20 +586,10 @@ def benchmark(settings: Settings) -> dict[str, Any]:
         results.append(measure(row, settings))
         spent = "  ".join(f"{key} {readable(statistics.median(v))}" for key, v in results[-1].seconds.items())
         print(f"{row}: {spent}", flush=True)
+        # After each row: it has taken minutes, and the next one may be cut off.
+        found = write(out, facts, settings, results)
         keras.backend.clear_session()
-    text = describe(results)
-    print(f"\n{text}", flush=True)
-    found = {
-        "machine": facts,
-        "flags": {"repeats": settings.repeats, "seconds": settings.seconds},
-        "rows": [result.facts() for result in results],
-    }
-    try:
-        write_atomically(out / "benchmark.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-        write_atomically(out / "benchmark.md", text + "\n")
-        write_chart(out / "benchmark.png", results, f"{facts['device']}, {facts['cores']} cores")
-    except OSError as error:
-        raise BadConfiguration(f"--out_dir {out} cannot be written: {error}; free space or name another") from error
+    print(f"\n{describe(results)}", flush=True)
     print(f"\nwritten to {out}: benchmark.json, benchmark.md, benchmark.png")
     return found
 
