@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import re
@@ -38,12 +39,11 @@ import yaml
 
 from launch import manifests
 from launch.manifests import Document, Submission
-from trainers.config import check_batch
+from trainers.config import DEFAULT_CPU_REPLICAS, check_batch
 from trainers.exit_codes import OK, RETRY, BadConfiguration
 from trainers.figures import table
 from trainers.flags import config_from
 
-CPU_REPLICAS = 2
 REQUEST_TIMEOUT = "--request-timeout=30s"
 NO_CLUSTER = ("was refused", "no such host", "i/o timeout", "Unable to connect", "current-context", "no route to host")
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
@@ -85,6 +85,12 @@ class Kubectl:
         answer = self.call("get", *words, "--output=json", REQUEST_TIMEOUT).stdout
         return json.loads(answer or "{}").get("items", [])
 
+    def find(self, kind: str, name: str) -> Document | None:
+        """The object of a kind and a name, if there is one."""
+        answer = self.call("get", kind, name, "--ignore-not-found", "--output=json", REQUEST_TIMEOUT).stdout
+        return json.loads(answer) if answer.strip() else None
+
+    @functools.cached_property
     def has_jobsets(self) -> bool:
         """Whether the cluster knows JobSet."""
         words = ("get", "jobsets", "--output=name", REQUEST_TIMEOUT)
@@ -108,12 +114,8 @@ class Kubectl:
 
 def workload_of(kubectl: Kubectl, name: str) -> Document | None:
     """The Job or JobSet of a run, if it is in the cluster."""
-    kinds = ("jobsets", "jobs") if kubectl.has_jobsets() else ("jobs",)
-    for kind in kinds:
-        answer = kubectl.call("get", kind, name, "--ignore-not-found", "--output=json", REQUEST_TIMEOUT).stdout
-        if answer.strip():
-            return json.loads(answer)
-    return None
+    kinds = ("jobsets", "jobs") if kubectl.has_jobsets else ("jobs",)
+    return next(filter(None, (kubectl.find(kind, name) for kind in kinds)), None)
 
 
 def submission_in(workload: Document) -> Submission | None:
@@ -142,16 +144,15 @@ def selector(name: str) -> str:
 
 def refuse_without_jobsets(kubectl: Kubectl, submission: Submission) -> None:
     """Raises BadConfiguration if a JobSet is asked for of a cluster that has none."""
-    if submission.backend == "jobset" and not kubectl.has_jobsets():
+    if submission.backend == "jobset" and not kubectl.has_jobsets:
         raise BadConfiguration("--backend=jobset: the cluster has no JobSet; install its controller, or take job")
 
 
 def refuse_foreign(kubectl: Kubectl, name: str) -> None:
     """Raises BadConfiguration if another owner's Service or NetworkPolicy bears the name of a run."""
     for kind in ("service", "networkpolicy"):
-        answer = kubectl.call("get", kind, name, "--ignore-not-found", "--output=json", REQUEST_TIMEOUT).stdout
-        labels = json.loads(answer)["metadata"].get("labels", {}) if answer.strip() else None
-        if labels is not None and labels.get(manifests.INSTANCE) != name:
+        found = kubectl.find(kind, name)
+        if found is not None and found["metadata"].get("labels", {}).get(manifests.INSTANCE) != name:
             raise BadConfiguration(
                 f"--name {name}: namespace {kubectl.namespace} has a {kind} of that name, not of a run; take another"
             )
@@ -186,7 +187,7 @@ def check(submission: Submission, allow_tag: bool) -> list[str]:
         if each > submission.gpus:
             raise BadConfiguration(f"--replicas {each} is above --gpus_per_node {submission.gpus}; use fewer")
     else:
-        each = (config.replicas or CPU_REPLICAS) if submission.nodes == 1 else 1
+        each = (config.replicas or DEFAULT_CPU_REPLICAS) if submission.nodes == 1 else 1
     replicas = submission.nodes * each
     share = check_batch(config, replicas)
     kind = "JobSet" if submission.backend == "jobset" else "Indexed Job"
@@ -229,23 +230,27 @@ def submission_of(options: argparse.Namespace, flags: Sequence[str]) -> Submissi
     )
 
 
-def prepare(kubectl: Kubectl, submission: Submission, allow_tag: bool) -> str:
-    """Checks and renders a submission, prints its plan on standard error, and returns its objects as YAML."""
+def prepare(kubectl: Kubectl, submission: Submission, allow_tag: bool) -> list[Document]:
+    """Checks and renders a submission, prints its plan on standard error, and returns its objects."""
     plan = check(submission, allow_tag)
     documents = kubectl.render(submission)
     if found := manifests.problems(documents, without=("images",)):
         raise BadConfiguration(f"what k8s/ renders breaks its rules: {'; '.join(found)}; mend k8s/")
     print("\n".join([*plan, *plan_of_workers(documents)]), file=sys.stderr, flush=True)
+    return documents
+
+
+def as_yaml(documents: Sequence[Document]) -> str:
+    """Objects as kubectl takes them."""
     return yaml.safe_dump_all(documents, sort_keys=False)
 
 
-def apply(kubectl: Kubectl, submission: Submission, text: str) -> int:
+def apply(kubectl: Kubectl, submission: Submission, documents: Sequence[Document]) -> int:
     """Gives the objects of a run to the cluster; its Jobs last, which fails if another has come before."""
-    documents = list(yaml.safe_load_all(text))
     jobs = [document for document in documents if document["kind"] in ("Job", "JobSet")]
     others = [document for document in documents if document not in jobs]
-    print(kubectl.call("apply", "--filename=-", REQUEST_TIMEOUT, given=yaml.safe_dump_all(others)).stdout, end="")
-    print(kubectl.call("create", "--filename=-", REQUEST_TIMEOUT, given=yaml.safe_dump_all(jobs)).stdout, end="")
+    print(kubectl.call("apply", "--filename=-", REQUEST_TIMEOUT, given=as_yaml(others)).stdout, end="")
+    print(kubectl.call("create", "--filename=-", REQUEST_TIMEOUT, given=as_yaml(jobs)).stdout, end="")
     print(f"see: python launch/k8s.py status --name={submission.name}", file=sys.stderr)
     return OK
 
@@ -255,9 +260,9 @@ def submit(options: argparse.Namespace, flags: Sequence[str]) -> int:
     if not options.image:
         raise BadConfiguration("submit needs --image, what launch/image.sh has built and you have pushed; name it")
     kubectl, submission = Kubectl(options.context, options.namespace), submission_of(options, flags)
-    text = prepare(kubectl, submission, options.allow_tag)
+    documents = prepare(kubectl, submission, options.allow_tag)
     if options.dry_run:
-        print(text, end="")
+        print(as_yaml(documents), end="")
         return OK
     refuse_without_jobsets(kubectl, submission)
     refuse_foreign(kubectl, submission.name)
@@ -265,7 +270,7 @@ def submit(options: argparse.Namespace, flags: Sequence[str]) -> int:
         raise BadConfiguration(
             f"--name {submission.name} exists in namespace {submission.namespace}; resume or delete it, or take another"
         )
-    return apply(kubectl, submission, text)
+    return apply(kubectl, submission, documents)
 
 
 def ended(workload: Document) -> str:
@@ -286,17 +291,19 @@ def resume(options: argparse.Namespace, flags: Sequence[str]) -> int:
     asked = {"nodes": options.nodes, "gpus": options.gpus_per_node, "image": options.image, "backend": options.backend}
     changed = {name: value for name, value in asked.items() if value is not None}
     submission = dataclasses.replace(before, **changed, flags=(*before.flags, *flags))
-    text = prepare(kubectl, submission, options.allow_tag or (not options.image and "@sha256:" not in before.image))
+    documents = prepare(
+        kubectl, submission, options.allow_tag or (not options.image and "@sha256:" not in before.image)
+    )
     if options.dry_run:
-        print(text, end="")
+        print(as_yaml(documents), end="")
         return OK
     refuse_without_jobsets(kubectl, submission)
     remove(kubectl, options.name)
     try:
-        return apply(kubectl, submission, text)
+        return apply(kubectl, submission, documents)
     except BadConfiguration as error:
         kept = Path(f"{options.name}.yaml")
-        kept.write_text(text)
+        kept.write_text(as_yaml(documents))
         raise BadConfiguration(
             f"{error}; what was to be submitted lies in {kept}: kubectl apply --filename={kept}"
         ) from None
@@ -304,7 +311,7 @@ def resume(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
 def remove(kubectl: Kubectl, name: str) -> str:
     """Deletes what a run is made of: its pods first, which save and agree on it, then what they need for that."""
-    workloads = "jobset,job" if kubectl.has_jobsets() else "job"
+    workloads = "jobset,job" if kubectl.has_jobsets else "job"
     gone = kubectl.call("delete", workloads, selector(name), "--wait=true", "--cascade=foreground").stdout
     return gone + kubectl.call("delete", "service,networkpolicy", selector(name), REQUEST_TIMEOUT).stdout
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from trainers import cluster
 from trainers.exit_codes import NEVER_RETRIED, RETRIED_FREE, BadConfiguration
+from trainers.run_record import RUN_AFTER
 
 Document = dict[str, Any]
 # What stands in k8s/ for the name of a run.
@@ -155,7 +156,7 @@ def tailored(documents: Sequence[Document], submission: Submission, now: str) ->
         container["image"] = submission.image
         if not is_trainer(template):
             container["args"] = [arg.replace(f"{RUNS}/{PLACEHOLDER}", submission.run_dir) for arg in container["args"]]
-            container.setdefault("env", []).append({"name": "RUN_AFTER", "value": now})
+            container.setdefault("env", []).append({"name": RUN_AFTER, "value": now})
             if not submission.gpus:
                 container["resources"] = {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "2Gi"}}
             continue

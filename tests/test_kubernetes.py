@@ -19,8 +19,8 @@ from conftest import ROOT
 
 from launch import k8s, manifests
 from launch.manifests import Submission
-from trainers.evaluator import RUN_AFTER
 from trainers.exit_codes import BadConfiguration
+from trainers.run_record import RUN_AFTER
 
 VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35")
 DIGEST = "lockstep@sha256:" + "0" * 64

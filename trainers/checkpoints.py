@@ -102,15 +102,6 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _for_the_user(error: Exception) -> bool:
-    """Whether an error of writing lasts until somebody does something: no space, no right."""
-    lasting = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
-    if isinstance(error, OSError):
-        return error.errno in lasting
-    said = ("No space left", "Disk quota", "Read-only file system")
-    return isinstance(error, tf.errors.PermissionDeniedError) or any(words in str(error) for words in said)
-
-
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the best by `metric` (`mode` is `max` or `min`)."""
 
@@ -151,16 +142,27 @@ class Checkpoints:
             _sync(self.directory)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            if not _for_the_user(error):
+            if not self._lasts(error):
                 raise  # a file system that stumbled: a crash, after which the run is started again
             raise BadConfiguration(self._failure(step, error)) from error
         self._retain()
         return final
 
+    def _full(self, error: Exception) -> bool:
+        """Whether an error of writing is that of a full disk; TensorFlow does not always say so."""
+        said = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        return said or shutil.disk_usage(self.directory.parent).free < 1 << 20
+
+    def _lasts(self, error: Exception) -> bool:
+        """Whether an error of writing lasts until somebody does something: no space, no right."""
+        lasting = (errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+        said = isinstance(error, tf.errors.PermissionDeniedError) or getattr(error, "errno", None) in lasting
+        return (
+            said or any(words in str(error) for words in ("Disk quota", "Read-only file system")) or self._full(error)
+        )
+
     def _failure(self, step: int, error: Exception) -> str:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        full = full or shutil.disk_usage(self.directory.parent).free < 1 << 20
-        reason = "the disk is full" if full else str(error).splitlines()[0]
+        reason = "the disk is full" if self._full(error) else str(error).splitlines()[0]
         steps = self.steps()
         last = f"the last good checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
         where = f"the checkpoint of step {step} cannot be written to {self.directory}"

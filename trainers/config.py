@@ -16,6 +16,7 @@ from trainers.exit_codes import BadConfiguration
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
 MODES = ("train", "evaluate")
+DEFAULT_CPU_REPLICAS = 2
 
 
 def _flag(default: Any, group: str, text: str, **rules: Any) -> Any:

@@ -8,10 +8,9 @@ import tensorflow as tf
 
 from trainers import cluster as cluster_lib
 from trainers.cluster import Cluster
-from trainers.config import FIXED, SHARED_FLAGS, Config
+from trainers.config import DEFAULT_CPU_REPLICAS, FIXED, SHARED_FLAGS, Config
 from trainers.exit_codes import BadConfiguration
 
-DEFAULT_CPU_REPLICAS = 2
 # Dense 10¹² operations a second that the data sheets give: float32 (TF32 where there is one), bfloat16 and float16.
 PEAK_TERAFLOPS = {
     "B200": (1100, 2250, 2250),

@@ -16,17 +16,15 @@ from absl import logging
 
 from trainers import batches, checkpoints
 from trainers.config import FIXED
-from trainers.exit_codes import OK, PeerLost, Preempted, RunEnded
+from trainers.exit_codes import CRASHED, OK, PeerLost, Preempted, RunEnded
 from trainers.job import Job, averaged_weights
 from trainers.preemption import Preemption
 from trainers.progress import Progress
-from trainers.run_record import Clock, RunRecord, has_ended, read_json
+from trainers.run_record import RUN_AFTER, Clock, RunRecord, has_ended, read_json
 from trainers.summaries import Summaries
 from trainers.watchdog import Watchdog
 
 FOLDER = "evaluator"
-# In the environment: a time, before which an end of the run does not count, for it has been submitted again since.
-RUN_AFTER = "RUN_AFTER"
 _LOOK_SECONDS = 0.5
 
 
@@ -45,7 +43,7 @@ def follow(job: Job, make_evaluate: Callable, clock: Clock, watchdog: Watchdog, 
         try:
             line = _follow(job, make_evaluate, clock, watchdog, names, record, preemption)
         except BaseException as error:
-            code = error.exit_code if isinstance(error, RunEnded) else 1
+            code = error.exit_code if isinstance(error, RunEnded) else CRASHED
             with contextlib.suppress(OSError):
                 record.end(code, f"{type(error).__name__}: {error}", seconds=clock.seconds)
             raise

@@ -28,6 +28,8 @@ _PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy
 _NOT_REPEATED = ("mode", "run_dir", "resume", "dry_run")
 # And neither these nor where its data lies make one run differ from another.
 NO_DIFFERENCE = (*_NOT_REPEATED, "data_dir")
+# In an evaluator's environment: a time, before which an end of the run does not count: it was submitted again since.
+RUN_AFTER = "RUN_AFTER"
 
 
 def write_atomically(path: Path, text: str) -> None:
