@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import shutil
 import subprocess
 import sys
 import time
@@ -156,7 +157,7 @@ def damage(run_dir, step, how):
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "truncated manifest", "flipped manifest"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, caplog, how):
     run("expected", deterministic=True)
-    run(deterministic=True)
+    shutil.copytree(tmp_path / "expected", tmp_path / "run")
     damage(tmp_path / "run", 6, how)
     summary = run(deterministic=True)
     assert summary.step == 6
