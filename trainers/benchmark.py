@@ -540,7 +540,7 @@ def write_chart(path: Path, results: Sequence[Result], title: str) -> None:
     axes.axhline(1.0, color="k", lw=0.8)
     axes.set_xticks(np.arange(len(results)), [str(result.row).replace(", ", "\n") for result in results], fontsize=8)
     axes.set(ylabel="throughput ÷ that of the ceiling")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # beside the bars, whose spread it would cover
     figure.suptitle(title, fontsize=10)
     write_png(path, figure)
 
