@@ -42,9 +42,11 @@ def pytest_sessionfinish(session, exitstatus):
 
 def pytest_collection_modifyitems(items):
     """The longest come first, then those that wait for processes: what computes fills the cores meanwhile."""
-    for item in items if not LONG_TESTS else ():
+    for item in items:
         # Images take minutes to build, and their writing makes every checkpoint of other tests wait for the disk.
-        if item.get_closest_marker("long") or "images" in item.fixturenames:
+        if "images" in item.fixturenames:
+            item.add_marker(pytest.mark.long)
+        if item.get_closest_marker("long") and not LONG_TESTS:
             item.add_marker(pytest.mark.skip(reason="long; LOCKSTEP_LONG=1 runs it"))
     waiting = (
         "test_containers.py",
