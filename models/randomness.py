@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 _PHILOX = 1
@@ -73,6 +74,19 @@ def uniform(shape: Any, stream: str) -> tf.Tensor:
         return tf.random.uniform(shape)
     # 24 bits fill a float32's significand. TensorFlow's own conversion differs between XLA and the kernels.
     return tf.cast(tf.bitwise.right_shift(_bits(place, shape, stream), 8), tf.float32) * 2.0**-24
+
+
+def exceeds(rate: float, shape: Any, stream: str) -> tf.Tensor:
+    """`uniform(shape, stream) >= rate`, the very same booleans, for a `rate` in [0, 1), float32.
+
+    The bits are compared as they are: to make numbers of them first takes longer than all else in a mask.
+    """
+    place = _PLACE.get()
+    shape = tf.convert_to_tensor(shape, tf.int32)
+    if place is None:
+        return tf.random.uniform(shape) >= rate
+    threshold = math.ceil(float(np.float32(rate)) * 2**24) << 8
+    return _bits(place, shape, stream) >= tf.constant(threshold, tf.uint32)
 
 
 def normal(shape: Any, stream: str) -> tf.Tensor:

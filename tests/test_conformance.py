@@ -15,7 +15,7 @@ from conftest import largest_relative_difference, relative_difference_as_one_vec
 
 from models import layers, losses, metrics, optimizers, randomness
 from models.cards import MODELS, OPTIMIZERS
-from trainers import checkpoints, custom_loop, data, devices
+from trainers import batches, checkpoints, custom_loop, data, devices
 from trainers.config import Config, resolve
 
 BATCH = 8
@@ -84,6 +84,27 @@ def test_a_model_has_the_same_gradients_eager_and_in_a_graph(model, data_dir):
     largest = max(float(tf.reduce_max(tf.abs(gradient))) for gradient in eager)
     for one, other in zip(eager, graph, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=2e-5 * largest)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("model", "jit"), [("mlp", "off"), ("mlp", "on"), ("resnet", "off")])
+def test_values_that_were_read_stay_when_the_compiled_loop_updates_the_variables(optimizer, model, jit, data_dir):
+    """They are not copied: a checkpoint is written from them while the next steps run."""
+    job, _ = built(model, data_dir, optimizer=optimizer, jit=jit, ema=0.9)
+    source = batches.batches(job.strategy, job.dataset.train, BATCH, 0)
+    call = custom_loop.make_train_call(job, source).get_concrete_function()
+    sums, news = (tf.zeros([n], tf.float64) for n in (custom_loop.num_sums(job.task.metrics), custom_loop.NUM_NEWS))
+    read, step = checkpoints.reader(job.variables), ZERO
+    for _ in range(3):
+        state = read()
+        copied = {name: np.array(value) for name, value in state.items()}
+        call(step, step + 2, sums, news)
+        step += 2
+        after = read()
+        for name, value in state.items():
+            np.testing.assert_array_equal(value, copied[name], err_msg=name)
+        moved = [name for name in state if np.any(after[name] != copied[name])]
+        assert len(moved) >= 2 * len(job.model.trainable_variables)  # the average of each weight moves too
 
 
 @pytest.mark.parametrize("model", short(MODELS, SHORT))

@@ -29,6 +29,21 @@ def test_eager_graph_and_xla_draw_the_same_bits():
     np.testing.assert_array_equal(draw(8, 2, jit=True), draw(8, 2))
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-9, 0.1, 0.25, 1 / 3, 0.9999, 1 - 2**-24])
+def test_exceeds_is_the_comparison_of_the_uniform_numbers(rate):
+    numbers = draw(500, 3, shape=(39,))
+    for jit in (None, False, True):
+        found = draw(500, 3, shape=(39,), jit=jit, kind=lambda shape, stream: randomness.exceeds(rate, shape, stream))
+        np.testing.assert_array_equal(found, numbers >= np.float32(rate))
+
+
+def test_a_number_that_equals_the_rate_exceeds_it():
+    numbers = draw(8, 0)
+    for edge in numbers.ravel()[:20]:
+        found = draw(8, 0, kind=lambda shape, stream, edge=edge: randomness.exceeds(float(edge), shape, stream))
+        np.testing.assert_array_equal(found, numbers >= edge)
+
+
 @pytest.mark.parametrize("change", [{"step": 6}, {"seed": 8}, {"stream": "b"}, {"first": 8}])
 def test_any_other_place_gets_other_numbers(change):
     base = {"count": 8, "first": 0}

@@ -476,6 +476,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         eval_source.start(0)
         summaries = Summaries(record.directory, step, silent=not job.chief)
         train_call, evaluate = make_train_call(job, source, summaries), make_evaluate(job, eval_source)
+        values = checkpoints.reader(job.variables)
     with clock.phase("trace"):
         watchdog.feed("tracing the train step", config.startup_timeout + config.step_timeout)
         # Both now: AutoGraph reads this file, which may be edited while the run goes on.
@@ -617,7 +618,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
                     if due(step, config.checkpoint_every, config.train_steps) or better or stopping:
                         watchdog.feed(f"the checkpoint of step {step}")
                         background.wait()
-                        state = checkpoints.values_of(job.variables) | {"loop/sums": sums}
+                        state = values() | {"loop/sums": sums}
                         background.do(save, step, state, evaluation)
             if job.chief and due(step, config.pictures_every, config.train_steps):
                 watchdog.feed(f"the pictures at step {step}")
