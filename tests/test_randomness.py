@@ -29,7 +29,7 @@ def test_eager_graph_and_xla_draw_the_same_bits():
     np.testing.assert_array_equal(draw(8, 2, jit=True), draw(8, 2))
 
 
-@pytest.mark.parametrize("rate", [0.0, 1e-9, 0.1, 0.25, 1 / 3, 0.9999, 1 - 2**-24])
+@pytest.mark.parametrize("rate", [0.0, 1e-9, 0.1, 0.25, 1 / 3, 0.9999, 1 - 2**-24, 1 - 1e-9])
 def test_exceeds_is_the_comparison_of_the_uniform_numbers(rate):
     numbers = draw(500, 3, shape=(39,))
     for jit in (None, False, True):
