@@ -1,6 +1,7 @@
 """The sbatch script under a real Slurm on this machine, where Debian's packages for one are installed."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -92,10 +93,11 @@ def slurm(tmp_path_factory):
             daemon.wait()
 
 
-def wait(condition, seconds=150):
+def wait(condition, told, seconds=300):
+    """Wait until `condition()`; after `seconds` fail with what `told()` says."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, told()
         time.sleep(0.2)
 
 
@@ -107,19 +109,33 @@ def test_a_job_trains_is_told_to_stop_is_queued_again_and_completes(slurm, tmp_p
     options = ["--parsable", "--nodes=1", "--ntasks-per-node=2", f"--output={out}", "launch/slurm.sbatch"]
     job = slurm("sbatch", *options, *flags, f"--run_dir={run_dir}", f"--data_dir={data_dir}")
     assert job.isdigit(), job
-    wait(lambda: any((run_dir / "checkpoints").glob("step-*")))
+
+    def show():
+        return slurm("scontrol", "show", "job", job)
+
+    def state():
+        # Empty while the controller does not answer, which is no state of the job.
+        found = re.search(r"JobState=(\w+)", show())
+        return found[1] if found else ""
+
+    def told():
+        return f"{show()}\n{out.read_text() if out.exists() else ''}"
+
+    def completed():
+        # Slurm lets a queued job wait two minutes. Sooner will do, not at once: it forgets what it is told while the
+        # job before still completes, and within the second of its end it fails the job: "Job credential revoked".
+        if (now := state()) == "PENDING" and time.monotonic() > queued + 5:
+            slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
+        assert now in ("", "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "COMPLETED"), told()
+        return now == "COMPLETED"
+
+    wait(lambda: any((run_dir / "checkpoints").glob("step-*")), told)
     slurm("scancel", "--signal=TERM", job)
-    wait(lambda: "PENDING" in slurm("scontrol", "show", "job", job), 60)
+    wait(lambda: state() == "PENDING", told)
+    queued = time.monotonic()
     text = out.read_text()
     assert "1: " in text and "(Slurm)" in text
     assert "the same command continues" in text
-
-    def started():
-        # Slurm lets a queued job wait two minutes, and forgets what it is told while the job before still completes.
-        slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
-        return "PENDING" not in slurm("scontrol", "show", "job", job)
-
-    wait(started, 60)
-    wait(lambda: "COMPLETED" in slurm("scontrol", "show", "job", job))
+    wait(completed, told)
     assert "resumed from the checkpoint of step" in out.read_text()
     assert metrics(run_dir)[-1]["step"] == 3000
