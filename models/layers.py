@@ -42,8 +42,7 @@ class Dropout(keras.layers.Layer):
         """Drops in training, passes `x` through otherwise."""
         if not training or not self.rate:
             return x
-        keep = randomness.exceeds(self.rate, tf.shape(x), self.path)
-        return tf.where(keep, x / (1.0 - self.rate), tf.zeros_like(x))
+        return x * randomness.dropout_mask(self.rate, tf.shape(x), self.path, x.dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The input's shape."""

@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 _PHILOX = 1
@@ -48,17 +47,27 @@ def at(seed: int, step: tf.Tensor, first: tf.Tensor) -> Iterator[None]:
         _PLACE.reset(token)
 
 
-def _bits(place: Place, shape: tf.Tensor, stream: str) -> tf.Tensor:
-    """32 random bits for each element of the batched `shape`, uint32: the same eager, in a graph and under XLA."""
+def _bits(place: Place, shape: tf.Tensor, stream: str, dtype: tf.DType) -> tf.Tensor:
+    """Random bits for each element of the batched `shape`: `dtype` is uint32, or uint16 for half the work.
+
+    The same eager, in a graph and under XLA.
+    """
     per_example = tf.cast(tf.reduce_prod(shape[1:]), tf.int64)
-    counters = (per_example + _WORDS_PER_COUNTER - 1) // _WORDS_PER_COUNTER
-    padded = tf.stack([tf.cast(shape[0], tf.int64), counters * _WORDS_PER_COUNTER])
+    per_counter = _WORDS_PER_COUNTER * tf.uint32.size // dtype.size
+    counters = (per_example + per_counter - 1) // per_counter
+    examples = tf.cast(shape[0], tf.int64)
     key = (place.seed << 32 ^ zlib.crc32(stream.encode())) & 0xFFFFFFFFFFFFFFFF
     # The high word is the step, the low word counts within it: 2**64 counters belong to each step.
-    counter = tf.cast(tf.stack([place.first * counters, place.step]), tf.uint64)
+    counter = tf.bitcast(tf.stack([place.first * counters, place.step]), tf.uint64)
     bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=padded, key=tf.constant([key], tf.uint64), counter=counter, alg=_PHILOX, dtype=tf.uint32
+        shape=tf.stack([examples, counters * _WORDS_PER_COUNTER]),
+        key=tf.constant([key], tf.uint64),
+        counter=counter,
+        alg=_PHILOX,
+        dtype=tf.uint32,
     )
+    if dtype != tf.uint32:
+        bits = tf.reshape(tf.bitcast(bits, dtype), tf.stack([examples, counters * per_counter]))
     return tf.reshape(bits[:, :per_example], shape)
 
 
@@ -73,19 +82,24 @@ def uniform(shape: Any, stream: str) -> tf.Tensor:
     if place is None:
         return tf.random.uniform(shape)
     # 24 bits fill a float32's significand. TensorFlow's own conversion differs between XLA and the kernels.
-    return tf.cast(tf.bitwise.right_shift(_bits(place, shape, stream), 8), tf.float32) * 2.0**-24
+    return tf.cast(tf.bitwise.right_shift(_bits(place, shape, stream, tf.uint32), 8), tf.float32) * 2.0**-24
 
 
-def exceeds(rate: float, shape: Any, stream: str) -> tf.Tensor:
-    """`uniform(shape, stream) >= rate`, the very same booleans, for a `rate` in [0, 1), float32.
+def dropout_mask(rate: float, shape: Any, stream: str, dtype: Any = tf.float32) -> tf.Tensor:
+    """What dropout multiplies by: 0 with probability `rate`, `1 / (1 - rate)` otherwise. Of the batched `shape`.
 
-    The bits are compared as they are: making numbers of them first took 6 % of a step of `mlp`.
+    A `rate` in [0, 1) counts as the nearest multiple of 2**-16 below 1, in the scale too, so the mean is 1. The 16 bits
+    that an element takes are half of those of a number, and drawing them is most of what dropout costs. Outside `at`,
+    as `uniform`.
     """
     place = _PLACE.get()
-    if place is None or np.float32(rate) >= 1:  # rounded up to 1, which no 32 bits reach
-        return uniform(shape, stream) >= rate
-    threshold = math.ceil(float(np.float32(rate)) * 2**24) << 8
-    return _bits(place, tf.convert_to_tensor(shape, tf.int32), stream) >= tf.constant(threshold, tf.uint32)
+    shape = tf.convert_to_tensor(shape, tf.int32)
+    dropped = min(round(rate * 2**16), 2**16 - 1)
+    if place is None:
+        kept = tf.random.uniform(shape) >= dropped / 2**16
+    else:
+        kept = _bits(place, shape, stream, tf.uint16) >= tf.constant(dropped, tf.uint16)
+    return tf.cast(kept, dtype) * (2**16 / (2**16 - dropped))
 
 
 def normal(shape: Any, stream: str) -> tf.Tensor:

@@ -29,19 +29,40 @@ def test_eager_graph_and_xla_draw_the_same_bits():
     np.testing.assert_array_equal(draw(8, 2, jit=True), draw(8, 2))
 
 
-@pytest.mark.parametrize("rate", [0.0, 1e-9, 0.1, 0.25, 1 / 3, 0.9999, 1 - 2**-24, 1 - 1e-9])
-def test_exceeds_is_the_comparison_of_the_uniform_numbers(rate):
-    numbers = draw(500, 3, shape=(39,))
-    for jit in (None, False, True):
-        found = draw(500, 3, shape=(39,), jit=jit, kind=lambda shape, stream: randomness.exceeds(rate, shape, stream))
-        np.testing.assert_array_equal(found, numbers >= np.float32(rate))
+def mask(rate, dtype=tf.float32):
+    return lambda shape, stream: randomness.dropout_mask(rate, shape, stream, dtype)
 
 
-def test_a_number_that_equals_the_rate_exceeds_it():
-    numbers = draw(8, 0)
-    for edge in numbers.ravel()[:20]:
-        found = draw(8, 0, kind=lambda shape, stream, edge=edge: randomness.exceeds(float(edge), shape, stream))
-        np.testing.assert_array_equal(found, numbers >= edge)
+@pytest.mark.parametrize("shape", [(39,), (3, 8), (1,)])
+def test_an_example_gets_the_same_mask_wherever_the_batch_is_cut_and_however_it_is_compiled(shape):
+    whole = draw(64, 0, shape=shape, kind=mask(0.3))
+    parts = [draw(count, first, shape=shape, kind=mask(0.3)) for count, first in ((5, 0), (58, 5), (1, 63))]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    for jit in (False, True):
+        np.testing.assert_array_equal(draw(64, 0, shape=shape, jit=jit, kind=mask(0.3)), whole)
+    for change in ({"step": 6}, {"seed": 8}, {"stream": "b"}, {"first": 64}):
+        assert (draw(**({"count": 64, "first": 0, "shape": shape, "kind": mask(0.5)} | change)) != whole).any()
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-9, 0.1, 1 / 3, 0.5, 0.9, 0.9999, 1 - 2**-24])
+@pytest.mark.parametrize("placed", [True, False])
+def test_a_dropout_mask_has_its_rate_and_a_mean_of_1(rate, placed):
+    shape = (4000, 500)
+    found = (
+        draw(4000, 0, shape=(500,), kind=mask(rate)) if placed else randomness.dropout_mask(rate, shape, "a").numpy()
+    )
+    meant = min(round(rate * 2**16), 2**16 - 1) / 2**16
+    assert abs(meant - rate) <= 2**-16
+    assert set(np.unique(found)) <= {np.float32(0), np.float32(1 / (1 - meant))}
+    deviation = (meant * (1 - meant) / found.size) ** 0.5
+    assert abs((found == 0).mean() - meant) <= 5 * deviation
+    assert abs(found.mean(dtype=np.float64) - 1) <= 5 * deviation / (1 - meant) + 1e-7
+
+
+def test_the_elements_of_a_mask_are_independent_of_each_other():
+    found = (draw(2000, 0, shape=(256,), kind=mask(0.5)) > 0) * 2.0 - 1
+    for a, b in ((found[:, :-1], found[:, 1:]), (found[:, :-2], found[:, 2:]), (found[:-1], found[1:])):
+        assert abs((a * b).mean()) < 5 / a.size**0.5
 
 
 @pytest.mark.parametrize("change", [{"step": 6}, {"seed": 8}, {"stream": "b"}, {"first": 8}])
@@ -68,6 +89,7 @@ def test_dropout_keeps_the_mean_and_acts_in_training_only():
     with randomness.at(0, tf.constant(0), tf.constant(0)):
         y = layer(x, training=True).numpy()
     assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
+    assert layers.Dropout(0.25, dtype="bfloat16")(x, training=True).dtype == tf.bfloat16
     assert (y == 0).mean() == pytest.approx(0.25, abs=0.01)
     with pytest.raises(ValueError, match="rate 1.5"):
         layers.Dropout(1.5)
