@@ -26,14 +26,17 @@ def global_batches(split, replicas, steps, first=0, seed=3, parts=1):
     source.start(first)
     count = BATCH // replicas // parts
 
-    def replica(feed, step):
+    def replica(feed, order, step):
         start = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64) * count
-        pieces = [source.share(feed, step, start + part * (BATCH // parts), part, count) for part in range(parts)]
+        pieces = [
+            source.share(feed, order, step, start + part * (BATCH // parts), part, count) for part in range(parts)
+        ]
         return [features["x"] for features, _ in pieces], [weights for _, weights in pieces]
 
     @tf.function
     def one(step):
-        return strategy.run(replica, args=(source.feed()[0], step))
+        order = strategy.run(source.order, args=(tf.constant(first, tf.int64), tf.constant(first + steps, tf.int64)))
+        return strategy.run(replica, args=(source.feed()[0], order, step))
 
     ids, weights = [], []
     for step in range(first, first + steps):

@@ -150,7 +150,7 @@ def gradients_of_part(job: Job, features: Any, step: tf.Tensor, first: tf.Tensor
 
 
 def replica_gradients(
-    job: Job, compiled: Callable, source: Any, feed: Any, step: tf.Tensor
+    job: Job, compiled: Callable, source: Any, feed: Any, order: batches.Order, step: tf.Tensor
 ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
     """In a replica: its share's gradients, summed over all replicas, then clipped. Also the sums and the norm.
 
@@ -169,7 +169,7 @@ def replica_gradients(
         with tf.control_dependencies([] if part == 0 else [*gradients, sums]):
             first = start + part * whole_part
             with tf.name_scope("input"):
-                features, _ = source.share(feed, step, first, part, count)
+                features, _ = source.share(feed, order, step, first, part, count)
             more, more_sums = compiled(features, step, first)
         gradients = more if part == 0 else [a + b for a, b in zip(gradients, more, strict=True)]
         sums = more_sums if part == 0 else sums + more_sums
@@ -271,7 +271,8 @@ def make_train_call(job: Job, source: Any, summaries: Summaries | None = None) -
         compiled = lambda *args: gradients_of_part(job, *args)  # noqa: E731
 
     run, scalar = job.strategy.run, tf.TensorSpec([], tf.int64)
-    gradients_of_batch = boxed(lambda feed, step: replica_gradients(job, compiled, source, feed, step))
+    order_of = boxed(lambda first, last: source.order(first, last))
+    gradients_of_batch = boxed(lambda feed, order, step: replica_gradients(job, compiled, source, feed, order, step))
     displace = boxed(lambda gradients: replica_displace(job, gradients))
     assign = boxed(lambda values: replica_assign(job, values))
     update = boxed(lambda gradients: replica_update(job, gradients))
@@ -295,14 +296,15 @@ def make_train_call(job: Job, source: Any, summaries: Summaries | None = None) -
             # of a window stands alone, so that the weights before it tell how far it went.
             while (step < edge) & finite:
                 before = own_weights(job)
-                until = tf.maximum(edge - 1, step + 1)
+                until = tf.minimum(tf.maximum(edge - 1, step + 1), step + source.ordered)
+                order = run(order_of, args=(step, until))
                 while (step < until) & finite:
                     feed, seconds = source.feed()
                     waited += seconds
-                    gradients, new_sums, norms = run(gradients_of_batch, args=(feed, step))
+                    gradients, new_sums, norms = run(gradients_of_batch, args=(feed, order, step))
                     if hasattr(job.optimizer, "perturbation"):
                         weights = run(displace, args=(gradients,))
-                        gradients, _, _ = run(gradients_of_batch, args=(feed, step))
+                        gradients, _, _ = run(gradients_of_batch, args=(feed, order, step))
                         run(assign, args=(weights,))
                     norm, new_sums = local(norms)[0], local(new_sums)[0]
                     finite = tf.math.is_finite(new_sums[0])
@@ -343,7 +345,7 @@ def make_evaluate(job: Job, source: Any) -> Callable:
     def replica_sums(feed: Any, step: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         first = tf.cast(context.replica_id_in_sync_group, tf.int64) * share
-        features, weights = source.share(feed, step, first, 0, share)
+        features, weights = source.share(feed, source.order(step, step + 1), step, first, 0, share)
         inputs, targets = job.dataset.prepare(features)
         outputs = job.model(job.task.inputs(inputs), training=False)
         losses = job.task.loss(targets, outputs)

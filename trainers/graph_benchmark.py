@@ -471,9 +471,10 @@ def update_graph(job: custom_loop.Job, source: Any) -> tf.compat.v1.GraphDef:
     compute = functools.partial(custom_loop.gradients_of_part, job)
 
     def update(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        gradients, sums, norm = job.strategy.run(
-            lambda feed: custom_loop.replica_gradients(job, compute, source, feed, step), args=(source.feed()[0],)
-        )
+        def replica(feed: Any) -> tuple[Any, ...]:
+            return custom_loop.replica_gradients(job, compute, source, feed, source.order(step, step + 1), step)
+
+        gradients, sums, norm = job.strategy.run(replica, args=(source.feed()[0],))
         job.strategy.run(lambda gradients: custom_loop.replica_update(job, gradients), args=(gradients,))
         return sums, norm
 

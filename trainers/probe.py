@@ -154,7 +154,9 @@ class Observation:
         count = job.config.batch_size // job.config.accumulate // job.replicas
         source.start(0)
         feed, _ = source.feed()
-        features, _ = job.strategy.run(lambda feed: source.share(feed, zero, zero, 0, count), args=(feed,))
+        features, _ = job.strategy.run(
+            lambda feed: source.share(feed, source.order(zero, zero + 1), zero, zero, 0, count), args=(feed,)
+        )
 
         def computed(how: Callable[[Callable], Callable]) -> np.ndarray:
             function = how(lambda features: custom_loop.gradients_of_part(job, features, zero, zero)[0])
@@ -180,9 +182,9 @@ class _Recorded:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    def share(self, feed: Any, step: Any, first: Any, *rest: Any) -> Any:
+    def share(self, feed: Any, order: Any, step: Any, first: Any, *rest: Any) -> Any:
         """The source's own, recorded."""
-        features, weights = self._source.share(feed, step, first, *rest)
+        features, weights = self._source.share(feed, order, step, first, *rest)
         tf.numpy_function(self._record, [step, first, *(features[name] for name in sorted(features))], [])
         return features, weights
 
