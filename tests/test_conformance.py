@@ -103,7 +103,7 @@ def test_values_that_were_read_stay_when_the_compiled_loop_updates_the_variables
         after = read()
         for name, value in state.items():
             np.testing.assert_array_equal(value, copied[name], err_msg=name)
-        moved = [name for name in state if np.any(after[name] != copied[name])]
+        moved = [name for name in state if np.any(np.array(after[name]) != copied[name])]
         assert len(moved) >= 2 * len(job.model.trainable_variables)  # the average of each weight moves too
 
 

@@ -26,7 +26,7 @@ from trainers.exit_codes import BadConfiguration
 _NAME = re.compile(r"step-(\d{10})$")
 _ASIDE = ".writing-"
 _FORMAT = 1
-State = dict[str, np.ndarray]
+State = dict[str, np.ndarray | tf.Tensor]
 
 
 def name_variables(group: str, variables: Iterable[Any]) -> dict[str, Any]:
@@ -37,20 +37,22 @@ def name_variables(group: str, variables: Iterable[Any]) -> dict[str, Any]:
 def reader(variables: Mapping[str, Any]) -> Callable[[], State]:
     """A function that gives the variables' values on the host, fast enough to be called between two steps.
 
-    Later updates do not reach what it gave. On a CPU nothing is copied: TensorFlow gives a variable that is updated
-    while somebody holds its value new memory.
+    Later updates do not reach what it gave. On a CPU nothing is copied, they are tensors: TensorFlow gives a variable
+    that is updated while somebody holds its value new memory.
     """
-    components = {name: first_component(variable) for name, variable in variables.items()}
-    held = {name: (component.handle, component.dtype) for name, component in components.items()}
+    held = {}
+    for name, component in ((name, first_component(variable)) for name, variable in variables.items()):
+        on_host = np.asarray if "GPU" in component.device else lambda value: value
+        held[name] = component.handle, component.dtype, on_host
     return lambda: {
-        name: np.asarray(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
-        for name, (handle, dtype) in held.items()
+        name: on_host(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
+        for name, (handle, dtype, on_host) in held.items()
     }
 
 
 def values_of(variables: Mapping[str, Any]) -> State:
-    """The variables' values on the host, once. Later updates do not reach them."""
-    return reader(variables)()
+    """The variables' values as arrays, once. Later updates do not reach them."""
+    return {name: np.asarray(value) for name, value in reader(variables)().items()}
 
 
 def _native(variable: Any) -> tf.Variable:
@@ -191,15 +193,17 @@ class Checkpoints:
                 shape_and_slices=[""] * len(names),
                 tensors=[state[name] for name in names],
             )
+        dtypes = {name: tf.as_dtype(value.dtype).name for name, value in state.items()}
         manifest = {
             "format": _FORMAT,
             "step": step,
             "identity": self.identity,
             "metrics": dict(metrics or {}),
-            "variables": {n: {"shape": list(state[n].shape), "dtype": str(state[n].dtype)} for n in names},
+            "variables": {n: {"shape": list(state[n].shape), "dtype": dtypes[n]} for n in names},
             "files": {path.name: digest(path) for path in sorted(aside.iterdir())},
         }
-        (aside / "manifest.json").write_text(json.dumps(manifest | {"digest": _own_digest(manifest)}, indent=1))
+        lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in (manifest | {"digest": _own_digest(manifest)}).items()]
+        (aside / "manifest.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
         for path in aside.iterdir():
             _sync(path)
 
