@@ -23,7 +23,8 @@ class Dropout(keras.layers.Layer):
     """Zeroes a share `rate` of the elements in training and scales the rest by `1 / (1 - rate)`.
 
     Unlike Keras's layer, which draws the same mask on every replica, the mask is a pure function of the seed, the step
-    and the example's position in the global batch (`models.randomness`). `x: [batch, …]` → the same shape.
+    and the example's position in the global batch (`models.randomness`). `x: [batch, …]` → the same shape. An infinite
+    element that is dropped becomes NaN, and is found as one.
     Source: Srivastava et al., "Dropout", JMLR 2014.
     """
 

@@ -88,13 +88,13 @@ def uniform(shape: Any, stream: str) -> tf.Tensor:
 def dropout_mask(rate: float, shape: Any, stream: str, dtype: Any = tf.float32) -> tf.Tensor:
     """What dropout multiplies by: 0 with probability `rate`, `1 / (1 - rate)` otherwise. Of the batched `shape`.
 
-    A `rate` in [0, 1) counts as the nearest multiple of 2**-16 below 1, in the scale too, so the mean is 1. The 16 bits
-    that an element takes are half of those of a number, and drawing them is most of what dropout costs. Outside `at`,
-    as `uniform`.
+    A `rate` in [0, 1) counts as the nearest multiple of 2**-16, 1 - 2**-15 at most, for which float16 has a scale. The
+    scale is of that too, so the mean is 1, to the rounding of `dtype`. The 16 bits that an element takes are half of
+    those of a number, and drawing them is most of what dropout costs. Outside `at`, as `uniform`.
     """
     place = _PLACE.get()
     shape = tf.convert_to_tensor(shape, tf.int32)
-    dropped = min(round(rate * 2**16), 2**16 - 1)
+    dropped = min(round(rate * 2**16), 2**16 - 2)
     if place is None:
         kept = tf.random.uniform(shape) >= dropped / 2**16
     else:

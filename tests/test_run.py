@@ -12,7 +12,7 @@ from conftest import ROOT, metrics, weights
 from tensorboard.backend.event_processing import plugin_event_multiplexer as event_multiplexer
 
 from models import mlp, tasks
-from trainers import checkpoints, custom_loop
+from trainers import batches, checkpoints, custom_loop
 from trainers.cadence import due, next_due
 from trainers.config import Config, resolve
 from trainers.exit_codes import BadConfiguration
@@ -208,6 +208,20 @@ def test_steps_per_call_does_not_change_a_bit(run, tmp_path):
     for name in ("five", "auto"):
         other = weights(tmp_path / name)
         assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_how_many_steps_are_ordered_at_once_does_not_change_a_bit(run, tmp_path, monkeypatch):
+    flags = {"deterministic": True, "train_steps": 23, "steps_per_call": 23, "log_every": 10, "batch_size": 24}
+    for name, steps in (("all", 1000), ("three", 3), ("one", 1)):
+        monkeypatch.setattr(batches, "_ORDERED", 24 * steps)
+        run(name, replicas=2, accumulate=2, **flags)
+    every, lines = weights(tmp_path / "all"), metrics(tmp_path / "all")
+    for name in ("three", "one"):
+        other = weights(tmp_path / name)
+        assert all(np.array_equal(every[key], other[key]) for key in every)
+        for line, expected in zip(metrics(tmp_path / name), lines, strict=True):
+            keys = ("step", "loss", "update_norm") if line["split"] == "train" else ("step", "loss")
+            assert [line[key] for key in keys] == [expected[key] for key in keys]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

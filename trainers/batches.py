@@ -2,8 +2,8 @@
 
 Example `p` of the run (`p = step * batch_size + position in the batch`) is a pure function of the seed and `p`, so the
 order does not depend on the number of replicas, epochs follow each other without a gap, and a resumed run needs no
-saved position. A source has three parts: `order` runs once for many steps, inside of each replica; `feed` once a
-step, outside of them; `share` once a step, inside.
+saved position. A source has three functions: `order` runs for many steps at once, inside of each replica; `feed` once a
+step, outside of them; `share` once for each part of a step, inside.
 """
 
 from typing import Any
@@ -75,7 +75,10 @@ class ResidentBatches:
     def share(
         self, feed: Features, order: Order, step: tf.Tensor, first: tf.Tensor, part: int, count: int
     ) -> tuple[Features, tf.Tensor]:
-        """Examples `first … first + count` of the step's global batch; weights `[count]`: 1, or 0 for padding."""
+        """Part number `part` of this replica's examples, `count` of them; weights `[count]`: 1, or 0 for padding.
+
+        `first`: the position of its first example in the global batch of the step.
+        """
         begin, index = order
         index = tf.gather(index, step - begin)
         if self.parts > 1:

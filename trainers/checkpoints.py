@@ -42,7 +42,7 @@ def reader(variables: Mapping[str, Any]) -> Callable[[], State]:
     """
     held = {}
     for name, component in ((name, first_component(variable)) for name, variable in variables.items()):
-        on_host = np.asarray if "GPU" in component.device else lambda value: value
+        on_host = (lambda value: value) if "CPU" in component.device else np.asarray
         held[name] = component.handle, component.dtype, on_host
     return lambda: {
         name: on_host(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))

@@ -149,6 +149,12 @@ def gradients_of_part(job: Job, features: Any, step: tf.Tensor, first: tf.Tensor
         return gradients, sums + tf.one_hot(0, num_sums(job.task.metrics)) * penalty * config.batch_size
 
 
+def replica_order(source: Any, first: tf.Tensor, last: tf.Tensor) -> batches.Order:
+    """In a replica: which examples it gets in steps `first … last`."""
+    with tf.name_scope("input"):
+        return source.order(first, last)
+
+
 def replica_gradients(
     job: Job, compiled: Callable, source: Any, feed: Any, order: batches.Order, step: tf.Tensor
 ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
@@ -271,7 +277,7 @@ def make_train_call(job: Job, source: Any, summaries: Summaries | None = None) -
         compiled = lambda *args: gradients_of_part(job, *args)  # noqa: E731
 
     run, scalar = job.strategy.run, tf.TensorSpec([], tf.int64)
-    order_of = boxed(lambda first, last: source.order(first, last))
+    order_of = boxed(lambda first, last: replica_order(source, first, last))
     gradients_of_batch = boxed(lambda feed, order, step: replica_gradients(job, compiled, source, feed, order, step))
     displace = boxed(lambda gradients: replica_displace(job, gradients))
     assign = boxed(lambda values: replica_assign(job, values))
