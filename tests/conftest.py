@@ -148,7 +148,7 @@ class Trainer:
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | (env or {}), cwd=ROOT
         )
 
-    def wait(self, timeout: float = 240) -> tuple[int, str]:
+    def wait(self, timeout: float = 600) -> tuple[int, str]:
         """Exit code and everything that was printed."""
         try:
             output, _ = self.process.communicate(timeout=timeout)

@@ -12,7 +12,7 @@ RUNS = {
     "mlp": ("--model=mlp", "--train_steps=1500", "--batch_size=32", "--checkpoint_every=70", "--eval_every=110"),
     "resnet": ("--model=resnet", "--train_steps=240", "--batch_size=32", "--checkpoint_every=30", "--eval_every=40"),
     # By XLA, of its own accord.
-    "vit": ("--model=vit", "--train_steps=300", "--batch_size=32", "--checkpoint_every=30", "--eval_every=50"),
+    "vit": ("--model=vit", "--train_steps=160", "--batch_size=32", "--checkpoint_every=20", "--eval_every=30"),
 }
 EXACT = ("--deterministic", "--seed=3", "--replicas=2", "--ema=0.99", "--log_every=20")
 
@@ -37,7 +37,7 @@ def newest_step(run_dir):
     return max(steps, default=0)
 
 
-def wait_until(condition, process, seconds=120):
+def wait_until(condition, process, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
