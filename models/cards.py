@@ -31,8 +31,7 @@ class ModelCard:
 
     `build`: `module:function` of `(spec: models.tasks.DataSpec) -> (keras.Model, models.tasks.Task)`. `task`: the kind
     of data that it takes. `dataset`: what it trains on unless a flag says otherwise. `quality`: the eval metric and the
-    value that the recipe reaches there, at least (at most for an error). `xla_on_cpu`: XLA's code for CPUs was measured
-    to be faster than TensorFlow's kernels, in float32.
+    value that the recipe reaches there, at least (at most for an error).
     """
 
     build: str
@@ -41,7 +40,6 @@ class ModelCard:
     dataset: str
     recipe: Recipe
     quality: tuple[str, float]
-    xla_on_cpu: bool = False
 
     def builder(self) -> Callable[..., Any]:
         """The function that `build` names. Imports TensorFlow."""
@@ -99,7 +97,6 @@ MODELS: dict[str, ModelCard] = {
         dataset="digits",
         recipe=Recipe(train_steps=1200, learning_rate=2e-3, warmup_steps=100, weight_decay=5e-2, clip_norm=1.0),
         quality=("accuracy", 0.96),
-        xla_on_cpu=True,
     ),
     "transformer": ModelCard(
         build="models.transformers:build_language_model",

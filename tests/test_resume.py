@@ -11,8 +11,14 @@ from conftest import LONG_TESTS, metrics, weights, without_times
 RUNS = {
     "mlp": ("--model=mlp", "--train_steps=1500", "--batch_size=32", "--checkpoint_every=70", "--eval_every=110"),
     "resnet": ("--model=resnet", "--train_steps=240", "--batch_size=32", "--checkpoint_every=30", "--eval_every=40"),
-    # By XLA, of its own accord.
-    "vit": ("--model=vit", "--train_steps=160", "--batch_size=32", "--checkpoint_every=20", "--eval_every=30"),
+    "vit": (
+        "--model=vit",
+        "--jit=on",
+        "--train_steps=160",
+        "--batch_size=32",
+        "--checkpoint_every=20",
+        "--eval_every=30",
+    ),
 }
 EXACT = ("--deterministic", "--seed=3", "--replicas=2", "--ema=0.99", "--log_every=20")
 

@@ -47,7 +47,7 @@ class Config:
     jit: str = _flag(
         "auto",
         "devices",
-        "compile a replica's forward and backward pass with XLA; auto = where it pays (GPUs; on CPUs, vit)",
+        "compile a replica's forward and backward pass with XLA; auto = on a GPU, where the model allows it",
         choices=("auto", "on", "off"),
     )
     model: str = _flag("resnet", "model and data", "a name from models/", fixed=True)

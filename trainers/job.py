@@ -61,12 +61,10 @@ class Job:
 
 
 def uses_xla(job: Job) -> bool:
-    """Whether a replica's forward and backward pass is compiled with XLA: asked for, or where it can be and it pays."""
+    """Whether a replica's forward and backward pass is compiled with XLA: asked for, or on a GPU where it can be."""
     if job.config.jit != "auto":
         return job.config.jit == "on"
-    on_cpu = job.config.card.xla_on_cpu and job.config.precision == "float32"
-    pays = bool(tf.config.list_logical_devices("GPU")) or on_cpu
-    return pays and not crosses_replicas(job.model, job.replicas)
+    return bool(tf.config.list_logical_devices("GPU")) and not crosses_replicas(job.model, job.replicas)
 
 
 def crosses_replicas(model: keras.Model, replicas: int) -> bool:
