@@ -66,8 +66,7 @@ def _bits(place: Place, shape: tf.Tensor, stream: str, dtype: tf.DType) -> tf.Te
         alg=_PHILOX,
         dtype=tf.uint32,
     )
-    if dtype != tf.uint32:
-        bits = tf.reshape(tf.bitcast(bits, dtype), tf.stack([examples, counters * per_counter]))
+    bits = tf.reshape(tf.bitcast(bits, dtype), tf.stack([examples, counters * per_counter]))
     return tf.reshape(bits[:, :per_example], shape)
 
 

@@ -41,7 +41,8 @@ def reader(variables: Mapping[str, Any]) -> Callable[[], State]:
     that is updated while somebody holds its value new memory.
     """
     held = {}
-    for name, component in ((name, first_component(variable)) for name, variable in variables.items()):
+    for name, variable in variables.items():
+        component = first_component(variable)
         on_host = (lambda value: value) if "CPU" in component.device else np.asarray
         held[name] = component.handle, component.dtype, on_host
     return lambda: {
