@@ -440,7 +440,9 @@ def resume(prover: Prover, steps: int, chance: random.Random) -> Verdict:
             if code != OK:
                 last = (said.strip().splitlines() or ["nothing was said"])[-1]
                 return Verdict("resume", False, f"a run ended with code {code}: {last}", named_in(last))
-        if results[0][0] != OK:
+        run_json = json.loads((prover.folder / "killed/run.json").read_text())
+        resumed = run_json.get("resumed_from")
+        if results[0][0] != OK and resumed != steps:
             break
         # It was done before it could be killed: a longer one.
         steps *= 4
@@ -448,7 +450,6 @@ def resume(prover: Prover, steps: int, chance: random.Random) -> Verdict:
             shutil.rmtree(prover.folder / name)
     else:
         return Verdict("resume", None, "every run was done before it could be killed; pass more --steps")
-    resumed = json.loads((prover.folder / "killed/run.json").read_text()).get("resumed_from")
     if not resumed:
         said = f"killed after step {target} of {steps}: it began again at step 0"
         return Verdict("resume", False, said, "no checkpoint is restored")

@@ -13,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -64,6 +65,12 @@ def pytest_unconfigure(config):
     """Leaves as the trainer does: TensorFlow's input threads may wait for an interpreter that is shutting down."""
     if EXIT_STATUS in config.stash:
         custom_loop.leave(config.stash[EXIT_STATUS])
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """A run sets Keras's policy for its process; the next test begins with Keras's own."""
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture(scope="session")

@@ -67,12 +67,6 @@ def built(model, data_dir, precision="float32", **flags):
     return job, features
 
 
-@pytest.fixture(autouse=True)
-def float32_afterwards():
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 @pytest.mark.parametrize("model", short(MODELS, SHORT))
 def test_a_model_has_the_same_gradients_eager_and_in_a_graph(model, data_dir):
     job, features = built(model, data_dir)

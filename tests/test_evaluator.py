@@ -47,13 +47,13 @@ def test_it_stops_at_a_signal_and_continues_where_it_was(trainer, tmp_path):
     (run_dir / "run.json").write_text(json.dumps(facts | {"exit_code": 143}))
     (run_dir / "checkpoints/step-0000000040/state.index").write_bytes(b"damaged")
     follower = trainer("--mode=evaluate", f"--run_dir={run_dir}")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     path = run_dir / "evaluator/metrics.jsonl"
     while not path.exists() or len(metrics(run_dir / "evaluator")) < 2:
         assert time.monotonic() < deadline and follower.process.poll() is None
         time.sleep(0.1)
     follower.process.send_signal(signal.SIGTERM)
-    code, output = follower.wait(60)
+    code, output = follower.wait(240)
     assert code == 143, output
     assert "cannot be read and is skipped" in output
     assert list(evaluations(metrics(run_dir / "evaluator"))) == [20, 60]

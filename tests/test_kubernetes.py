@@ -175,7 +175,7 @@ def test_checkov_finds_nothing_beyond_what_k8s_excuses_with_a_reason(rendered, s
         (tmp_path / f"submission-{i}.yaml").write_text(yaml.safe_dump_all(group))
     config = ROOT / "k8s/.checkov.yaml"
     command = [checker("checkov"), "--config-file", config, "--directory", tmp_path, "--output", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     answer = json.loads(done.stdout)
     failed = {(c["check_id"], c["resource"]) for c in answer["results"]["failed_checks"]}
     assert not failed and done.returncode == 0
@@ -187,7 +187,7 @@ def test_checkov_finds_nothing_beyond_what_k8s_excuses_with_a_reason(rendered, s
     broken = copy.deepcopy(rendered["smoke"])
     next(d for d in broken if d["kind"] == "Job")["spec"]["template"]["spec"]["hostNetwork"] = True
     (tmp_path / "broken.yaml").write_text(yaml.safe_dump_all(broken))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert {c["check_id"] for c in json.loads(done.stdout)["results"]["failed_checks"]} == {"CKV_K8S_19"}
 
 

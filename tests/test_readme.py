@@ -32,7 +32,7 @@ def shell(commands, data_dir, tmp_path):
 
 def test_the_rehearsal_on_one_machine(tmp_path, data_dir):
     process = shell(BLOCKS[0], data_dir, tmp_path)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert "[0] complete: step 40" in output
     assert "global batch 128 = 2 workers × 64 examples" in output
@@ -42,7 +42,7 @@ def test_the_rehearsal_on_one_machine(tmp_path, data_dir):
 def test_two_terminals(tmp_path, data_dir):
     first = shell(BLOCKS[1], data_dir, tmp_path)
     second = shell(BLOCKS[1].replace('"index": 0', '"index": 1'), data_dir, tmp_path)
-    outputs = [process.communicate(timeout=240)[0] for process in (first, second)]
+    outputs = [process.communicate(timeout=600)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), outputs
     assert "complete: step 40" in outputs[0]
     assert "worker 1 of 2 (TF_CONFIG): 127.0.0.1:2222, 127.0.0.1:2223" in outputs[1]

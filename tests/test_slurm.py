@@ -78,13 +78,14 @@ def slurm(tmp_path_factory):
         for command in commands:
             log = open(folder / f"{command[0]}.out", "w")  # noqa: SIM115 - held by the daemon
             daemons.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
-            time.sleep(1)
-        for _ in range(20):
+            time.sleep(2)
+        for _ in range(60):
             if "idle" in call("sinfo", "-h", "-o", "%T"):
                 break
             time.sleep(1)
         else:
-            pytest.skip(f"Slurm does not start here: {call('sinfo')} {(folder / 'slurmd.log').read_text()[-300:]}")
+            logs = "".join(path.read_text()[-300:] for path in folder.glob("slurm*.log"))
+            pytest.skip(f"Slurm does not start here: {call('sinfo')} {logs}")
         yield call
     finally:
         call("scancel", "--user=root", "--signal=KILL", "--full")
@@ -105,7 +106,7 @@ def test_a_job_trains_is_told_to_stop_is_queued_again_and_completes(slurm, tmp_p
     if not (ROOT / ".venv/bin/python").exists():
         pytest.skip("the script runs .venv, which launch/local.sh makes")
     run_dir, out = tmp_path / "run", tmp_path / "out.txt"
-    flags = ["--model=mlp", "--train_steps=3000", "--batch_size=48", "--checkpoint_every=200", "--log_every=500"]
+    flags = ["--model=mlp", "--train_steps=8000", "--batch_size=48", "--checkpoint_every=200", "--log_every=500"]
     options = ["--parsable", "--nodes=1", "--ntasks-per-node=2", f"--output={out}", "launch/slurm.sbatch"]
     job = slurm("sbatch", *options, *flags, f"--run_dir={run_dir}", f"--data_dir={data_dir}")
     assert job.isdigit(), job
@@ -138,4 +139,4 @@ def test_a_job_trains_is_told_to_stop_is_queued_again_and_completes(slurm, tmp_p
     assert "the same command continues" in text
     wait(completed, told)
     assert "resumed from the checkpoint of step" in out.read_text()
-    assert metrics(run_dir)[-1]["step"] == 3000
+    assert metrics(run_dir)[-1]["step"] == 8000

@@ -16,7 +16,7 @@ from trainers.config import Config, resolve
 from trainers.exit_codes import BadConfiguration
 
 
-def script(*words, timeout=400):
+def script(*words, timeout=900):
     return subprocess.run(
         [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT
     )

@@ -18,7 +18,7 @@ from trainers.tensor_check import CHECKS, Options
 def script(*arguments):
     """The finished process of the script."""
     command = [sys.executable, str(ROOT / "trainers/tensor_check.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
 
 
 @pytest.mark.parametrize("size", [8, 33])

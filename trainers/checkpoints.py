@@ -101,6 +101,11 @@ def check_complete(strategy: tf.distribute.Strategy, variables: Mapping[str, Any
             )
 
 
+def directory_of(directory: Path, step: int) -> Path:
+    """The directory of a step's checkpoint, in that of all checkpoints."""
+    return directory / f"step-{step:010d}"
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
@@ -135,7 +140,7 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """The directory of a step's checkpoint."""
-        return self.directory / f"step-{step:010d}"
+        return directory_of(self.directory, step)
 
     def save(self, step: int, state: State, metrics: Mapping[str, float] | None = None) -> Path:
         """Writes the checkpoint of a step, then drops old ones.

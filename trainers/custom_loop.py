@@ -53,7 +53,7 @@ from trainers.job import Job, averaged_weights, build_job, export_model, flops_o
 from trainers.preemption import Preemption
 from trainers.profiles import Profiles
 from trainers.progress import Progress
-from trainers.run_record import Clock, Observer, RunRecord, Shares
+from trainers.run_record import Clock, Observer, RunRecord, Shares, completed
 from trainers.summaries import Summaries, table_of
 from trainers.watchdog import Watchdog
 
@@ -262,6 +262,18 @@ def from_chief(job: Job, value: float) -> float:
     return float(tf.function(lambda: mean_over_workers(job, own))().numpy()[0] * job.workers)
 
 
+def leave_together(job: Job, ended: Callable[[], bool]) -> None:
+    """Nobody passes before all have come, or are gone when `ended()`: what all waited for is done.
+
+    The first to leave may take with it what the last still waits for.
+    """
+    try:
+        from_chief(job, 0)
+    except tf.errors.OpError as error:
+        if peer_lost(error) is error or not ended():
+            raise
+
+
 def make_train_call(job: Job, source: Any, summaries: Summaries | None = None) -> Callable:
     """The compiled loop: updates `first … last` of the run, in one call, stopping at the first that is not finite.
 
@@ -400,6 +412,12 @@ def train(config: Config) -> Summary:
     if config.dry_run and cluster:
         print(cluster.tf_config())
         return Summary(0, {}, {}, Path(config.run_dir), 0)
+    if cluster and config.mode == "train" and (facts := completed(config)):
+        # The others may have gone long ago, and will not come to be met.
+        final, directory = facts["final"], Path(config.run_dir)
+        if (checkpoints.directory_of(directory / "checkpoints", facts["step"]) / "manifest.json").exists():
+            say(f"complete already: {Progress.words(final['eval'])}  in {directory}")
+            return Summary(facts["step"], final["train"], final["eval"], directory, 0)
     with Watchdog(config.step_timeout) as watchdog:
         with clock.phase("build"):
             watchdog.feed("meeting the other workers", config.startup_timeout + config.step_timeout)
@@ -638,7 +656,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         summaries.end_of_session(step, step >= config.train_steps)
     if job.cluster:
         watchdog.feed("waiting for the other workers to finish")
-        from_chief(job, 0)
+        leave_together(job, lambda: job.chief or (store.path(step) / "manifest.json").exists())
     if step < config.train_steps:
         if not preemption.requested:
             raise Preempted(f"another worker was told to stop at step {step}; the same command continues")
@@ -682,7 +700,7 @@ def finish(job: Job, record: RunRecord, clock: Clock, step: int, reason: str) ->
     record.end(OK, reason, peak_device_mib=devices.peak_memory_mib(), **facts)
     if job.cluster:
         # Nobody leaves before the chief has done all: alone it could not be started again.
-        from_chief(job, 0)
+        leave_together(job, lambda: job.chief or bool(completed(job.config)))
     if job.chief:
         say(f"{reason}: {Progress.words(final['eval'])}  in {record.directory}")
     return Summary(step, final["train"], final["eval"], record.directory, job.traces)

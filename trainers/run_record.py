@@ -61,6 +61,20 @@ def has_ended(facts: Mapping[str, Any], after: str = "") -> bool:
     return (facts.get("ended") or "") > after and facts.get("exit_code") in (OK, *NEVER_RETRIED)
 
 
+def completed(config: Config) -> dict[str, Any]:
+    """The run.json of `--run_dir`, if its run is complete and `config` asks for nothing more of it; else empty."""
+    directory = Path(config.run_dir)
+    try:
+        facts = read_json(directory / "run.json")
+    except (ValueError, OSError):
+        return {}
+    flags = facts.get("flags", {})
+    same = all(name in flags and flags[name] == getattr(config, name) for name in FIXED)
+    done = facts.get("exit_code") == OK and facts.get("step", 0) >= config.train_steps
+    exported = not config.export or (directory / "export").exists()
+    return facts if same and done and exported and config.resume == "auto" else {}
+
+
 def config_of_run(config: Config, given: Collection[str]) -> Config:
     """For a process that follows a run: `config` with the run's own values, once there is a run to follow.
 
