@@ -440,8 +440,7 @@ def resume(prover: Prover, steps: int, chance: random.Random) -> Verdict:
             if code != OK:
                 last = (said.strip().splitlines() or ["nothing was said"])[-1]
                 return Verdict("resume", False, f"a run ended with code {code}: {last}", named_in(last))
-        run_json = json.loads((prover.folder / "killed/run.json").read_text())
-        resumed = run_json.get("resumed_from")
+        resumed = json.loads((prover.folder / "killed/run.json").read_text()).get("resumed_from")
         if results[0][0] != OK and resumed != steps:
             break
         # It was done before it could be killed: a longer one.

@@ -101,9 +101,16 @@ def check_complete(strategy: tf.distribute.Strategy, variables: Mapping[str, Any
             )
 
 
-def directory_of(directory: Path, step: int) -> Path:
-    """The directory of a step's checkpoint, in that of all checkpoints."""
+def _directory_of(directory: Path, step: int) -> Path:
     return directory / f"step-{step:010d}"
+
+
+def is_there(directory: Path, step: int) -> bool:
+    """Whether a step's checkpoint lies in the directory of all checkpoints; it is not verified.
+
+    A shared file system may show a folder as it was a minute ago, but not a file that is opened.
+    """
+    return (_directory_of(directory, step) / "manifest.json").exists()
 
 
 def digest(path: Path) -> str:
@@ -140,7 +147,7 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """The directory of a step's checkpoint."""
-        return directory_of(self.directory, step)
+        return _directory_of(self.directory, step)
 
     def save(self, step: int, state: State, metrics: Mapping[str, float] | None = None) -> Path:
         """Writes the checkpoint of a step, then drops old ones.

@@ -415,7 +415,7 @@ def train(config: Config) -> Summary:
     if cluster and config.mode == "train" and (facts := completed(config)):
         # The others may have gone long ago, and will not come to be met.
         final, directory = facts["final"], Path(config.run_dir)
-        if (checkpoints.directory_of(directory / "checkpoints", facts["step"]) / "manifest.json").exists():
+        if checkpoints.is_there(directory / "checkpoints", facts["step"]):
             say(f"complete already: {Progress.words(final['eval'])}  in {directory}")
             return Summary(facts["step"], final["train"], final["eval"], directory, 0)
     with Watchdog(config.step_timeout) as watchdog:
@@ -656,7 +656,7 @@ def run(job: Job, record: RunRecord, clock: Clock, preemption: Preemption, watch
         summaries.end_of_session(step, step >= config.train_steps)
     if job.cluster:
         watchdog.feed("waiting for the other workers to finish")
-        leave_together(job, lambda: job.chief or (store.path(step) / "manifest.json").exists())
+        leave_together(job, lambda: job.chief or checkpoints.is_there(store.directory, step))
     if step < config.train_steps:
         if not preemption.requested:
             raise Preempted(f"another worker was told to stop at step {step}; the same command continues")

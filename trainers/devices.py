@@ -105,8 +105,8 @@ def keep_freed_memory() -> None:
     """Has the C library keep memory that is freed, for the next step to use; it is the same memory at every step.
 
     Left alone, glibc may give it back to the kernel and ask for it again, a page fault for each 4 KiB. In a process
-    that had built several models, `resnet` on 2 replicas had 8,500 faults a step, 100 with this, and took about a
-    fifth longer. Parameters of malloc: man 3 mallopt. A C library without them is left alone.
+    that had built several models, `resnet` on 2 replicas had 8,500 faults a step and more, 100 with this, and took up
+    to three times as long. Parameters of malloc: man 3 mallopt. A C library without them is left alone.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

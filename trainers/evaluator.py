@@ -86,9 +86,8 @@ def _follow(
             facts = read_json(run_dir / "run.json")
             ended = has_ended(facts, os.environ.get(RUN_AFTER, ""))
             steps = store.steps()
-            # A shared file system may show a folder as it was a minute ago, but not a file that is opened.
             last = facts.get("step", -1) if ended else -1
-            if last > done and (store.path(last) / "manifest.json").exists():
+            if last > done and checkpoints.is_there(store.directory, last):
                 steps = sorted({*steps, last})
             step = next((step for step in steps if step > done and step not in damaged), None)
             if preemption.requested:
