@@ -37,12 +37,12 @@ sys.path.insert(0, str(ROOT))
 
 import yaml
 
-from launch import manifests
-from launch.manifests import Document, Submission
-from trainers.config import DEFAULT_CPU_REPLICAS, check_batch
-from trainers.exit_codes import OK, RETRY, BadConfiguration
-from trainers.figures import table
-from trainers.flags import config_from
+from launch.kube import documents as manifests
+from launch.kube.documents import Document, Submission
+from trainers.settings.config import DEFAULT_CPU_REPLICAS, check_batch
+from trainers.settings.exit_codes import OK, RETRY, BadConfiguration
+from trainers.settings.flags import config_from
+from trainers.show.tables import table
 
 REQUEST_TIMEOUT = "--request-timeout=30s"
 NO_CLUSTER = ("was refused", "no such host", "i/o timeout", "Unable to connect", "current-context", "no route to host")

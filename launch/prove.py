@@ -30,11 +30,11 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from launch.workers import environments, free_ports, visible_gpus
-from trainers.config import Config
-from trainers.exit_codes import BAD_CONFIGURATION, OK, PREEMPTED, BadConfiguration
-from trainers.figures import table
-from trainers.flags import config_from
-from trainers.run_record import write_atomically
+from trainers.record.run_record import write_atomically
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import BAD_CONFIGURATION, OK, PREEMPTED, BadConfiguration
+from trainers.settings.flags import config_from
+from trainers.show.tables import table
 
 FAILED = 1
 # ‖a - b‖ / ‖a‖ of all weights that rounding alone explains; see `allowed`.
@@ -202,7 +202,7 @@ class Prover:
         # Virtual devices are made once in a process: as many as its largest run needs. Workers make their own.
         devices = 0 if "TF_CONFIG" in env else max(replicas_of(spec["flags"]) for spec in specs)
         specification.write_text(json.dumps({"out": str(out), "devices": devices, "runs": specs}))
-        return self.start([sys.executable, str(ROOT / "trainers/probe.py"), str(specification)], log, env)
+        return self.start([sys.executable, str(ROOT / "launch/proof/probe.py"), str(specification)], log, env)
 
     def _read(self, name: str, out: Path, log: Path) -> Run:
         try:

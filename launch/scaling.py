@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from launch.workers import visible_gpus
-from trainers.config import Config
-from trainers.exit_codes import BAD_CONFIGURATION, OK, PREEMPTED, BadConfiguration
-from trainers.figures import table, write_png
-from trainers.flags import config_from
-from trainers.run_record import write_atomically
+from trainers.record.run_record import write_atomically
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import BAD_CONFIGURATION, OK, PREEMPTED, BadConfiguration
+from trainers.settings.flags import config_from
+from trainers.show.tables import table, write_png
 
 CALIBRATION_STEPS = 50
 

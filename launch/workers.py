@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from trainers.exit_codes import BAD_CONFIGURATION, NEVER_RETRIED, OK, PREEMPTED
+from trainers.settings.exit_codes import BAD_CONFIGURATION, NEVER_RETRIED, OK, PREEMPTED
 
 GRACE_SECONDS = 30.0
 
@@ -119,8 +119,8 @@ class Gang:
 
 def plan(added: list[dict[str, str]], flags: list[str]) -> str:
     """What `--dry_run` prints: each worker's TF_CONFIG, and which examples of the global batch are its own."""
-    from trainers.config import check_batch
-    from trainers.flags import config_from
+    from trainers.settings.config import check_batch
+    from trainers.settings.flags import config_from
 
     config = config_from(["workers", *flags], "")
     replicas = sum(max(len(own.get("CUDA_VISIBLE_DEVICES", "").split(",")), 1) for own in added)

@@ -22,8 +22,9 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
 
-from trainers import checkpoints, custom_loop
-from trainers.config import Config, resolve
+from trainers import custom_loop
+from trainers.record import checkpoints
+from trainers.settings.config import Config, resolve
 
 # CI runs what takes more time than a person waits for, too.
 LONG_TESTS = os.environ.get("LOCKSTEP_LONG") == "1"

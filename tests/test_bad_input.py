@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, metrics, weights
 
-from trainers import checkpoints, custom_loop, data, flags
-from trainers.config import Config, resolve
-from trainers.exit_codes import BadConfiguration, Diverged
+from trainers import custom_loop
+from trainers.input import load as data
+from trainers.record import checkpoints
+from trainers.settings import flags
+from trainers.settings.config import Config, resolve
+from trainers.settings.exit_codes import BadConfiguration, Diverged
 
 
 def answer(*arguments):
@@ -54,7 +57,7 @@ def test_help_answers_before_tensorflow_is_imported_and_names_every_flag(monkeyp
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     code, out, imported = answer("--help")
     assert code == 0
-    assert "trainers.flags" in imported and "tensorflow" not in imported and "numpy" not in imported
+    assert "trainers.settings.flags" in imported and "tensorflow" not in imported and "numpy" not in imported
     for field in dataclasses.fields(Config):
         assert f"--{field.name}" in out
 

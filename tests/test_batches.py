@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainers import batches
-from trainers.data import Split
+from trainers.input import batches
+from trainers.input.load import Split
 
 SIZE, BATCH = 50, 12
 ARRAYS = {"x": np.arange(SIZE, dtype=np.int64)}

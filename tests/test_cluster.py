@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from trainers import cluster
-from trainers.cluster import Cluster, expand_hosts, meet, resolve
-from trainers.exit_codes import BadConfiguration, PeerLost
+from trainers.settings.exit_codes import BadConfiguration, PeerLost
+from trainers.world import cluster
+from trainers.world.cluster import Cluster, expand_hosts, meet, resolve
 
 KUBERNETES = {"JOB_COMPLETION_INDEX": "1", "NUM_WORKERS": "3", "JOB_NAME": "train", "WORKER_DOMAIN": "train.ns.svc"}
 SLURM = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "gpu[01-02]", "SLURM_JOB_ID": "70123"}

@@ -15,8 +15,12 @@ from conftest import largest_relative_difference, relative_difference_as_one_vec
 
 from models import layers, losses, metrics, optimizers, randomness
 from models.cards import MODELS, OPTIMIZERS
-from trainers import batches, checkpoints, custom_loop, data, devices
-from trainers.config import Config, resolve
+from trainers import custom_loop
+from trainers.input import batches
+from trainers.input import load as data
+from trainers.record import checkpoints
+from trainers.settings.config import Config, resolve
+from trainers.world import devices
 
 BATCH = 8
 # Small rate, so that few steps of a deep network stay where rounding is not amplified.

@@ -4,9 +4,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from trainers import data, tables
-from trainers.config import Config, resolve
-from trainers.exit_codes import BadConfiguration
+from trainers.input import load as data
+from trainers.input.kinds import csv_table as tables
+from trainers.settings.config import Config, resolve
+from trainers.settings.exit_codes import BadConfiguration
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_the_watchdog_ends_the_process_whoever_reads(reader):
 
 
 def test_the_second_signal_ends_a_process_whose_main_thread_is_stuck():
-    process = start(f"from trainers.preemption import Preemption\nwith Preemption():\n    exec({STUCK!r})")
+    process = start(f"from trainers.world.signals import Preemption\nwith Preemption():\n    exec({STUCK!r})")
     assert process.stdout.readline() == "stuck\n"
     process.send_signal(signal.SIGTERM)
     time.sleep(1)
@@ -54,7 +54,7 @@ def test_the_second_signal_ends_a_process_whose_main_thread_is_stuck():
 
 
 def test_a_demand_for_a_profile_before_the_loop_runs_ends_nothing():
-    code = "import os, signal\nfrom trainers.preemption import end_at_once_on_signal\nend_at_once_on_signal()\n"
+    code = "import os, signal\nfrom trainers.world.signals import end_at_once_on_signal\nend_at_once_on_signal()\n"
     done = subprocess.run(
         [sys.executable, "-c", code + "os.kill(os.getpid(), signal.SIGUSR2)\nprint('alive')"],
         capture_output=True, text=True, cwd=ROOT, check=False,

@@ -14,8 +14,12 @@ from conftest import ROOT, weights
 from tensorboard.backend.event_processing import plugin_event_multiplexer as event_multiplexer
 
 from models import mlp, tasks
-from trainers import batches, checkpoints, custom_loop, data, devices, graph_benchmark
-from trainers.exit_codes import BadConfiguration, RunEnded
+from trainers import custom_loop, graph_benchmark
+from trainers.input import batches
+from trainers.input import load as data
+from trainers.record import checkpoints
+from trainers.settings.exit_codes import BadConfiguration, RunEnded
+from trainers.world import devices
 
 
 @pytest.fixture

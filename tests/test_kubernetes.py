@@ -17,10 +17,11 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from launch import k8s, manifests
-from launch.manifests import Submission
-from trainers.exit_codes import BadConfiguration
-from trainers.run_record import RUN_AFTER
+from launch import k8s
+from launch.kube import documents as manifests
+from launch.kube.documents import Submission
+from trainers.record.run_record import RUN_AFTER
+from trainers.settings.exit_codes import BadConfiguration
 
 VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35")
 DIGEST = "lockstep@sha256:" + "0" * 64

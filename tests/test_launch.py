@@ -74,7 +74,7 @@ def test_every_public_module_says_what_it_is_for_in_workspace_md():
 def test_the_readme_names_every_flag():
     import dataclasses
 
-    from trainers.config import Config
+    from trainers.settings.config import Config
 
     text = (ROOT / "README.md").read_text()
     assert [field.name for field in dataclasses.fields(Config) if f"`--{field.name}`" not in text] == []

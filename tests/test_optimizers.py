@@ -7,8 +7,11 @@ import tensorflow as tf
 from conftest import largest_relative_difference, weights
 
 from models import optimizers
-from trainers import batches, custom_loop, data, devices
-from trainers.config import Config, resolve
+from trainers import custom_loop
+from trainers.input import batches
+from trainers.input import load as data
+from trainers.settings.config import Config, resolve
+from trainers.world import devices
 
 TOTAL, PEAK, WARMUP = 100, 0.5, 10
 

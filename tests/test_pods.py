@@ -16,8 +16,9 @@ import yaml
 from conftest import metrics
 from engine import INSIDE, images, podman  # noqa: F401 - fixtures
 
-from launch import k8s, manifests
-from launch.manifests import Submission
+from launch import k8s
+from launch.kube import documents as manifests
+from launch.kube.documents import Submission
 
 pytestmark = [
     pytest.mark.timeout(3000),

@@ -118,7 +118,7 @@ MUTANTS = {
     ),
     "an average that no checkpoint holds": (
         {
-            "trainers/job.py": [('        named |= checkpoints.name_variables("ema", self.ema)\n', "")],
+            "trainers/run/job.py": [('        named |= checkpoints.name_variables("ema", self.ema)\n', "")],
             LOOP: [("        checkpoints.check_complete(", "        (lambda *_: None)(")],
         },
         ("--model=mlp", "--rows=resume", "--ema=0.999"),
@@ -126,7 +126,7 @@ MUTANTS = {
     ),
     "a checkpoint that is never restored": (
         {
-            "trainers/checkpoints.py": [
+            "trainers/record/checkpoints.py": [
                 (
                     "            try:\n                return step, self.read(step)",
                     "            break\n            try:\n                return step, self.read(step)",

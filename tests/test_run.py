@@ -12,10 +12,12 @@ from conftest import ROOT, metrics, weights
 from tensorboard.backend.event_processing import plugin_event_multiplexer as event_multiplexer
 
 from models import mlp, tasks
-from trainers import batches, checkpoints, custom_loop
-from trainers.cadence import due, next_due
-from trainers.config import Config, resolve
-from trainers.exit_codes import BadConfiguration
+from trainers import custom_loop
+from trainers.input import batches
+from trainers.record import checkpoints
+from trainers.run.cadence import due, next_due
+from trainers.settings.config import Config, resolve
+from trainers.settings.exit_codes import BadConfiguration
 
 
 def test_the_default_run_reaches_the_accuracy_of_its_card(trainer, tmp_path):

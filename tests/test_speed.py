@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, metrics
 
-from trainers import graphs
 from trainers.benchmark import settings_from
-from trainers.config import Config, resolve
-from trainers.exit_codes import BadConfiguration
+from trainers.settings.config import Config, resolve
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.show import graphs
 
 
 def script(*words, timeout=900):
@@ -73,8 +73,9 @@ def test_scaling_says_what_is_wrong_with_its_flags(tmp_path):
 
 
 def test_operations_are_those_of_the_layers(data_dir):
-    from trainers import data, devices
-    from trainers.job import build_job, flops_of_step, input_spec
+    from trainers.input import load as data
+    from trainers.run.job import build_job, flops_of_step, input_spec
+    from trainers.world import devices
 
     config = resolve(Config(model="mlp", batch_size=32, replicas=2, data_dir=str(data_dir)))
     job = build_job(config, devices.set_up(config), data.load("digits", str(data_dir)))

@@ -10,9 +10,10 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from trainers import devices, tensor_check
-from trainers.config import Config
+from trainers import tensor_check
+from trainers.settings.config import Config
 from trainers.tensor_check import CHECKS, Options
+from trainers.world import devices
 
 
 def script(*arguments):

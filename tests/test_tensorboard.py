@@ -21,9 +21,11 @@ import tensorflow as tf
 from conftest import ROOT, made_once, metrics
 
 from launch.workers import free_ports
-from trainers import custom_loop, graphs, pictures, profiles, report, summaries, sweep
-from trainers.config import Config, resolve
-from trainers.exit_codes import BadConfiguration
+from trainers import custom_loop, report, sweep
+from trainers.settings.config import Config, resolve
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.show import drawings as pictures
+from trainers.show import graphs, profiles, summaries
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PICTURES = os.environ.get("LOCKSTEP_PICTURES")

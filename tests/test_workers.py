@@ -26,8 +26,8 @@ from conftest import (
 )
 
 from launch.workers import free_ports
-from trainers.config import Config
-from trainers.run_record import Observer
+from trainers.record.run_record import Observer
+from trainers.settings.config import Config
 
 LONG = ("--model=mlp", "--train_steps=1500", "--batch_size=48", "--checkpoint_every=50", "--eval_every=500")
 LONG += ("--log_every=50", "--deterministic", "--seed=3", "--step_timeout=240", "--startup_timeout=600", "--ema=0.9")

@@ -27,12 +27,12 @@ from typing import Any
 from absl import flags, logging
 
 from models.cards import MODELS
-from trainers import quiet
-from trainers.config import Config, resolve
-from trainers.exit_codes import OK, BadConfiguration, RunEnded
-from trainers.flags import fill, or_exit, short_help_page
-from trainers.preemption import end_at_once_on_signal
-from trainers.run_record import write_atomically
+from trainers.record.run_record import write_atomically
+from trainers.settings.config import Config, resolve
+from trainers.settings.exit_codes import OK, BadConfiguration, RunEnded
+from trainers.settings.flags import fill, or_exit, short_help_page
+from trainers.world import quiet
+from trainers.world.signals import end_at_once_on_signal
 
 DEFAULT_ROWS = "mlp:32:1,mlp:32:2,resnet:128:1,resnet:128:2,vit:128:1,vit:128:2,transformer:64:1"
 
@@ -132,9 +132,11 @@ with quiet.known_noise_removed():
     import tensorflow as tf
 
     from models import optimizers
-    from trainers import custom_loop, data, devices
-    from trainers.figures import machine, paragraph, readable, table, write_png
-    from trainers.job import Job, build_job, example_inputs
+    from trainers import custom_loop
+    from trainers.input import load as data
+    from trainers.run.job import Job, build_job, example_inputs
+    from trainers.show.tables import machine, paragraph, readable, table, write_png
+    from trainers.world import devices
 
 
 # ----------------------------------------------------------------------------------------------------------------------

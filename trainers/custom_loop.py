@@ -14,8 +14,8 @@ STARTED = time.monotonic()
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainers.flags import parse
-    from trainers.preemption import end_at_once_on_signal
+    from trainers.settings.flags import parse
+    from trainers.world.signals import end_at_once_on_signal
 
     end_at_once_on_signal()
     # Flags are checked before TensorFlow is imported, which takes seconds.
@@ -29,7 +29,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from trainers import quiet
+from trainers.world import quiet
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Threads of their own that only feed a GPU (TensorFlow's guide "Optimize GPU performance with the Profiler").
@@ -43,19 +43,25 @@ from absl import logging
 
 from models import randomness
 from models.metrics import StreamingMetric
-from trainers import batches, checkpoints, data, devices, evaluator, graphs, pictures
-from trainers.background import Background
-from trainers.cadence import due, next_due
-from trainers.cluster import resolve
-from trainers.config import FIXED, Config, check_batch, check_task
-from trainers.exit_codes import CRASHED, OK, BadConfiguration, Diverged, PeerLost, Preempted, RunEnded
-from trainers.job import Job, averaged_weights, build_job, export_model, flops_of_step, input_spec, plan, uses_xla
-from trainers.preemption import Preemption
-from trainers.profiles import Profiles
-from trainers.progress import Progress
-from trainers.run_record import Clock, Observer, RunRecord, Shares, completed
-from trainers.summaries import Summaries, table_of
-from trainers.watchdog import Watchdog
+from trainers.input import batches
+from trainers.input import load as data
+from trainers.record import checkpoints
+from trainers.record.background import Background
+from trainers.record.run_record import Clock, Observer, RunRecord, Shares, completed
+from trainers.run import evaluator
+from trainers.run.cadence import due, next_due
+from trainers.run.job import Job, averaged_weights, build_job, export_model, flops_of_step, input_spec, plan, uses_xla
+from trainers.settings.config import FIXED, Config, check_batch, check_task
+from trainers.settings.exit_codes import CRASHED, OK, BadConfiguration, Diverged, PeerLost, Preempted, RunEnded
+from trainers.show import drawings as pictures
+from trainers.show import graphs
+from trainers.show.profiles import Profiles
+from trainers.show.progress import Progress
+from trainers.show.summaries import Summaries, table_of
+from trainers.world import devices
+from trainers.world.cluster import resolve
+from trainers.world.signals import Preemption
+from trainers.world.watchdog import Watchdog
 
 IMPORT_SECONDS = time.monotonic() - STARTED
 # A compiled call lasts about this long: short enough to answer a signal, long enough that Python costs nothing.
@@ -404,7 +410,7 @@ def train(config: Config) -> Summary:
     """Runs or resumes the run that `config` (resolved) describes.
 
     Raises:
-      BadConfiguration, Diverged, Preempted: see `trainers.exit_codes`.
+      BadConfiguration, Diverged, Preempted: see `trainers.settings.exit_codes`.
     """
     clock = Clock()
     clock.add("import", IMPORT_SECONDS)

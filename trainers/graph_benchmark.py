@@ -30,12 +30,12 @@ from typing import Any
 from absl import flags, logging
 
 from models.cards import MODELS
-from trainers import quiet
-from trainers.config import Config, resolve
-from trainers.exit_codes import OK, BadConfiguration, Diverged, RunEnded
-from trainers.flags import fill, or_exit, short_help_page
-from trainers.preemption import end_at_once_on_signal
-from trainers.run_record import write_atomically
+from trainers.record.run_record import write_atomically
+from trainers.settings.config import Config, resolve
+from trainers.settings.exit_codes import OK, BadConfiguration, Diverged, RunEnded
+from trainers.settings.flags import fill, or_exit, short_help_page
+from trainers.world import quiet
+from trainers.world.signals import end_at_once_on_signal
 
 DEFAULT_STEPS_PER_CALL = 50
 # Beyond it the sum of squares leaves int64.
@@ -128,8 +128,13 @@ with quiet.known_noise_removed():
     import numpy as np
     import tensorflow as tf
 
-    from trainers import batches, checkpoints, custom_loop, data, devices, graphs
-    from trainers.figures import machine, paragraph, readable, table, times, write_png
+    from trainers import custom_loop
+    from trainers.input import batches
+    from trainers.input import load as data
+    from trainers.record import checkpoints
+    from trainers.show import graphs
+    from trainers.show.tables import machine, paragraph, readable, table, times, write_png
+    from trainers.world import devices
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trainers.exit_codes import BAD_CONFIGURATION, OK, BadConfiguration
-from trainers.run_record import NO_DIFFERENCE, write_atomically
+from trainers.record.run_record import NO_DIFFERENCE, write_atomically
+from trainers.settings.exit_codes import BAD_CONFIGURATION, OK, BadConfiguration
 
 # What no curve is drawn of: rates and shares have tables of their own.
 _NO_CURVE = ("step", "split", "examples_per_second", "model_flops_per_second")

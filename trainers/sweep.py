@@ -27,11 +27,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from trainers.config import Config
-from trainers.exit_codes import BAD_CONFIGURATION, CRASHED, OK, PREEMPTED, BadConfiguration
-from trainers.figures import table
-from trainers.flags import config_from
-from trainers.run_record import NO_DIFFERENCE, write_atomically
+from trainers.record.run_record import NO_DIFFERENCE, write_atomically
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import BAD_CONFIGURATION, CRASHED, OK, PREEMPTED, BadConfiguration
+from trainers.settings.flags import config_from
+from trainers.show.tables import table
 
 _TRAINER = Path(__file__).resolve().parent / "custom_loop.py"
 _NAMES = {field.name for field in dataclasses.fields(Config)}

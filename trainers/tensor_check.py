@@ -32,12 +32,12 @@ import numpy as np
 from absl import flags, logging
 from numpy.lib.stride_tricks import sliding_window_view
 
-from trainers import quiet
-from trainers.config import Config
-from trainers.exit_codes import OK, BadConfiguration, RunEnded
-from trainers.flags import fill, or_exit
-from trainers.preemption import end_at_once_on_signal
-from trainers.run_record import versions, write_atomically
+from trainers.record.run_record import versions, write_atomically
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import OK, BadConfiguration, RunEnded
+from trainers.settings.flags import fill, or_exit
+from trainers.world import quiet
+from trainers.world.signals import end_at_once_on_signal
 
 DISAGREES = RunEnded.exit_code
 # The slowest check, a singular value decomposition, grows with the cube of the side.
@@ -121,7 +121,7 @@ with quiet.known_noise_removed():
 
     tf.config.list_physical_devices()
 
-    from trainers import devices
+    from trainers.world import devices
 
 
 # ----------------------------------------------------------------------------------------------------------------------

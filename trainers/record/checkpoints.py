@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainers.exit_codes import BadConfiguration
+from trainers.settings.exit_codes import BadConfiguration
 
 _NAME = re.compile(r"step-(\d{10})$")
 _ASIDE = ".writing-"

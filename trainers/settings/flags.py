@@ -1,4 +1,4 @@
-"""absl flags made from `trainers.config.Config`: one flag for each field, in the field's group.
+"""absl flags made from `trainers.settings.config.Config`: one flag for each field, in the field's group.
 
 A script calls `parse` before it imports TensorFlow, so `--help` and a wrong flag are answered at once.
 """
@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from models.cards import MODELS
-from trainers.config import Config, resolve
-from trainers.data_cards import DATASETS
-from trainers.exit_codes import OK, BadConfiguration, RunEnded
-from trainers.run_record import config_of_run
+from trainers.record.run_record import config_of_run
+from trainers.settings.config import Config, resolve
+from trainers.settings.data_cards import DATASETS
+from trainers.settings.exit_codes import OK, BadConfiguration, RunEnded
 
 T = typing.TypeVar("T")
 _DEFINERS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}

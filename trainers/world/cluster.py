@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
-from trainers.exit_codes import BadConfiguration, PeerLost
+from trainers.settings.exit_codes import BadConfiguration, PeerLost
 
 DEFAULT_PORT = 2222
 KUBERNETES = "Kubernetes Indexed Job"

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from trainers import cluster as cluster_lib
-from trainers.cluster import Cluster
-from trainers.config import DEFAULT_CPU_REPLICAS, FIXED, SHARED_FLAGS, Config
-from trainers.exit_codes import BadConfiguration
+from trainers.settings.config import DEFAULT_CPU_REPLICAS, FIXED, SHARED_FLAGS, Config
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.world import cluster as cluster_lib
+from trainers.world.cluster import Cluster
 
 # Dense 10¹² operations a second that the data sheets give: float32 (TF32 where there is one), bfloat16 and float16.
 PEAK_TERAFLOPS = {

@@ -1,6 +1,6 @@
 """Runs of the trainer under observation, for launch/prove.py: what they end with, and what they saw on the way.
 
-python trainers/probe.py SPECIFICATION.json
+python launch/proof/probe.py SPECIFICATION.json
 
 The specification: `{"out": DIRECTORY, "devices": N, "runs": [{"name", "flags", "changes", "look"}, …]}`. Each run is
 `train` of `trainers/custom_loop.py` as it stands, edited or not, and leaves `NAME.json` and `NAME.npz` in DIRECTORY.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import hashlib
 import json
@@ -26,17 +26,19 @@ from unittest import mock
 import numpy as np
 from absl import logging
 
-from trainers import quiet
-from trainers.config import Config
-from trainers.exit_codes import CRASHED, OK, RunEnded
-from trainers.flags import config_from
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import CRASHED, OK, RunEnded
+from trainers.settings.flags import config_from
+from trainers.world import quiet
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with quiet.known_noise_removed(), quiet.not_installed("sklearn", "matplotlib"):
     import tensorflow as tf
 
-from trainers import checkpoints, custom_loop, devices
-from trainers.job import Job
+from trainers import custom_loop
+from trainers.record import checkpoints
+from trainers.run.job import Job
+from trainers.world import devices
 
 # Steps whose examples are recorded.
 NUM_INPUT_STEPS = 15

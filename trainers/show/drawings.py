@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
-from trainers.job import Job
-from trainers.summaries import Summaries
+from trainers.run.job import Job
+from trainers.show.summaries import Summaries
 
 # Examples of the evaluation split that are looked at, and how many of the worst are shown.
 MOST_EXAMPLES = 5000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.exit_codes import BadConfiguration
+from trainers.settings.exit_codes import BadConfiguration
 
 # A column of words with more different ones than this is an identifier, not a category.
 MOST_CATEGORIES = 100

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import config
 
-from trainers.data import Features, Split
+from trainers.input.load import Features, Split
 
 # Records among which a streamed split is shuffled. Resident data is shuffled as a whole.
 STREAM_WINDOW = 10_000

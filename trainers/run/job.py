@@ -14,10 +14,12 @@ from absl import logging
 
 from models import layers, optimizers
 from models.tasks import Task
-from trainers import checkpoints, data, graphs
-from trainers.cluster import Cluster
-from trainers.config import Config, check_batch
-from trainers.precision import LossScale
+from trainers.input import load as data
+from trainers.record import checkpoints
+from trainers.run.loss_scale import LossScale
+from trainers.settings.config import Config, check_batch
+from trainers.show import graphs
+from trainers.world.cluster import Cluster
 
 
 @dataclasses.dataclass

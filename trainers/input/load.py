@@ -20,9 +20,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from models.tasks import DataSpec
-from trainers import builders, tables
-from trainers.data_cards import DATASETS, data_card, split_name
-from trainers.exit_codes import BadConfiguration
+from trainers.input.kinds import csv_table as tables
+from trainers.input.kinds import embedded as builders
+from trainers.settings.data_cards import DATASETS, data_card, split_name
+from trainers.settings.exit_codes import BadConfiguration
 
 # A split up to this size is held on each device; a larger one streams. Set --input to decide otherwise.
 RESIDENT_BYTES = 1 << 30
@@ -68,7 +69,7 @@ class Dataset:
 def load(name: str, data_dir: str, placement: str = "auto", label: str = "") -> Dataset:
     """Prepares a data set in `data_dir` if it is not there yet, and loads it.
 
-    `name`: of `trainers.data_cards`, with its argument, or of TensorFlow Datasets. `placement`: `resident`, `stream`,
+    `name`: of `trainers.settings.data_cards`, with its argument, or of TensorFlow Datasets. `placement`: `resident`, `stream`,
     or `auto` by size. `label`: the column to predict, of a table.
 
     Raises:

@@ -6,7 +6,7 @@ import threading
 import time
 from types import FrameType
 
-from trainers.exit_codes import PREEMPTED
+from trainers.settings.exit_codes import PREEMPTED
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -8,7 +8,7 @@ class DataCard:
     """What is known of a data set before it is loaded.
 
     `task`: the kind of data, which a model's card must name; empty where only the data tells. `loader`: the function in
-    `trainers.data` that reads it. `argument`: what follows the name, as `--help` shows it. `needs_label`: whether
+    `trainers.input.load` that reads it. `argument`: what follows the name, as `--help` shows it. `needs_label`: whether
     `--label` names a column.
     """
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from models.cards import LOSSES, MODELS, OPTIMIZERS, SCHEDULES, ModelCard
-from trainers.data_cards import data_card
-from trainers.exit_codes import BadConfiguration
+from trainers.settings.data_cards import data_card
+from trainers.settings.exit_codes import BadConfiguration
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
 MODES = ("train", "evaluate")
@@ -20,7 +20,7 @@ DEFAULT_CPU_REPLICAS = 2
 
 
 def _flag(default: Any, group: str, text: str, **rules: Any) -> Any:
-    """A field that `trainers.flags` makes a flag of. Rules: `choices`, `low`, `high`, and `fixed` in a run_dir."""
+    """A field that `trainers.settings.flags` makes a flag of. Rules: `choices`, `low`, `high`, and `fixed` in a run_dir."""
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **rules})
 
 

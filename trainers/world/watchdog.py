@@ -7,8 +7,8 @@ import sys
 import threading
 import time
 
-from trainers.exit_codes import PEER_LOST
-from trainers.quiet import remove_generated_sources
+from trainers.settings.exit_codes import PEER_LOST
+from trainers.world.quiet import remove_generated_sources
 
 _TELLING_SECONDS = 10.0
 

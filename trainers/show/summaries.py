@@ -18,7 +18,7 @@ from tensorboard.plugins.pr_curve import metadata as pr_curve_metadata
 from tensorboard.plugins.scalar import summary_v2 as scalar_summary
 from tensorboard.plugins.text import metadata as text_metadata
 
-from trainers import checkpoints
+from trainers.record import checkpoints
 
 HISTOGRAM_BUCKETS = 30
 # Values of a tensor that a histogram counts, evenly spaced: more would cost, and show no more.

@@ -9,9 +9,9 @@ from types import FrameType
 
 import tensorflow as tf
 
-from trainers import graphs
-from trainers.figures import readable, table
-from trainers.summaries import Summaries
+from trainers.show import graphs
+from trainers.show.summaries import Summaries
+from trainers.show.tables import readable, table
 
 # Updates that a profile on demand takes.
 STEPS_ON_DEMAND = 10

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from trainers import cluster
-from trainers.exit_codes import NEVER_RETRIED, RETRIED_FREE, BadConfiguration
-from trainers.run_record import RUN_AFTER
+from trainers.record.run_record import RUN_AFTER
+from trainers.settings.exit_codes import NEVER_RETRIED, RETRIED_FREE, BadConfiguration
+from trainers.world import cluster
 
 Document = dict[str, Any]
 # What stands in k8s/ for the name of a run.
@@ -328,7 +328,7 @@ def _reach(documents: Sequence[Document], template: Document) -> Iterator[str]:
 
 
 def _fates(documents: Sequence[Document]) -> Iterator[str]:
-    """The fate of each exit code is what `trainers/exit_codes.py` says."""
+    """The fate of each exit code is what `trainers/settings/exit_codes.py` says."""
     for document, spec, template in workloads(documents):
         if document["kind"] == "Deployment":
             continue
@@ -346,7 +346,7 @@ def _fates(documents: Sequence[Document]) -> Iterator[str]:
                 yield f"{where}: a rule for conditions is not for a DisruptionTarget that is True"
             found.append((rule["action"], codes["values"] if codes else "disruption"))
         if found != expected:
-            yield f"{where}: podFailurePolicy is {found}; trainers/exit_codes.py wants {expected}"
+            yield f"{where}: podFailurePolicy is {found}; trainers/settings/exit_codes.py wants {expected}"
         if template["spec"].get("restartPolicy") != "Never":
             yield f"{where}: restartPolicy is not Never, which podFailurePolicy needs"
         if spec.get("podReplacementPolicy") != "Failed":

@@ -19,10 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainers.config import FIXED, Config
-from trainers.exit_codes import NEVER_RETRIED, OK, BadConfiguration, PeerLost
+from trainers.settings.config import FIXED, Config
+from trainers.settings.exit_codes import NEVER_RETRIED, OK, BadConfiguration, PeerLost
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy", "absl-py")
 # Where a run lies and how it ends do not repeat it; everything else does.
 _NOT_REPEATED = ("mode", "run_dir", "resume", "dry_run")

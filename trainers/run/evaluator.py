@@ -14,15 +14,16 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from trainers import batches, checkpoints
-from trainers.config import FIXED
-from trainers.exit_codes import CRASHED, OK, PeerLost, Preempted, RunEnded
-from trainers.job import Job, averaged_weights
-from trainers.preemption import Preemption
-from trainers.progress import Progress
-from trainers.run_record import RUN_AFTER, Clock, RunRecord, has_ended, read_json
-from trainers.summaries import Summaries
-from trainers.watchdog import Watchdog
+from trainers.input import batches
+from trainers.record import checkpoints
+from trainers.record.run_record import RUN_AFTER, Clock, RunRecord, has_ended, read_json
+from trainers.run.job import Job, averaged_weights
+from trainers.settings.config import FIXED
+from trainers.settings.exit_codes import CRASHED, OK, PeerLost, Preempted, RunEnded
+from trainers.show.progress import Progress
+from trainers.show.summaries import Summaries
+from trainers.world.signals import Preemption
+from trainers.world.watchdog import Watchdog
 
 FOLDER = "evaluator"
 _LOOK_SECONDS = 0.5

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.run_record import versions
+from trainers.record.run_record import versions
 
 
 def readable(seconds: float) -> str:
