@@ -154,7 +154,7 @@ jsonschema.Draft202012Validator.check_schema(schema)
 found = jsonschema.Draft202012Validator(schema)
 print(json.dumps([found.is_valid(document) for document in documents]))
 """
-    schema = ROOT / "tests/schemas/jobset.json"
+    schema = ROOT / "tests/launch/schemas/jobset.json"
     command = [checker("python"), "-c", program, schema, tmp_path / "documents.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
