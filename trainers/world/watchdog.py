@@ -8,7 +8,7 @@ import threading
 import time
 
 from trainers.settings.exit_codes import PEER_LOST
-from trainers.world.quiet import remove_generated_sources
+from trainers.world.private_api import remove_generated_sources
 
 _TELLING_SECONDS = 10.0
 

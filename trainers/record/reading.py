@@ -1,0 +1,139 @@
+"""The one reader of what a run leaves: run.json, metrics.jsonl, and which checkpoints there are. Free of TensorFlow."""
+
+import contextlib
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainers.settings.config import FIXED, Config
+from trainers.settings.exit_codes import NEVER_RETRIED, OK, BadConfiguration, PeerLost
+
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+# In an evaluator's environment: a time. An end of the run before it does not count, since it was submitted again.
+RUN_AFTER = "RUN_AFTER"
+_STEP_FOLDER = re.compile(r"step-(\d{10})$")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of JSON; empty if there is no such file. Raises ValueError and OSError."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """A run's run.json; empty if it has none.
+
+    Raises:
+      BadConfiguration: it cannot be read.
+    """
+    path = run_dir / RUN
+    try:
+        return read_json(path)
+    except (ValueError, OSError) as error:
+        raise BadConfiguration(f"{path} cannot be read: {error}; move it away or name another --run_dir") from None
+
+
+def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl. One that a killed process left unfinished is left out."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (run_dir / METRICS).read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+    return lines
+
+
+def last_line(run_dir: Path, split: str) -> dict[str, Any]:
+    """The last line of a split, or an empty one."""
+    return next((line for line in reversed(metric_lines(run_dir)) if line["split"] == split), {})
+
+
+def is_timing(metric: str) -> bool:
+    """Whether a name in metrics.jsonl stands for something that a clock decides."""
+    return metric.endswith(("per_second", "utilization")) or metric.startswith("share_")
+
+
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    """Where a step's checkpoint lies."""
+    return run_dir / CHECKPOINTS / f"step-{step:010d}"
+
+
+def checkpoint_steps(run_dir: Path) -> list[int]:
+    """Steps of the checkpoints on disk, oldest first. Their contents are not verified."""
+    folder = run_dir / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    matches = (_STEP_FOLDER.match(path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def has_checkpoint(run_dir: Path, step: int) -> bool:
+    """Whether a step's checkpoint is there; it is not verified.
+
+    A shared file system may show a folder as it was a minute ago, but not a file that is opened.
+    """
+    return (checkpoint_folder(run_dir, step) / MANIFEST).exists()
+
+
+def manifest(run_dir: Path, step: int) -> dict[str, Any]:
+    """The manifest of a step's checkpoint. Raises OSError and ValueError."""
+    return json.loads((checkpoint_folder(run_dir, step) / MANIFEST).read_text())
+
+
+def has_ended(facts: Mapping[str, Any], after: str = "") -> bool:
+    """Whether run.json says that the run has ended for good: with a code after which it is not started again.
+
+    `after`: a time as run.json has it. An end before it does not count, since the run was started again.
+    """
+    return (facts.get("ended") or "") > after and facts.get("exit_code") in (OK, *NEVER_RETRIED)
+
+
+def completed(config: Config) -> dict[str, Any]:
+    """The run.json of `--run_dir` if its run is complete and `config` asks for nothing more of it; else empty."""
+    directory = Path(config.run_dir)
+    try:
+        facts = read_json(directory / RUN)
+    except (ValueError, OSError):
+        return {}
+    flags = facts.get("flags", {})
+    same = all(name in flags and flags[name] == getattr(config, name) for name in FIXED)
+    done = facts.get("exit_code") == OK and facts.get("step", 0) >= config.train_steps
+    exported = not config.export or (directory / "export").exists()
+    return facts if same and done and exported and config.resume == "auto" else {}
+
+
+def config_of_run(config: Config, given: Collection[str]) -> Config:
+    """`config` with the values of the run that `--run_dir` holds, for a process that follows it. Waits for the run.
+
+    `given`: names of the flags that the user has given.
+
+    Raises:
+      BadConfiguration: one of them decides the mathematics, and is not the run's.
+      PeerLost: no run began in `--run_dir` within `--startup_timeout`.
+    """
+    if not config.run_dir:
+        raise BadConfiguration("--mode=evaluate needs --run_dir, the run that it follows; name it")
+    run_dir, began = Path(config.run_dir).expanduser(), time.monotonic()
+    while not (facts := read_run(run_dir)):
+        if time.monotonic() - began > config.startup_timeout:
+            raise PeerLost(f"no run began in --run_dir {config.run_dir} within --startup_timeout; start it again later")
+        time.sleep(0.2)
+    flags = {name: facts["flags"][name] for name in (*FIXED, "train_steps")}
+    for name in given:
+        if name in flags and flags[name] != getattr(config, name):
+            raise BadConfiguration(
+                f"--{name} {getattr(config, name)} differs from {flags[name]} of --run_dir {config.run_dir}; "
+                "leave it out: --mode=evaluate takes the run's own"
+            )
+    if "data_dir" not in given:
+        flags["data_dir"] = facts["flags"]["data_dir"]
+    return dataclasses.replace(config, **flags)

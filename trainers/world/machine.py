@@ -1,0 +1,48 @@
+"""What a run or a measurement was made on: versions, commit, device, cores. Imports TensorFlow only where it asks it."""
+
+import contextlib
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("tensorflow", "keras", "tensorflow-datasets", "tensorboard", "numpy", "absl-py")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run."""
+    installed = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[package] = metadata.version(package)
+    return installed
+
+
+def commit() -> str | None:
+    """The commit of the checkout, with `-dirty` if it has changes; an image carries it in the file COMMIT."""
+    with contextlib.suppress(OSError):
+        return (ROOT / "COMMIT").read_text().strip()
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError):
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return answer.stdout.strip()
+    return None
+
+
+def facts() -> dict[str, Any]:
+    """Device, cores, load average and versions, for measurements."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": f"GPU:0 ({name})" if gpus else "CPU:0",
+        "cores": cores,
+        "load_average": round(os.getloadavg()[0], 2),
+        "versions": versions(),
+    }

@@ -1,0 +1,122 @@
+"""Every use of an interface that TensorFlow, Keras or TensorBoard does not document, with the reason for each.
+
+Checked with TensorFlow 2.21.0, Keras 3.15.1 and TensorBoard 2.21.0. `tests/world/test_private_api.py` fails first when a
+new version moves one of them. Imports stand inside the functions, so that this module is free of TensorFlow.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def layers_of(model: Any) -> list[Any]:
+    """A model and all layers in it, at every depth.
+
+    Keras has no public way: `model.layers` holds the first level alone, and not what lies in lists of a list.
+    """
+    return list(model._flatten_layers())
+
+
+def apply_without_reduction(optimizer: Any) -> None:
+    """Makes `optimizer.apply` take gradients as they are.
+
+    The loop sums gradients over the replicas before it clips them. Keras would reduce them a second time in `apply`, and
+    has no public switch for it.
+    """
+    optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
+
+
+def ordering_tokens(strategy: Any) -> list[Any]:
+    """Variables by which TensorFlow keeps collectives in order. They hold no value of the run.
+
+    They appear among the variables of a compiled step, and nothing public tells them from the run's own.
+    """
+    operations = (getattr(strategy.extended, f"_{where}cross_device_ops", None) for where in ("", "host_"))
+    launchers = [launcher for each in operations for launcher in getattr(each, "_launchers", ())]
+    return [launcher._ordering_token for launcher in launchers if hasattr(launcher, "_ordering_token")]
+
+
+def captured_variables(function: Any) -> Iterator[tuple[Any, str, Any, Any]]:
+    """Handle, name, dtype and shape of each variable that a concrete function uses.
+
+    `function.variables` leaves out variables that nothing but the graph holds, which are those to be found.
+    """
+    import tensorflow as tf
+
+    for handle, _ in function.graph.captures:
+        data = getattr(handle, "_handle_data", None)
+        if handle.dtype != tf.resource or data is None or not data.is_set:
+            continue  # an iterator or a table: it has no value of its own
+        content = data.shape_and_type[0]
+        yield handle, getattr(handle, "_name", None) or "", tf.as_dtype(content.dtype), content.shape
+
+
+def graph_of_function(definition: Any) -> Any:
+    """A function of a graph's library, as the `GraphDef` of its body. There is no public conversion."""
+    from tensorflow.python.framework import function_def_to_graph
+
+    return function_def_to_graph.function_def_to_graph_def(definition)[0]
+
+
+def is_deterministic() -> bool:
+    """Whether `tf.config.experimental.enable_op_determinism` was called. It has no public counterpart that reads."""
+    from tensorflow.python.framework import config
+
+    return config.is_op_determinism_enabled()
+
+
+def profile_from(content: bytes) -> Any:
+    """The `XSpace` message of a profile's file. TensorFlow ships its class, and exports it nowhere."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    return xplane_pb2.XSpace.FromString(content)
+
+
+def remove_generated_sources() -> None:
+    """Deletes the files in which AutoGraph keeps the code it made. At an ordinary exit it does so itself.
+
+    The trainers leave without Python's exit handlers, see `trainers.world.process.leave`.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("__autograph_generated_file") and getattr(module, "__file__", None):
+            with contextlib.suppress(OSError):
+                os.unlink(module.__file__)
+
+
+def plugin_metadata() -> dict[str, Callable[..., Any]]:
+    """`create_summary_metadata` of TensorBoard's plugins, by the plugin's name.
+
+    TensorBoard documents the summary operations of `tf.summary`, of which each event costs an operation; these write the
+    same events as messages.
+    """
+    from tensorboard.plugins.histogram import metadata as histogram
+    from tensorboard.plugins.hparams import metadata as hparams
+    from tensorboard.plugins.image import metadata as image
+    from tensorboard.plugins.pr_curve import metadata as pr_curve
+    from tensorboard.plugins.text import metadata as text
+
+    plugins = {"histogram": histogram, "hparams": hparams, "image": image, "pr_curve": pr_curve, "text": text}
+    return {name: plugin.create_summary_metadata for name, plugin in plugins.items()}
+
+
+def hparams_messages() -> Any:
+    """The module of the HParams plugin's messages, that of its sessions, and that of its tags: as a tuple."""
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    return api_pb2, plugin_data_pb2, metadata
+
+
+def event_messages() -> Any:
+    """TensorBoard's classes of events, summaries, tensors and types: as a tuple of modules."""
+    from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
+
+    return event_pb2, summary_pb2, tensor_pb2, types_pb2
+
+
+def scalar_message(tag: str, value: float) -> Any:
+    """A summary of one scalar, as a message."""
+    from tensorboard.plugins.scalar import summary_v2
+
+    return summary_v2.scalar_pb(tag, value)

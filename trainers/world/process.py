@@ -1,0 +1,81 @@
+"""The start and the end of a process: requirements, flags, the exit code. Free of TensorFlow.
+
+A script's last lines are `process.main(read, work)`: flags are read, the work is done, and the process ends with a code of
+`trainers.settings.exit_codes`.
+"""
+
+import contextlib
+import errno
+import importlib.util
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from trainers.settings.exit_codes import BAD_CONFIGURATION, CRASHED, OK, BadConfiguration, RunEnded
+from trainers.world import private_api, signals
+
+T = TypeVar("T")
+STARTED = time.monotonic()
+REQUIREMENTS = ("absl", "numpy", "tensorflow", "keras", "tensorflow_datasets")
+
+
+def check_requirements(*packages: str) -> None:
+    """Ends the process with one line and code 2 if a package is not installed. `packages`: default `REQUIREMENTS`.
+
+    A script calls it before its first import of anything that is not in the standard library.
+    """
+    for package in packages or REQUIREMENTS:
+        if importlib.util.find_spec(package) is None:
+            say(
+                f"{sys.argv[0]}: {package} is not installed for {sys.executable}; run launch/local.sh once, then "
+                "`source .venv/bin/activate` and start this again"
+            )
+            sys.exit(BAD_CONFIGURATION)
+
+
+def say(line: str) -> None:
+    """Prints a line for the user, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run(work: Callable[[], int | None]) -> int:
+    """Does the work and returns the exit code: an error that the user can act on is one line, any other a traceback."""
+    try:
+        return work() or OK
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else OK
+    except RunEnded as error:
+        say(f"{sys.argv[0]}: {error}")
+        return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            traceback.print_exc()
+            return CRASHED
+        where = f" that holds {error.filename}" if error.filename else ""
+        say(f"{sys.argv[0]}: the disk{where} is full; free space and start again")
+        return BadConfiguration.exit_code
+    except Exception:
+        traceback.print_exc()
+        return CRASHED
+
+
+def main(read: Callable[[Sequence[str]], T], work: Callable[[T], int | None]) -> NoReturn:
+    """Reads the command line with `read(argv)`, does `work` with what it returns, and ends the process."""
+    signals.end_at_once_on_signal()
+    leave(run(lambda: work(read(sys.argv))))
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process at once, after everything is written. Python's own exit may wait for ever.
+
+    TensorFlow's servers wait for peers that are gone, and its input threads for an interpreter that no longer answers.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    private_api.remove_generated_sources()
+    os._exit(code)
