@@ -1,6 +1,8 @@
-"""The registry of models: each name, where its `build` lies, and the recipe that trains it well.
+"""The one registry: every model, loss, optimizer and schedule by the name that a flag takes.
 
-Free of TensorFlow, so that flags are checked before it is imported. A model joins by one entry here.
+An entry is `module:object`, imported only when `load` is called: this module is free of TensorFlow, so flags can be
+checked before TensorFlow is imported. To add a loss, an optimizer, a schedule or a model, write it in its module and
+give it one entry here.
 """
 
 import dataclasses
@@ -9,9 +11,51 @@ from collections.abc import Callable
 from typing import Any
 
 
+def load(entry: str) -> Any:
+    """The object that `module:object` names. Imports the module, and TensorFlow with it."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# By kind of data; the first is the default. An object is called without arguments and returns a `keras.losses.Loss`
+# whose `call(targets, outputs)` is one value for each example, `[batch]`.
+LOSSES: dict[str, dict[str, str]] = {
+    "classification": {
+        "cross_entropy": "models.losses:CrossEntropy",
+        "smoothed": "models.losses:smoothed_cross_entropy",
+        "focal": "models.losses:Focal",
+    },
+    "regression": {
+        "squared": "models.losses:SquaredError",
+        "huber": "models.losses:Huber",
+        "pseudo_huber": "models.losses:PseudoHuber",
+        "log_cosh": "models.losses:LogCosh",
+    },
+    "language": {"cross_entropy": "models.losses:TokenCrossEntropy"},
+}
+
+# Called with `(learning_rate, weight_decay=...)`, where a weight decay of None means none.
+OPTIMIZERS: dict[str, str] = {
+    "sgd": "keras.optimizers:SGD",
+    "momentum": "models.optimizers:Momentum",
+    "adam": "keras.optimizers:Adam",
+    "adamw": "models.optimizers:adamw",
+    "sam": "models.optimizers:SAM",
+}
+
+# Subclasses of `models.optimizers.Schedule`: called with `(peak, warmup_steps, total_steps)`.
+SCHEDULES: dict[str, str] = {
+    "constant": "models.optimizers:Constant",
+    "linear": "models.optimizers:Linear",
+    "cosine": "models.optimizers:Cosine",
+    "one_cycle": "models.optimizers:OneCycle",
+    "inverse_sqrt": "models.optimizers:InverseSquareRoot",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a model is trained unless flags say otherwise. Rates are per update of the global batch."""
+    """How a model is trained unless flags say otherwise. The learning rate is per update of the global batch."""
 
     train_steps: int
     optimizer: str = "adamw"
@@ -43,18 +87,8 @@ class ModelCard:
 
     def builder(self) -> Callable[..., Any]:
         """The function that `build` names. Imports TensorFlow."""
-        module, function = self.build.split(":")
-        return getattr(importlib.import_module(module), function)
+        return load(self.build)
 
-
-# Names that flags take; what they stand for lies in `models.losses` and `models.optimizers`.
-LOSSES: dict[str, tuple[str, ...]] = {
-    "classification": ("cross_entropy", "smoothed", "focal"),
-    "regression": ("squared", "huber", "pseudo_huber", "log_cosh"),
-    "language": ("cross_entropy",),
-}
-OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "sam")
-SCHEDULES = ("constant", "linear", "cosine", "one_cycle", "inverse_sqrt")
 
 MODELS: dict[str, ModelCard] = {
     "mlp": ModelCard(
@@ -62,7 +96,7 @@ MODELS: dict[str, ModelCard] = {
         summary="multi-layer perceptron: two hidden layers with dropout",
         task="classification",
         dataset="digits",
-        # A step takes 0.2 ms: lines at every 20th would cost a tenth of the time, and nobody can read so fast.
+        # A step takes 0.2 ms: a line at every 20th would cost a tenth of the time, and nobody reads that fast.
         recipe=Recipe(train_steps=1000, learning_rate=2e-3, warmup_steps=50, weight_decay=1e-2, log_every=100),
         quality=("accuracy", 0.96),
     ),
@@ -124,7 +158,7 @@ MODELS: dict[str, ModelCard] = {
     ),
     "reconstructing_regressor": ModelCard(
         build="models.regressors:build_reconstructing",
-        summary="hidden layers that must give the inputs back as well",
+        summary="hidden layers that must also reconstruct the inputs",
         task="regression",
         dataset="diabetes",
         recipe=Recipe(train_steps=200, learning_rate=3e-3, warmup_steps=20, weight_decay=1e-1),

@@ -1,6 +1,6 @@
-"""Losses for each example: `loss.call(targets, outputs) -> [batch]`. Only a loop reduces over the batch.
+"""Losses of each example: `loss.call(targets, outputs) -> [batch]`. Only the training loop reduces over the batch.
 
-Each is an ordinary, serializable Keras loss as well, so it also works in `model.compile`.
+Each is also an ordinary, serializable Keras loss and works in `model.compile`. Names for flags: `models.cards.LOSSES`.
 """
 
 import math
@@ -13,40 +13,38 @@ import tensorflow as tf
 register = keras.saving.register_keras_serializable("lockstep")
 
 
-def _errors(targets: Any, outputs: Any) -> tf.Tensor:
-    """`outputs - targets` in float32, with outputs `[batch, 1]` brought to targets `[batch]`."""
+def errors(targets: Any, outputs: Any) -> tf.Tensor:
+    """`outputs - targets` in float32, with outputs `[batch, 1]` squeezed where targets are `[batch]`."""
     outputs, targets = tf.cast(outputs, tf.float32), tf.cast(targets, tf.float32)
     if outputs.shape.rank == targets.shape.rank + 1:
         outputs = tf.squeeze(outputs, -1)
     return outputs - targets
 
 
-def _per_example(values: tf.Tensor) -> tf.Tensor:
+def per_example(values: tf.Tensor) -> tf.Tensor:
     """Mean over everything but the batch: `[batch, …]` → `[batch]`."""
     return tf.reduce_mean(values, axis=list(range(1, values.shape.rank))) if values.shape.rank > 1 else values
 
 
-class _Loss(keras.losses.Loss):
-    """A Keras loss whose constructor's own arguments are listed in `arguments`."""
+class Loss(keras.losses.Loss):
+    """A Keras loss that lists its constructor's own arguments in `arguments`, for `get_config`."""
 
     arguments: tuple[str, ...] = ()
 
     def get_config(self) -> dict[str, Any]:
-        """The loss's arguments."""
         return super().get_config() | {name: getattr(self, name) for name in self.arguments}
 
 
 @register
-class SquaredError(_Loss):
+class SquaredError(Loss):
     """`(output - target)²`, mean over the target's own dimensions. Targets `[batch, …]` → `[batch]`."""
 
     def call(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """The loss of each example."""
-        return _per_example(tf.square(_errors(targets, outputs)))
+        return per_example(tf.square(errors(targets, outputs)))
 
 
 @register
-class Huber(_Loss):
+class Huber(Loss):
     """Quadratic up to an error of `threshold`, linear beyond it. Targets `[batch, …]` → `[batch]`.
 
     Source: P. J. Huber, "Robust estimation of a location parameter", 1964.
@@ -63,15 +61,14 @@ class Huber(_Loss):
         self.threshold = float(threshold)
 
     def call(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """The loss of each example."""
-        error = tf.abs(_errors(targets, outputs))
-        # The quadratic half sees a clipped error, so that the half that is not taken cannot overflow.
+        error = tf.abs(errors(targets, outputs))
+        # The quadratic term gets the clipped error, so it cannot overflow where the linear term applies.
         quadratic = tf.minimum(error, self.threshold)
-        return _per_example(0.5 * tf.square(quadratic) + self.threshold * (error - quadratic))
+        return per_example(0.5 * tf.square(quadratic) + self.threshold * (error - quadratic))
 
 
 @register
-class PseudoHuber(_Loss):
+class PseudoHuber(Loss):
     """`d² (√(1 + (error / d)²) - 1)`: like Huber's with threshold `d`, and smooth. Targets `[batch, …]` → `[batch]`.
 
     Source: Charbonnier et al., "Deterministic edge-preserving regularization", 1997.
@@ -86,27 +83,25 @@ class PseudoHuber(_Loss):
         self.threshold = float(threshold)
 
     def call(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """The loss of each example."""
-        scaled = tf.abs(_errors(targets, outputs)) / self.threshold
-        # √(1 + x²) - 1 = x · x / (√(1 + x²) + 1), without cancellation for small x; and x is taken out of the root for
-        # large x, where x² would overflow.
+        scaled = tf.abs(errors(targets, outputs)) / self.threshold
+        # √(1 + x²) - 1 = x · x / (√(1 + x²) + 1) has no cancellation for small x. For large x, where x² would overflow,
+        # x is taken out of the root.
         small, large = tf.minimum(scaled, 1.0), tf.maximum(scaled, 1.0)
         root = tf.where(scaled > 1.0, large * tf.sqrt(1.0 + tf.square(1.0 / large)), tf.sqrt(1.0 + tf.square(small)))
-        return _per_example(self.threshold**2 * scaled * (scaled / (root + 1.0)))
+        return per_example(self.threshold**2 * scaled * (scaled / (root + 1.0)))
 
 
 @register
-class LogCosh(_Loss):
+class LogCosh(Loss):
     """`log(cosh(error))`: half the square of a small error, the size of a large one. `[batch, …]` → `[batch]`."""
 
     def call(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """The loss of each example."""
-        error = tf.abs(_errors(targets, outputs))
-        # log cosh x = x + log(1 + e^(-2x)) - log 2, with no exponential that overflows.
-        return _per_example(error + tf.math.log1p(tf.exp(-2.0 * error)) - math.log(2.0))
+        error = tf.abs(errors(targets, outputs))
+        # log cosh x = x + log(1 + e^(-2x)) - log 2 for x ≥ 0: no exponential overflows.
+        return per_example(error + tf.math.log1p(tf.exp(-2.0 * error)) - math.log(2.0))
 
 
-class _ClassLoss(_Loss):
+class _ClassLoss(Loss):
     """A loss of one class out of many: labels `[batch]` integers, logits `[batch, num_classes]` → `[batch]`.
 
     `class_weights`: a factor for each class, by its label; None = 1 for all.
@@ -142,11 +137,10 @@ class CrossEntropy(_ClassLoss):
     ):
         super().__init__(class_weights, name=name, **kwargs)
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing {label_smoothing} is outside [0, 1); pass a share, e.g. 0.1")
+            raise ValueError(f"label_smoothing {label_smoothing} is outside [0, 1); pass a fraction, e.g. 0.1")
         self.label_smoothing = float(label_smoothing)
 
     def call(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """The loss of each example."""
         values = -self._log_probability(targets, outputs)
         if self.label_smoothing:
             uniform = -tf.reduce_mean(tf.nn.log_softmax(tf.cast(outputs, tf.float32)), axis=-1)
@@ -154,9 +148,14 @@ class CrossEntropy(_ClassLoss):
         return self._weighted(targets, values)
 
 
+def smoothed_cross_entropy() -> CrossEntropy:
+    """Cross-entropy with a label smoothing of 0.1, the value of the paper."""
+    return CrossEntropy(label_smoothing=0.1)
+
+
 @register
 class Focal(_ClassLoss):
-    """`-(1 - p)^gamma log p` of the label's probability `p`: examples that are easy count less.
+    """`-(1 - p)^gamma log p` of the label's probability `p`: easy examples count less.
 
     Source: Lin et al., "Focal loss for dense object detection", ICCV 2017.
     """
@@ -170,34 +169,16 @@ class Focal(_ClassLoss):
         self.gamma = float(gamma)
 
     def call(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """The loss of each example."""
         log_p = self._log_probability(targets, outputs)
-        # 1 - p = -expm1(log p), kept above 0: the power's gradient is infinite there for gamma below 1.
+        # 1 - p = -expm1(log p), kept above 0, where the gradient of the power is infinite for gamma below 1.
         return self._weighted(targets, -tf.pow(tf.maximum(-tf.math.expm1(log_p), 1e-12), self.gamma) * log_p)
 
 
 @register
-class TokenCrossEntropy(_Loss):
+class TokenCrossEntropy(Loss):
     """Cross-entropy of the next token, mean over time: tokens `[batch, time]`, logits `[batch, time, vocabulary]`."""
 
     def call(self, targets: Any, outputs: Any) -> tf.Tensor:
         """The loss of each example, in nats a token: `[batch]`."""
         logits = tf.cast(outputs, tf.float32)
-        return _per_example(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(targets, tf.int32), logits))
-
-
-# What `--loss` may name, by kind of data; the first is the default. `models.cards.LOSSES` repeats the names.
-LOSSES = {
-    "classification": {
-        "cross_entropy": CrossEntropy,
-        "smoothed": lambda: CrossEntropy(label_smoothing=0.1),
-        "focal": Focal,
-    },
-    "regression": {
-        "squared": SquaredError,
-        "huber": Huber,
-        "pseudo_huber": PseudoHuber,
-        "log_cosh": LogCosh,
-    },
-    "language": {"cross_entropy": TokenCrossEntropy},
-}
+        return per_example(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(targets, tf.int32), logits))

@@ -1,8 +1,9 @@
 """Streaming metrics: each is a function of a sum, over examples, of additive statistics.
 
 That form is exact at every number of replicas: statistics of all examples add up in any grouping, and one all-reduce
-merges replicas. The loop uses the pure half (`statistics`, `result_of`) and keeps the sums itself, in the compiled
-graph; as an ordinary Keras metric (`update_state`, `result`, `reset_state`) the same class works anywhere else.
+merges replicas. A compiled loop uses the two pure functions (`statistics`, `result_of`) and keeps the sums itself, in
+one vector (`models.sums`). As an ordinary Keras metric (`update_state`, `result`, `reset_state`) the same class works
+anywhere else.
 """
 
 from typing import Any
@@ -56,11 +57,9 @@ class StreamingMetric(keras.metrics.Metric):
         return self.result_of(total[:-1], total[-1])
 
     def reset_state(self) -> None:
-        """Forgets all examples."""
         self._state().assign(tf.zeros([self.width + 1]))
 
     def get_config(self) -> dict[str, Any]:
-        """The metric's arguments."""
         return super().get_config() | {name: getattr(self, name) for name in self.arguments}
 
 
@@ -70,20 +69,23 @@ def _predicted(logits: tf.Tensor) -> tf.Tensor:
 
 @register
 class Accuracy(StreamingMetric):
-    """Share of right predictions: labels `[batch, …]`, logits `[batch, …, num_classes]`; mean over an example's own."""
+    """Fraction of correct predictions: labels `[batch, …]`, logits `[batch, …, num_classes]`.
+
+    An example with several labels counts with the mean over them.
+    """
 
     def __init__(self, name: str = "accuracy", dtype: Any = None):
         super().__init__(name, dtype)
 
     def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """The share of an example's labels that have the largest logit: `[batch, 1]`."""
+        """The fraction of an example's labels that have the largest logit: `[batch, 1]`."""
         correct = tf.cast(tf.equal(_predicted(outputs), tf.cast(targets, tf.int32)), tf.float32)
         return tf.reduce_mean(tf.reshape(correct, [tf.shape(correct)[0], -1]), axis=1, keepdims=True)
 
 
 @register
 class TopK(StreamingMetric):
-    """Share of examples whose label is among the `k` largest of the logits `[batch, num_classes]`."""
+    """Fraction of examples whose label is among the `k` largest of the logits `[batch, num_classes]`."""
 
     arguments = ("k",)
 
@@ -98,7 +100,7 @@ class TopK(StreamingMetric):
 
 
 class _ConfusionCounts(StreamingMetric):
-    """Right, predicted and true examples of each class: three counts a class."""
+    """Three counts for each class: correct predictions, predictions, and labels."""
 
     arguments = ("num_classes",)
 
@@ -115,36 +117,36 @@ class _ConfusionCounts(StreamingMetric):
 
     def result_of(self, total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         """Mean over the classes that occur, as a label or as a prediction."""
-        right, predicted, true = tf.unstack(tf.reshape(total, [3, self.num_classes]))
+        correct, predicted, true = tf.unstack(tf.reshape(total, [3, self.num_classes]))
         occurs = tf.cast(predicted + true > 0, tf.float32)
         return tf.math.divide_no_nan(
-            tf.reduce_sum(self._of_class(right, predicted, true) * occurs), tf.reduce_sum(occurs)
+            tf.reduce_sum(self._of_class(correct, predicted, true) * occurs), tf.reduce_sum(occurs)
         )
 
-    def _of_class(self, right: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
+    def _of_class(self, correct: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
         raise NotImplementedError
 
 
 @register
 class Precision(_ConfusionCounts):
-    """Share of the predictions of a class that are right, mean over classes; 0 for a class that is never predicted."""
+    """Fraction of the predictions of a class that are correct, mean over classes; 0 for a class never predicted."""
 
     def __init__(self, num_classes: int, name: str = "precision", dtype: Any = None):
         super().__init__(num_classes, name, dtype)
 
-    def _of_class(self, right: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
-        return tf.math.divide_no_nan(right, predicted)
+    def _of_class(self, correct: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
+        return tf.math.divide_no_nan(correct, predicted)
 
 
 @register
 class Recall(_ConfusionCounts):
-    """Share of the examples of a class that are found, mean over classes; 0 for a class without examples."""
+    """Fraction of the examples of a class that are predicted as such, mean over classes; 0 for one without examples."""
 
     def __init__(self, num_classes: int, name: str = "recall", dtype: Any = None):
         super().__init__(num_classes, name, dtype)
 
-    def _of_class(self, right: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
-        return tf.math.divide_no_nan(right, true)
+    def _of_class(self, correct: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
+        return tf.math.divide_no_nan(correct, true)
 
 
 @register
@@ -154,8 +156,8 @@ class F1(_ConfusionCounts):
     def __init__(self, num_classes: int, name: str = "f1", dtype: Any = None):
         super().__init__(num_classes, name, dtype)
 
-    def _of_class(self, right: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
-        return tf.math.divide_no_nan(2 * right, predicted + true)
+    def _of_class(self, correct: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
+        return tf.math.divide_no_nan(2 * correct, predicted + true)
 
 
 @register
@@ -173,7 +175,7 @@ class CalibrationError(StreamingMetric):
         self.width = 2 * bins
 
     def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """Confidence and correctness, each in the column of the example's bin: `[batch, 2 · bins]`."""
+        """The confidence and 0 or 1 for correct, each in the column of the example's bin: `[batch, 2 · bins]`."""
         confidence = tf.reduce_max(tf.nn.softmax(tf.cast(outputs, tf.float32)), axis=-1)
         bin_of = tf.clip_by_value(tf.cast(tf.math.ceil(confidence * self.bins), tf.int32) - 1, 0, self.bins - 1)
         column = tf.one_hot(bin_of, self.bins)
@@ -211,12 +213,12 @@ class AbsoluteError(StreamingMetric):
 
     def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
         """The mean absolute error of each example: `[batch, 1]`."""
-        return losses._per_example(tf.abs(losses._errors(targets, outputs)))[:, None]
+        return losses.per_example(tf.abs(losses.errors(targets, outputs)))[:, None]
 
 
 @register
 class R2(StreamingMetric):
-    """Coefficient of determination, `1 - Σ error² / Σ (target - mean)²`, mean over the target's `outputs` columns."""
+    """Coefficient of determination, `1 - Σ error² / Σ (target - mean)²`: the mean over `num_outputs` target columns."""
 
     arguments = ("num_outputs",)
 
@@ -227,7 +229,7 @@ class R2(StreamingMetric):
 
     def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
         """Squared error, target and its square: `[batch, 3 · num_outputs]`."""
-        errors = tf.reshape(losses._errors(targets, outputs), [-1, self.num_outputs])
+        errors = tf.reshape(losses.errors(targets, outputs), [-1, self.num_outputs])
         targets = tf.reshape(tf.cast(targets, tf.float32), [-1, self.num_outputs])
         return tf.concat([tf.square(errors), targets, tf.square(targets)], axis=1)
 
@@ -240,12 +242,15 @@ class R2(StreamingMetric):
 
 @register
 class BitsPerToken(StreamingMetric):
-    """Mean cross-entropy of the next token in bits; of bytes: bits per byte. Logits `[batch, time, vocabulary]`."""
+    """Mean cross-entropy of the next token, in bits per token; where tokens are bytes, bits per byte.
+
+    Tokens `[batch, time]`, logits `[batch, time, vocabulary]`.
+    """
 
     def __init__(self, name: str = "bits_per_token", dtype: Any = None):
         super().__init__(name, dtype)
         self._loss = losses.TokenCrossEntropy()
 
     def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """Bits a token of each example: `[batch, 1]`."""
+        """Bits per token of each example: `[batch, 1]`."""
         return self._loss.call(targets, outputs)[:, None] / tf.math.log(2.0)

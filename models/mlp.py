@@ -27,14 +27,12 @@ class MLP(keras.Model):
         self.head = keras.layers.Dense(num_classes, name="logits", dtype="float32")
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Logits of a batch."""
         x = self.flatten(x)
         for hidden, drop in zip(self.hidden, self.drops, strict=True):
             x = drop(hidden(x), training=training)
         return self.head(x)
 
     def get_config(self) -> dict[str, Any]:
-        """The model's arguments."""
         config = {"num_classes": self.num_classes, "units": self.units, "dropout": self.dropout}
         return super().get_config() | config
 

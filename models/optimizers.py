@@ -1,11 +1,13 @@
-"""Optimizers and learning-rate schedules, ours and Keras's, by name."""
+"""Optimizers and learning-rate schedules that Keras lacks, and how those of `models.cards` are built."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from models import cards
 
 register = keras.saving.register_keras_serializable("lockstep")
 
@@ -31,13 +33,11 @@ class Momentum(keras.optimizers.Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Makes a slot for each variable."""
         if not self.built:
             super().build(variables)
             self.velocities = self.add_optimizer_variables(variables, "velocity")
 
     def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: Any) -> None:
-        """Moves one variable, of the gradient's shape."""
         velocity = self.velocities[self._get_variable_index(variable)]
         step = tf.cast(learning_rate, variable.dtype) * tf.cast(gradient, variable.dtype)
         moved = self.momentum * velocity - step
@@ -45,7 +45,6 @@ class Momentum(keras.optimizers.Optimizer):
         self.assign_add(variable, self.momentum * moved - step if self.nesterov else moved)
 
     def get_config(self) -> dict[str, Any]:
-        """The optimizer's arguments."""
         return super().get_config() | {"momentum": self.momentum, "nesterov": self.nesterov}
 
 
@@ -53,8 +52,9 @@ class Momentum(keras.optimizers.Optimizer):
 class SAM(Momentum):
     """Sharpness-aware minimization: the gradient is taken where, within `rho`, the loss is largest.
 
-    A loop that finds `perturbation` takes two gradients a step: one at the weights `w`, one at `w + perturbation`, with
-    which it updates `w`. Both are those of the *global* batch. Source: Foret et al., ICLR 2021.
+    A loop takes two gradients a step from an optimizer that has the method `perturbation`: one at the weights `w`, one
+    at `w + perturbation`, with which it updates `w`. Both are those of the *global* batch.
+    Source: Foret et al., "Sharpness-aware minimization", ICLR 2021.
     """
 
     def __init__(self, learning_rate: Any = 0.01, rho: float = 0.05, name: str = "sam", **kwargs: Any):
@@ -68,109 +68,112 @@ class SAM(Momentum):
         return [gradient * (self.rho / (norm + 1e-12)) for gradient in gradients]
 
     def get_config(self) -> dict[str, Any]:
-        """The optimizer's arguments."""
         return super().get_config() | {"rho": self.rho}
 
 
-def _constant(share: tf.Tensor) -> tf.Tensor:
-    return tf.ones_like(share)
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate as a function of the step, with a warm-up to `peak`.
 
-
-def _linear(share: tf.Tensor) -> tf.Tensor:
-    return 1.0 - share
-
-
-def _cosine(share: tf.Tensor) -> tf.Tensor:
-    return 0.5 * (1.0 + tf.cos(math.pi * share))
-
-
-_DECAYS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
-
-
-@register
-class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from `peak / warmup_steps` to `peak`, then a decay that ends at 0 after `total_steps`.
-
-    `decay`: `constant`, `linear` or `cosine` (Loshchilov and Hutter, "SGDR", ICLR 2017).
+    A subclass implements `__call__(step)`: the rate of the update that takes `step` to `step + 1`, a float32 scalar.
     """
-
-    def __init__(self, peak: float, warmup_steps: int, total_steps: int, decay: str):
-        self.peak, self.warmup_steps, self.total_steps, self.decay = peak, warmup_steps, total_steps, decay
-
-    def __call__(self, step: Any) -> tf.Tensor:
-        """The rate of the update that takes `step` to `step + 1`: a float32 scalar."""
-        step = tf.cast(step, tf.float32)
-        length = max(self.total_steps - self.warmup_steps, 1)
-        share = tf.clip_by_value((step - self.warmup_steps) / length, 0.0, 1.0)
-        return self.peak * tf.minimum((step + 1.0) / max(self.warmup_steps, 1), 1.0) * _DECAYS[self.decay](share)
-
-    def get_config(self) -> dict[str, Any]:
-        """The schedule's arguments."""
-        return {name: getattr(self, name) for name in ("peak", "warmup_steps", "total_steps", "decay")}
-
-
-@register
-class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
-    """From `peak / 25` up to `peak` by a cosine over the warm-up (30 % of the steps if 0), then down to `peak / 10⁴`.
-
-    Source: Smith and Topin, "Super-convergence", 2018, with the proportions that became customary.
-    """
-
-    start_division, end_division = 25.0, 1e4
 
     def __init__(self, peak: float, warmup_steps: int, total_steps: int):
         self.peak, self.warmup_steps, self.total_steps = peak, warmup_steps, total_steps
 
+    def get_config(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("peak", "warmup_steps", "total_steps")}
+
+
+def _half_cosine(progress: tf.Tensor) -> tf.Tensor:
+    """Falls from 1 to 0 while `progress` rises from 0 to 1."""
+    return 0.5 * (1.0 + tf.cos(math.pi * progress))
+
+
+class WarmupDecay(Schedule):
+    """Linear warm-up from `peak / warmup_steps` to `peak`, then `peak · decay(progress)`."""
+
+    def decay(self, progress: tf.Tensor) -> tf.Tensor:
+        """The factor of the peak. `progress`: 0 until the warm-up ends, 1 after `total_steps`; both float32 scalars."""
+        raise NotImplementedError
+
     def __call__(self, step: Any) -> tf.Tensor:
-        """The rate of the update that takes `step` to `step + 1`: a float32 scalar."""
+        step = tf.cast(step, tf.float32)
+        length = max(self.total_steps - self.warmup_steps, 1)
+        progress = tf.clip_by_value((step - self.warmup_steps) / length, 0.0, 1.0)
+        return self.peak * tf.minimum((step + 1.0) / max(self.warmup_steps, 1), 1.0) * self.decay(progress)
+
+
+@register
+class Constant(WarmupDecay):
+    """Warm-up, then the peak."""
+
+    def decay(self, progress: tf.Tensor) -> tf.Tensor:
+        return tf.ones_like(progress)
+
+
+@register
+class Linear(WarmupDecay):
+    """Warm-up, then a linear decay that reaches 0 after `total_steps`."""
+
+    def decay(self, progress: tf.Tensor) -> tf.Tensor:
+        return 1.0 - progress
+
+
+@register
+class Cosine(WarmupDecay):
+    """Warm-up, then a cosine decay that reaches 0 after `total_steps`.
+
+    Source: Loshchilov and Hutter, "SGDR", ICLR 2017.
+    """
+
+    def decay(self, progress: tf.Tensor) -> tf.Tensor:
+        return _half_cosine(progress)
+
+
+@register
+class OneCycle(Schedule):
+    """From `peak / 25` up to `peak` by a cosine over the warm-up (30 % of the steps if 0), then down to `peak / 10⁴`.
+
+    Source: Smith and Topin, "Super-convergence", 2018; the proportions are those that libraries use by default.
+    """
+
+    start_division, end_division = 25.0, 1e4
+
+    def __call__(self, step: Any) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
         top = float(self.warmup_steps or max(round(0.3 * self.total_steps), 1))
-        up = _cosine(tf.clip_by_value(step / top, 0.0, 1.0))
-        down = _cosine(tf.clip_by_value((step - top) / max(self.total_steps - 1 - top, 1.0), 0.0, 1.0))
+        up = _half_cosine(tf.clip_by_value(step / top, 0.0, 1.0))
+        down = _half_cosine(tf.clip_by_value((step - top) / max(self.total_steps - 1 - top, 1.0), 0.0, 1.0))
         rising = self.peak + (self.peak / self.start_division - self.peak) * up
         falling = self.peak / self.end_division + (self.peak - self.peak / self.end_division) * down
         return tf.where(step < top, rising, falling)
 
-    def get_config(self) -> dict[str, Any]:
-        """The schedule's arguments."""
-        return {name: getattr(self, name) for name in ("peak", "warmup_steps", "total_steps")}
-
 
 @register
-class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up to `peak`, then `peak · √(warmup / step)`. Source: Vaswani et al., 2017, section 5.3."""
+class InverseSquareRoot(Schedule):
+    """Linear warm-up to `peak`, then `peak · √(warmup / step)`, whatever `total_steps` is.
 
-    def __init__(self, peak: float, warmup_steps: int):
-        self.peak, self.warmup_steps = peak, warmup_steps
+    Source: Vaswani et al., "Attention is all you need", 2017, section 5.3.
+    """
 
     def __call__(self, step: Any) -> tf.Tensor:
-        """The rate of the update that takes `step` to `step + 1`: a float32 scalar."""
         done, warmup = tf.cast(step, tf.float32) + 1.0, float(max(self.warmup_steps, 1))
         return self.peak * tf.minimum(done / warmup, tf.sqrt(warmup / done))
 
-    def get_config(self) -> dict[str, Any]:
-        """The schedule's arguments."""
-        return {"peak": self.peak, "warmup_steps": self.warmup_steps}
 
-
-# What `--schedule` may name: (peak, warmup_steps, total_steps) → a schedule. `models.cards.SCHEDULES` names them too.
-SCHEDULES: dict[str, Callable[[float, int, int], keras.optimizers.schedules.LearningRateSchedule]] = {
-    **{name: lambda peak, warmup, total, name=name: WarmupDecay(peak, warmup, total, name) for name in _DECAYS},
-    "one_cycle": OneCycle,
-    "inverse_sqrt": lambda peak, warmup, total: InverseSquareRoot(peak, warmup),
-}
-
-# What `--optimizer` may name: (learning rate, weight decay or None) → an optimizer. `models.cards.OPTIMIZERS` repeats
-# the names. None clips: that is the loop's, because it must follow the all-reduce.
-OPTIMIZERS: dict[str, Callable[[Any, float | None], keras.optimizers.Optimizer]] = {
-    "sgd": lambda rate, decay: keras.optimizers.SGD(rate, weight_decay=decay),
-    "momentum": lambda rate, decay: Momentum(rate, weight_decay=decay),
-    "adam": lambda rate, decay: keras.optimizers.Adam(rate, weight_decay=decay),
-    "adamw": lambda rate, decay: keras.optimizers.AdamW(rate, weight_decay=decay or 0.0),
-    "sam": lambda rate, decay: SAM(rate, weight_decay=decay),
-}
+def adamw(learning_rate: Any, weight_decay: float | None) -> keras.optimizers.AdamW:
+    """Keras's AdamW, which takes 0 instead of None for no weight decay."""
+    return keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay or 0.0)
 
 
 def build(name: str, learning_rate: Any, weight_decay: float) -> keras.optimizers.Optimizer:
-    """The optimizer `name`, with decoupled weight decay (0 = none)."""
-    return OPTIMIZERS[name](learning_rate, weight_decay or None)
+    """The optimizer `name` of `cards.OPTIMIZERS`, with decoupled weight decay (0 = none).
+
+    `learning_rate`: a number or a schedule. The optimizer does not clip: the loop must, after the all-reduce.
+    """
+    return cards.load(cards.OPTIMIZERS[name])(learning_rate, weight_decay=weight_decay or None)
+
+
+def schedule(name: str, rate: float, warmup_steps: int, train_steps: int) -> Schedule:
+    """The schedule `name` of `cards.SCHEDULES`, with the peak `rate`."""
+    return cards.load(cards.SCHEDULES[name])(rate, warmup_steps, train_steps)

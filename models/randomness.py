@@ -1,11 +1,11 @@
 """Noise as a pure function of (seed, step, position of the example in the global batch).
 
-Keras draws one mask and repeats it on every replica, and keeps generator state that a checkpoint may miss. Here the
-loop announces where in the run a batch stands (`at`), and a layer asks for numbers of its own (`uniform`). The same
-example gets the same noise at every number of replicas and after every resume, and nothing has to be saved.
+Keras draws the same mask on every replica and keeps generator state that a checkpoint may miss. Here the loop sets the
+place of a batch in the run (`at`), and each layer draws numbers of its own (`uniform`). An example gets the same noise
+at every number of replicas and after every resume, and nothing has to be saved.
 
 Philox is counter-based (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): one counter gives four
-32-bit words, and examples own disjoint, consecutive ranges of counters, so a replica starts in the middle for free.
+32-bit words. Examples own disjoint, consecutive ranges of counters, so a replica can start in the middle at no cost.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def at(seed: int, step: tf.Tensor, first: tf.Tensor) -> Iterator[None]:
 def _bits(place: Place, shape: tf.Tensor, stream: str, dtype: tf.DType) -> tf.Tensor:
     """Random bits for each element of the batched `shape`: `dtype` is uint32, or uint16 for half the work.
 
-    The same eager, in a graph and under XLA.
+    They are the same eager, in a graph and under XLA.
     """
     per_example = tf.cast(tf.reduce_prod(shape[1:]), tf.int64)
     per_counter = _WORDS_PER_COUNTER * tf.uint32.size // dtype.size
@@ -73,8 +73,8 @@ def _bits(place: Place, shape: tf.Tensor, stream: str, dtype: tf.DType) -> tf.Te
 def uniform(shape: Any, stream: str) -> tf.Tensor:
     """Uniform numbers in [0, 1) for the current place: float32, of the batched `shape` `[batch, …]`.
 
-    `stream` names the consumer, say a layer's path: two streams are independent. Outside `at` (a model called by hand)
-    it falls back on an ordinary random draw.
+    `stream` names the consumer, e.g. a layer's path: two streams are independent. Outside `at`, where a model is called
+    by hand, the numbers are an ordinary random draw.
     """
     place = _PLACE.get()
     shape = tf.convert_to_tensor(shape, tf.int32)
@@ -87,9 +87,9 @@ def uniform(shape: Any, stream: str) -> tf.Tensor:
 def dropout_mask(rate: float, shape: Any, stream: str, dtype: Any = tf.float32) -> tf.Tensor:
     """What dropout multiplies by: 0 with probability `rate`, `1 / (1 - rate)` otherwise. Of the batched `shape`.
 
-    A `rate` in [0, 1) counts as the nearest multiple of 2**-16, 1 - 2**-15 at most, for which float16 has a scale. The
-    scale is of that too, so the mean is 1, to the rounding of `dtype`. The 16 bits that an element takes are half of
-    those of a number, and drawing them is most of what dropout costs. Outside `at`, as `uniform`.
+    A `rate` in [0, 1) is rounded to a multiple of 2**-16 and is at most 1 - 2**-15, so that float16 can hold the scale.
+    The scale is that of the rounded rate, so the mean is 1, up to the rounding of `dtype`. An element takes 16 random
+    bits, half of what `uniform` takes: drawing them is most of the cost of dropout. Outside `at`, as `uniform`.
     """
     place = _PLACE.get()
     shape = tf.convert_to_tensor(shape, tf.int32)

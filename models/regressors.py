@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from models import layers, metrics, tasks
+from models.blocks import ResidualDense
 
 register = keras.saving.register_keras_serializable("lockstep")
 
@@ -21,20 +22,18 @@ class ResidualRegressor(keras.Model):
         super().__init__(**kwargs)
         self.num_outputs, self.units, self.repeats, self.dropout = num_outputs, units, repeats, dropout
         self.hidden = layers.Dense(units, "elu", "he_normal", name="hidden")
-        self.repeated = layers.ResidualDense(name="repeated")
-        self.once = layers.ResidualDense(name="once")
+        self.repeated = ResidualDense(name="repeated")
+        self.once = ResidualDense(name="once")
         self.drop = layers.Dropout(dropout, name="drop")
         self.head = layers.Dense(num_outputs, name="output", dtype="float32")
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Predictions of a batch."""
         x = self.hidden(x)
         for _ in range(self.repeats):
             x = self.repeated(x)
         return self.head(self.drop(self.once(x), training=training))
 
     def get_config(self) -> dict[str, Any]:
-        """The model's arguments."""
         return super().get_config() | {
             "num_outputs": self.num_outputs,
             "units": self.units,
@@ -48,7 +47,7 @@ class WideDeep(keras.Model):
     """Two inputs and an auxiliary output: a wide one goes straight to the output, a deep one through hidden layers.
 
     `(wide [batch, …], deep [batch, …])` → `(main, auxiliary)`, `[batch, outputs]` each; the auxiliary output sees the
-    deep half alone. Source: Cheng et al., "Wide & deep learning for recommender systems", 2016.
+    deep part only. Source: Cheng et al., "Wide & deep learning for recommender systems", 2016.
     """
 
     def __init__(self, num_outputs: int = 1, units: int = 32, dropout: float = 0.2, **kwargs: Any):
@@ -63,21 +62,19 @@ class WideDeep(keras.Model):
         self.auxiliary = layers.Dense(num_outputs, name="auxiliary", dtype="float32")
 
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """Main and auxiliary predictions of a batch."""
         wide, deep = inputs
         deep = self.drop(self.hidden_2(self.hidden_1(deep)), training=training)
         merged, _ = self.merge((self.wide(wide), deep))
         return self.main(merged), self.auxiliary(deep)
 
     def get_config(self) -> dict[str, Any]:
-        """The model's arguments."""
         config = {"num_outputs": self.num_outputs, "units": self.units, "dropout": self.dropout}
         return super().get_config() | config
 
 
 @register
 class ReconstructingRegressor(keras.Model):
-    """Hidden layers that must also give the inputs back: the squared error of that is a penalty, by `add_loss`.
+    """Hidden layers that must also reconstruct the inputs; `add_loss` adds the squared error of that as a penalty.
 
     `x: [batch, features]` → `(prediction [batch, outputs], reconstruction error [batch])`.
     """
@@ -90,7 +87,6 @@ class ReconstructingRegressor(keras.Model):
         self.head = layers.Dense(num_outputs, name="output", dtype="float32")
 
     def build(self, input_shape: Any) -> None:
-        """Builds the parts, the reconstruction as wide as the input."""
         self.reconstruct = layers.Dense(input_shape[-1], name="reconstruct", dtype="float32")
         shape = input_shape
         for hidden in self.hidden:
@@ -102,7 +98,6 @@ class ReconstructingRegressor(keras.Model):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """Predictions and reconstruction errors of a batch."""
         y = self.noise(x, training=training)
         for hidden in self.hidden:
             y = hidden(y)
@@ -111,7 +106,6 @@ class ReconstructingRegressor(keras.Model):
         return self.head(y), error
 
     def get_config(self) -> dict[str, Any]:
-        """The model's arguments."""
         return super().get_config() | {
             "num_outputs": self.num_outputs,
             "units": self.units,
@@ -120,7 +114,7 @@ class ReconstructingRegressor(keras.Model):
         }
 
 
-@metrics.register
+@register
 class ReconstructionError(metrics.StreamingMetric):
     """Mean squared error of the reconstruction, which the model returns beside its prediction."""
 
@@ -132,8 +126,8 @@ class ReconstructionError(metrics.StreamingMetric):
         return outputs[1][:, None]
 
 
-class _OfFirst(metrics.StreamingMetric):
-    """Another metric, of the first of several outputs."""
+class _OfFirstOutput(metrics.StreamingMetric):
+    """Applies a metric to the first of several outputs."""
 
     def __init__(self, metric: metrics.StreamingMetric):
         super().__init__(metric.name)
@@ -141,11 +135,9 @@ class _OfFirst(metrics.StreamingMetric):
         self.width = metric.width
 
     def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """Those of the other metric."""
         return self._metric.statistics(targets, outputs[0])
 
     def result_of(self, total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        """That of the other metric."""
         return self._metric.result_of(total, count)
 
 
@@ -161,8 +153,8 @@ def _several_outputs(spec: tasks.DataSpec, auxiliary_weight: float = 0.0, **chan
 
     return tasks.Task(
         loss,
-        {name: _OfFirst(metric) for name, metric in task.metrics.items()} | changes.pop("metrics", {}),
-        {name: _OfFirst(metric) for name, metric in task.eval_metrics.items()},
+        {name: _OfFirstOutput(metric) for name, metric in task.metrics.items()} | changes.pop("metrics", {}),
+        {name: _OfFirstOutput(metric) for name, metric in task.eval_metrics.items()},
         task.best_metric,
         task.best_mode,
         **changes,
@@ -175,7 +167,7 @@ def build_residual(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
 
 
 def build_wide_deep(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
-    """Wide & deep: all features are wide, all but the first two (identities of a row, mostly) are deep too."""
+    """Wide & deep. All features are wide; all but the first two are deep too."""
     deep_start = min(2, spec.input_shape[-1] - 1)
 
     def inputs(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -5,9 +5,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from models import layers, tasks
+from models import tasks
+from models.batch_norm import BatchNormalization
+from models.blocks import BottleneckBlock, ResidualBlock
 
-# Images below this size are not halved before the first block: the stem is a single 3×3 convolution (He et al., 4.2).
+# Images below this size are not reduced before the first block: the stem is a single 3×3 convolution (He et al., 4.2).
 _LARGE_IMAGE = 64
 
 
@@ -16,8 +18,9 @@ class ResNet(keras.Model):
     """A stem, stages of residual blocks, global mean, logits.
 
     `x: [batch, height, width, channels]` → logits `[batch, num_classes]`, float32. The first stage keeps the
-    resolution; each later one halves it. `blocks`: blocks a stage; `widths`: filters a stage; `bottleneck`: blocks of
-    three convolutions with four times the filters; `large_images`: a 7×7 stem of stride 2 and a pool of stride 2.
+    resolution; each later one halves it. `blocks`: blocks of each stage; `widths`: filters of each stage; `bottleneck`:
+    blocks of three convolutions with four times the filters; `large_images`: a 7×7 stem of stride 2 and a pool of
+    stride 2.
     """
 
     def __init__(
@@ -37,9 +40,9 @@ class ResNet(keras.Model):
         self.stem = keras.layers.Conv2D(
             widths[0], size, stride, "same", use_bias=False, kernel_initializer="he_normal", name="stem"
         )
-        self.stem_norm = layers.BatchNormalization(name="stem_norm")
+        self.stem_norm = BatchNormalization(name="stem_norm")
         self.stem_pool = keras.layers.MaxPooling2D(3, 2, "same", name="stem_pool") if large_images else None
-        block_class = layers.BottleneckBlock if bottleneck else layers.ResidualBlock
+        block_class = BottleneckBlock if bottleneck else ResidualBlock
         self.stages = [
             block_class(width, stride=2 if stage > 1 and block == 1 else 1, name=f"stage_{stage}_block_{block}")
             for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True), 1)
@@ -49,7 +52,6 @@ class ResNet(keras.Model):
         self.head = keras.layers.Dense(num_classes, name="logits", dtype="float32")
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Logits of a batch."""
         x = tf.nn.relu(self.stem_norm(self.stem(x), training=training))
         if self.stem_pool is not None:
             x = self.stem_pool(x)
@@ -58,7 +60,6 @@ class ResNet(keras.Model):
         return self.head(self.pool(x))
 
     def get_config(self) -> dict[str, Any]:
-        """The model's arguments."""
         return super().get_config() | {
             "num_classes": self.num_classes,
             "widths": self.widths,

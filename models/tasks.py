@@ -1,4 +1,4 @@
-"""What a model is trained for: its loss for each example and its metrics, apart from any loop."""
+"""What a model is trained for: its loss of each example and its metrics, apart from any loop."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models import losses
+from models import cards
 from models import metrics as metrics_lib
 from models.metrics import StreamingMetric
 
@@ -17,8 +17,8 @@ class DataSpec:
 
     `task`: `classification`, `regression` or `language`. `input_shape`: one example's shape without the batch, e.g.
     `(8, 8, 1)`, after the data set's own preparation; `input_dtype` its element type. `num_classes`: classes of the
-    label or tokens of the vocabulary. `target_shape`: one regression target's. `loss`: a name of `losses.LOSSES`, or
-    empty for the task's first.
+    label or tokens of the vocabulary. `target_shape`: one regression target's. `loss`: a name in `cards.LOSSES[task]`,
+    or empty for the first.
     """
 
     task: str
@@ -30,7 +30,7 @@ class DataSpec:
 
     @property
     def num_outputs(self) -> int:
-        """Columns of a regression target."""
+        """The number of columns of a regression target."""
         return self.target_shape[0] if self.target_shape else 1
 
 
@@ -42,10 +42,9 @@ def _same(value: Any) -> Any:
 class Task:
     """The loss and the metrics of a model.
 
-    `loss(targets, outputs) -> [batch]` gives one value for each example; only the loop reduces.
-    `metrics` are measured in training and evaluation, `eval_metrics` in evaluation alone; each is a sum over examples
-    of additive statistics. `best_metric`, `best_mode`: the eval metric, `max` or `min`, by which the best checkpoint is
-    kept. `inputs` turns the data set's inputs into those that the model takes.
+    `loss(targets, outputs) -> [batch]` gives one value for each example; only the loop reduces. `metrics` are measured
+    in training and evaluation, `eval_metrics` in evaluation only. `best_metric`, `best_mode`: the eval metric by which
+    the best checkpoint is kept, and `max` or `min`. `inputs` turns the data set's inputs into those of the model.
     """
 
     loss: Callable[[Any, Any], tf.Tensor]
@@ -57,13 +56,13 @@ class Task:
 
 
 def named_loss(spec: DataSpec) -> Callable[[Any, Any], tf.Tensor]:
-    """The loss that the spec names, or the first of its task."""
-    choices = losses.LOSSES[spec.task]
-    return choices[spec.loss or next(iter(choices))]().call
+    """The loss that the spec names, or the first of its task: `(targets, outputs) -> [batch]`."""
+    choices = cards.LOSSES[spec.task]
+    return cards.load(choices[spec.loss or next(iter(choices))])().call
 
 
 def classification(spec: DataSpec) -> Task:
-    """One label in `[0, num_classes)` for each example; the model returns logits `[batch, num_classes]`."""
+    """One label in `[0, num_classes)` for each example. The model returns logits `[batch, num_classes]`."""
     thorough = [metrics_lib.F1(spec.num_classes), metrics_lib.CalibrationError()]
     if spec.num_classes > 10:
         thorough.append(metrics_lib.TopK(5))

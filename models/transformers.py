@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from models import layers, tasks
+from models.blocks import AttentionBlock
 
 register = keras.saving.register_keras_serializable("lockstep")
 
@@ -33,12 +34,11 @@ class VisionTransformer(keras.Model):
         self.depth, self.heads, self.dropout = depth, heads, dropout
         self.embed = keras.layers.Conv2D(features, patch, patch, name="embed")
         self.drop = layers.Dropout(dropout, name="drop")
-        self.blocks = [layers.AttentionBlock(heads, dropout=dropout, name=f"block_{i}") for i in range(1, depth + 1)]
+        self.blocks = [AttentionBlock(heads, dropout=dropout, name=f"block_{i}") for i in range(1, depth + 1)]
         self.norm = layers.LayerNormalization(name="norm")
         self.head = layers.Dense(num_classes, name="logits", dtype="float32")
 
     def build(self, input_shape: Any) -> None:
-        """Makes the class token and the positions, and builds the parts."""
         height, width = input_shape[1:3]
         if height % self.patch or width % self.patch:
             raise ValueError(f"images of {height}×{width} do not divide into patches of {self.patch}; choose a divisor")
@@ -54,7 +54,6 @@ class VisionTransformer(keras.Model):
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Logits of a batch."""
         x = self.embed(x)
         x = tf.reshape(x, [tf.shape(x)[0], x.shape[1] * x.shape[2], self.features])
         first = tf.tile(tf.convert_to_tensor(self.class_token), [tf.shape(x)[0], 1, 1])
@@ -64,7 +63,6 @@ class VisionTransformer(keras.Model):
         return self.head(self.norm(x)[:, 0])
 
     def get_config(self) -> dict[str, Any]:
-        """The model's arguments."""
         return super().get_config() | {
             "num_classes": self.num_classes,
             "patch": self.patch,
@@ -98,12 +96,11 @@ class LanguageModel(keras.Model):
         self.depth, self.heads, self.dropout = depth, heads, dropout
         self.drop = layers.Dropout(dropout, name="drop")
         self.blocks = [
-            layers.AttentionBlock(heads, dropout=dropout, causal=True, name=f"block_{i}") for i in range(1, depth + 1)
+            AttentionBlock(heads, dropout=dropout, causal=True, name=f"block_{i}") for i in range(1, depth + 1)
         ]
         self.norm = layers.LayerNormalization(name="norm")
 
     def build(self, input_shape: Any) -> None:
-        """Makes the embedding and the positions, and builds the parts."""
         small = keras.initializers.RandomNormal(stddev=0.02)
         self.embedding = self.add_weight(shape=(self.vocabulary, self.features), initializer=small, name="embedding")
         self.positions = self.add_weight(shape=(self.length, self.features), initializer=small, name="positions")
@@ -113,7 +110,6 @@ class LanguageModel(keras.Model):
         self.built = True
 
     def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Logits of the next token at every position."""
         table = tf.convert_to_tensor(self.embedding)
         positions = tf.convert_to_tensor(self.positions)[: tf.shape(tokens)[1]]
         # As a matrix product, the gradient is dense: an all-reduce of sparse slices would depend on the replicas.
@@ -124,7 +120,6 @@ class LanguageModel(keras.Model):
         return tf.cast(tf.matmul(self.norm(x), table, transpose_b=True), tf.float32)
 
     def get_config(self) -> dict[str, Any]:
-        """The model's arguments."""
         return super().get_config() | {
             "vocabulary": self.vocabulary,
             "length": self.length,

@@ -1,7 +1,6 @@
 """What the tests share: four virtual CPU devices in this process, prepared data, and runs of the real loop."""
 
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -13,6 +12,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from trainers.world import quiet
+
+quiet.import_tensorflow()
+
 import keras
 import numpy as np
 import pytest
@@ -23,8 +26,11 @@ tf.config.set_logical_device_configuration(
 )
 
 from trainers import custom_loop
-from trainers.record import checkpoints
-from trainers.settings.config import Config, resolve
+from trainers.record import checkpoints, reading
+from trainers.run import start
+from trainers.settings.config import Config
+from trainers.settings.rules import resolve
+from trainers.world import process
 
 # CI runs what takes more time than a person waits for, too.
 LONG_TESTS = os.environ.get("LOCKSTEP_LONG") == "1"
@@ -65,7 +71,7 @@ def pytest_collection_modifyitems(items):
 def pytest_unconfigure(config):
     """Leaves as the trainer does: TensorFlow's input threads may wait for an interpreter that is shutting down."""
     if EXIT_STATUS in config.stash:
-        custom_loop.leave(config.stash[EXIT_STATUS])
+        process.leave(config.stash[EXIT_STATUS])
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +104,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make) -> Path
 def run(data_dir, tmp_path):
     """`run(name, **flags)` trains in this process, by default for a few steps in `tmp_path / name`: the summary."""
 
-    def train(name: str = "run", **flags) -> custom_loop.Summary:
+    def train(name: str = "run", **flags) -> start.Summary:
         settings = {"model": "mlp", "train_steps": 6, "batch_size": 32, "data_dir": str(data_dir)}
         settings |= {"log_every": 2, "eval_every": 3, "checkpoint_every": 3, "run_dir": str(tmp_path / name)}
         return custom_loop.train(resolve(Config(**(settings | flags))))
@@ -108,19 +114,20 @@ def run(data_dir, tmp_path):
 
 def weights(run_dir: Path, step: int | None = None) -> dict[str, np.ndarray]:
     """Everything in a run's checkpoint: the newest, or that of a step."""
-    store = checkpoints.Checkpoints(Path(run_dir) / "checkpoints", 3, {}, "loss", "min")
+    store = checkpoints.Checkpoints(Path(run_dir), 3, {}, "loss", "min")
     return store.read(step if step is not None else store.steps()[-1])
 
 
 def metrics(run_dir: Path) -> list[dict]:
     """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
+    assert all(line.endswith("}") for line in lines), "a line is torn"
+    return reading.metric_lines(Path(run_dir))
 
 
 def without_times(lines: list[dict]) -> list[dict]:
     """Lines of metrics without what a clock decides."""
-    timed = ("per_second", "utilization")
-    return [{k: v for k, v in line.items() if not k.endswith(timed) and not k.startswith("share_")} for line in lines]
+    return [{k: v for k, v in line.items() if not reading.is_timing(k)} for line in lines]
 
 
 def largest_relative_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray], group: str = "model/") -> float:

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from trainers.input import batches
-from trainers.input.load import Split
+from trainers.input.dataset import Split
 
 SIZE, BATCH = 50, 12
 ARRAYS = {"x": np.arange(SIZE, dtype=np.int64)}
@@ -34,13 +34,13 @@ def global_batches(split, replicas, steps, first=0, seed=3, parts=1):
         return [features["x"] for features, _ in pieces], [weights for _, weights in pieces]
 
     @tf.function
-    def one(step):
+    def batch(step):
         order = strategy.run(source.order, args=(tf.constant(first, tf.int64), tf.constant(first + steps, tf.int64)))
         return strategy.run(replica, args=(source.feed()[0], order, step))
 
     ids, weights = [], []
     for step in range(first, first + steps):
-        xs, ws = one(tf.constant(step, tf.int64))
+        xs, ws = batch(tf.constant(step, tf.int64))
         ids.append(np.concatenate([x for part in xs for x in strategy.experimental_local_results(part)]))
         weights.append(np.concatenate([w for part in ws for w in strategy.experimental_local_results(part)]))
     return np.array(ids), np.array(weights)
@@ -50,15 +50,15 @@ def global_batches(split, replicas, steps, first=0, seed=3, parts=1):
 def test_replicas_and_parts_do_not_change_the_batches(split):
     expected, _ = global_batches(split, 1, 9)
     for replicas, parts in ((2, 1), (4, 1), (2, 3)):
-        found, _ = global_batches(split, replicas, 9, parts=parts)
-        np.testing.assert_array_equal(found, expected)
+        ids, _ = global_batches(split, replicas, 9, parts=parts)
+        np.testing.assert_array_equal(ids, expected)
 
 
 @pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
 def test_a_run_that_starts_in_the_middle_sees_the_same_batches(split):
     expected, _ = global_batches(split, 2, 12)
-    found, _ = global_batches(split, 2, 5, first=7)
-    np.testing.assert_array_equal(found, expected[7:])
+    ids, _ = global_batches(split, 2, 5, first=7)
+    np.testing.assert_array_equal(ids, expected[7:])
 
 
 @pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
@@ -78,6 +78,54 @@ def test_evaluation_goes_over_each_example_once_with_padding_of_weight_0(split):
     assert list(ids[weights == 1]) == list(range(SIZE))
     assert weights.sum() == SIZE
     assert weights.shape == (5, BATCH)
+
+
+@pytest.mark.parametrize("seed", [3, None], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("replicas", "parts"), [(1, 1), (4, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
+def test_a_part_is_the_share_of_its_position(split, replicas, parts, seed):
+    """Of the step that fills the batch up in an evaluation, and of the first step in training."""
+    strategy = strategy_of(replicas)
+    source = batches.batches(strategy, split, BATCH, seed, parts)
+    step = 0 if seed else SIZE // BATCH
+    source.start(step)
+    if not seed and split.arrays is None:
+        for _ in range(step):
+            source.feed()
+    count = BATCH // parts // replicas
+
+    def replica(feed, order):
+        replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
+        position = tf.constant(step, tf.int64)
+        results = []
+        for number in range(parts):
+            features, weights, first = source.part(feed, order, position, number)
+            expected_first = number * (BATCH // parts) + tf.cast(replica_id, tf.int64) * count
+            shared, shared_weights = source.share(feed, order, position, expected_first, number, count)
+            results.append((features["x"], shared["x"], weights, shared_weights, first, expected_first))
+        return results
+
+    @tf.function
+    def compare():
+        order = strategy.run(source.order, args=(tf.constant(step, tf.int64), tf.constant(step + 1, tf.int64)))
+        return strategy.run(replica, args=(source.feed()[0], order))
+
+    positions, total = [], 0
+    for results in compare():
+        for values in zip(*(strategy.experimental_local_results(result) for result in results), strict=True):
+            ids, shared, weights, shared_weights, first, expected_first = (value.numpy() for value in values)
+            np.testing.assert_array_equal(ids, shared)
+            np.testing.assert_array_equal(weights, shared_weights)
+            assert ids.shape == weights.shape == (count,)
+            assert first == expected_first and first.dtype == np.int64
+            positions += range(first, first + count)
+            total += weights.sum()
+            if not seed:
+                expected = step * BATCH + np.arange(first, first + count)
+                np.testing.assert_array_equal(weights, expected < SIZE)
+                np.testing.assert_array_equal(ids[weights == 1], expected[expected < SIZE])
+    assert positions == list(range(BATCH))
+    assert total == (BATCH if seed else SIZE % BATCH)
 
 
 def test_seeking_far_ahead_costs_nothing():

@@ -48,15 +48,15 @@ def test_an_example_gets_the_same_mask_wherever_the_batch_is_cut_and_however_it_
 @pytest.mark.parametrize("placed", [True, False])
 def test_a_dropout_mask_has_its_rate_and_a_mean_of_1(rate, placed):
     shape = (4000, 500)
-    found = (
+    values = (
         draw(4000, 0, shape=(500,), kind=mask(rate)) if placed else randomness.dropout_mask(rate, shape, "a").numpy()
     )
-    meant = min(round(rate * 2**16), 2**16 - 2) / 2**16
-    assert abs(meant - rate) <= 2**-15
-    assert set(np.unique(found)) <= {np.float32(0), np.float32(1 / (1 - meant))}
-    deviation = (meant * (1 - meant) / found.size) ** 0.5
-    assert abs((found == 0).mean() - meant) <= 5 * deviation
-    assert abs(found.mean(dtype=np.float64) - 1) <= 5 * deviation / (1 - meant) + 1e-7
+    rounded = min(round(rate * 2**16), 2**16 - 2) / 2**16
+    assert abs(rounded - rate) <= 2**-15
+    assert set(np.unique(values)) <= {np.float32(0), np.float32(1 / (1 - rounded))}
+    deviation = (rounded * (1 - rounded) / values.size) ** 0.5
+    assert abs((values == 0).mean() - rounded) <= 5 * deviation
+    assert abs(values.mean(dtype=np.float64) - 1) <= 5 * deviation / (1 - rounded) + 1e-7
 
 
 @pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
@@ -67,8 +67,8 @@ def test_a_mask_in_half_precision_drops_the_same_and_is_finite(rate, dtype):
 
 
 def test_the_elements_of_a_mask_are_independent_of_each_other():
-    found = (draw(2000, 0, shape=(256,), kind=mask(0.5)) > 0) * 2.0 - 1
-    for a, b in ((found[:, :-1], found[:, 1:]), (found[:, :-2], found[:, 2:]), (found[:-1], found[1:])):
+    signs = (draw(2000, 0, shape=(256,), kind=mask(0.5)) > 0) * 2.0 - 1
+    for a, b in ((signs[:, :-1], signs[:, 1:]), (signs[:, :-2], signs[:, 2:]), (signs[:-1], signs[1:])):
         assert abs((a * b).mean()) < 5 / a.size**0.5
 
 

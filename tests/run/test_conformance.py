@@ -16,10 +16,11 @@ from conftest import largest_relative_difference, relative_difference_as_one_vec
 from models import layers, losses, metrics, optimizers, randomness
 from models.cards import MODELS, OPTIMIZERS
 from trainers import custom_loop
-from trainers.input import batches
-from trainers.input import load as data
-from trainers.record import checkpoints
-from trainers.settings.config import Config, resolve
+from trainers.input import batches, load
+from trainers.record import state as state_lib
+from trainers.run import driver
+from trainers.settings.config import Config
+from trainers.settings.rules import resolve
 from trainers.world import devices
 
 BATCH = 8
@@ -58,26 +59,25 @@ SHORT = [name for name in MODELS if name != "resnet50"]
 
 
 def built(model, data_dir, precision="float32", **flags):
-    """A job of one replica, and the first examples of its data."""
+    """A loop of one replica, and the first examples of its data."""
     config = resolve(
         Config(
             model=model, data_dir=str(data_dir), replicas=1, precision=precision, run_dir="unused", **(FLAGS | flags)
         )
     )
-    strategy = devices.set_up(config, None, print)
-    dataset = data.load(config.dataset, config.data_dir)
-    job = custom_loop.build_job(config, strategy, dataset)
+    dataset = load.load(config.dataset, config.data_dir)
+    loop = custom_loop.Supervised(config, devices.set_up(config, None, print), dataset)
     features = {key: tf.constant(array[:BATCH]) for key, array in dataset.train.arrays.items()}
-    return job, features
+    return loop, features
 
 
 @pytest.mark.parametrize("model", short(MODELS, SHORT))
 def test_a_model_has_the_same_gradients_eager_and_in_a_graph(model, data_dir):
-    job, features = built(model, data_dir)
-    start = checkpoints.values_of(job.variables)
-    eager, sums = custom_loop.gradients_of_part(job, features, ZERO, ZERO)
-    checkpoints.assign(job.variables, start)
-    graph, graph_sums = tf.function(lambda: custom_loop.gradients_of_part(job, features, ZERO, ZERO))()
+    loop, features = built(model, data_dir)
+    start = state_lib.values_of(loop.variables)
+    eager, sums = loop.gradients_of_part(features, ZERO, ZERO)
+    state_lib.assign(loop.variables, start)
+    graph, graph_sums = tf.function(lambda: loop.gradients_of_part(features, ZERO, ZERO))()
     np.testing.assert_allclose(graph_sums, sums, rtol=1e-5, atol=1e-6)
     largest = max(float(tf.reduce_max(tf.abs(gradient))) for gradient in eager)
     for one, other in zip(eager, graph, strict=True):
@@ -88,11 +88,11 @@ def test_a_model_has_the_same_gradients_eager_and_in_a_graph(model, data_dir):
 @pytest.mark.parametrize(("model", "jit"), [("mlp", "off"), ("mlp", "on"), ("resnet", "off")])
 def test_values_that_were_read_stay_when_the_compiled_loop_updates_the_variables(optimizer, model, jit, data_dir):
     """They are not copied: a checkpoint is written from them while the next steps run."""
-    job, _ = built(model, data_dir, optimizer=optimizer, jit=jit, ema=0.9)
-    source = batches.batches(job.strategy, job.dataset.train, BATCH, 0)
-    call = custom_loop.make_train_call(job, source).get_concrete_function()
-    sums, news = (tf.zeros([n], tf.float64) for n in (custom_loop.num_sums(job.task.metrics), custom_loop.NUM_NEWS))
-    read, step = checkpoints.reader(job.variables), ZERO
+    loop, _ = built(model, data_dir, optimizer=optimizer, jit=jit, ema=0.9)
+    source = batches.batches(loop.world.strategy, loop.dataset.train, BATCH, 0)
+    call = driver.make_train_call(loop, source).get_concrete_function()
+    sums, news = (tf.zeros([n], tf.float64) for n in (loop.sums.width, driver.NUM_NEWS))
+    read, step = state_lib.reader(loop.variables), ZERO
     for _ in range(3):
         state = read()
         copied = {name: np.array(value) for name, value in state.items()}
@@ -102,7 +102,7 @@ def test_values_that_were_read_stay_when_the_compiled_loop_updates_the_variables
         for name, value in state.items():
             np.testing.assert_array_equal(value, copied[name], err_msg=name)
         moved = [name for name in state if np.any(np.array(after[name]) != copied[name])]
-        assert len(moved) >= 2 * len(job.model.trainable_variables)  # the average of each weight moves too
+        assert len(moved) >= 2 * len(loop.model.trainable_variables)  # the average of each weight moves too
 
 
 @pytest.mark.parametrize("model", short(MODELS, SHORT))
@@ -115,31 +115,31 @@ def test_a_model_ends_with_the_same_weights_on_two_replicas(model, trained):
 @pytest.mark.parametrize("model", short(MODELS, SHORT))
 def test_a_model_comes_back_from_its_checkpoint_and_its_configuration(model, trained, data_dir):
     run_dir, _ = trained(model)
-    job, features = built(model, data_dir)
-    inputs = job.task.inputs(job.dataset.prepare(features)[0])
-    again = type(job.model).from_config(json.loads(json.dumps(job.model.get_config())))
+    loop, features = built(model, data_dir)
+    inputs = loop.task.inputs(loop.dataset.prepare(features)[0])
+    again = type(loop.model).from_config(json.loads(json.dumps(loop.model.get_config())))
     again(inputs, training=False)
     state = weights(run_dir)
     state.pop("loop/sums")
-    checkpoints.assign(job.variables, state)
-    assert len(again.variables) == len(job.model.variables)
-    for copy, variable in zip(again.variables, job.model.variables, strict=True):
+    state_lib.assign(loop.variables, state)
+    assert len(again.variables) == len(loop.model.variables)
+    for copy, variable in zip(again.variables, loop.model.variables, strict=True):
         copy.assign(variable.numpy())
-    for one, other in zip(tf.nest.flatten(job.model(inputs)), tf.nest.flatten(again(inputs)), strict=True):
+    for one, other in zip(tf.nest.flatten(loop.model(inputs)), tf.nest.flatten(again(inputs)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", short(MODELS, SHORT))
 def test_an_exported_model_gives_the_outputs_of_the_trained_one(model, trained, data_dir):
     run_dir, _ = trained(model)
-    job, features = built(model, data_dir)
+    loop, features = built(model, data_dir)
     state = weights(run_dir)
     state.pop("loop/sums")
-    checkpoints.assign(job.variables, state)
-    inputs = job.dataset.prepare(features)[0]
+    state_lib.assign(loop.variables, state)
+    inputs = loop.dataset.prepare(features)[0]
     exported = tf.saved_model.load(str(run_dir / "export"))
     served = exported.serve(inputs)
-    expected = job.model(job.task.inputs(inputs), training=False)
+    expected = loop.model(loop.task.inputs(inputs), training=False)
     for one, other in zip(tf.nest.flatten(expected), tf.nest.flatten(served), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4)
 
@@ -147,14 +147,14 @@ def test_an_exported_model_gives_the_outputs_of_the_trained_one(model, trained, 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("model", short(MODELS, SHORT))
 def test_a_model_is_finite_in_mixed_precision(model, precision, data_dir):
-    job, features = built(model, data_dir, precision)
-    if job.loss_scale:
-        job.loss_scale.factor.assign(64.0)  # where it settles; from its start it is halved until nothing overflows
-    gradients, sums = custom_loop.gradients_of_part(job, features, ZERO, ZERO)
+    loop, features = built(model, data_dir, precision)
+    if loop.loss_scale:
+        loop.loss_scale.factor.assign(64.0)  # where it settles; from its start it is halved until nothing overflows
+    gradients, sums = loop.gradients_of_part(features, ZERO, ZERO)
     assert np.isfinite(sums).all()
     assert all(np.isfinite(gradient).all() for gradient in gradients)
-    assert all(v.dtype == "float32" for v in job.model.trainable_variables)
-    outputs = job.model(job.task.inputs(job.dataset.prepare(features)[0]), training=False)
+    assert all(v.dtype == "float32" for v in loop.model.trainable_variables)
+    outputs = loop.model(loop.task.inputs(loop.dataset.prepare(features)[0]), training=False)
     assert tf.nest.flatten(outputs)[0].dtype == tf.float32
 
 

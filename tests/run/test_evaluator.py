@@ -7,7 +7,7 @@ import time
 import pytest
 from conftest import metrics
 
-from trainers.record.run_record import RUN_AFTER
+from trainers.record.reading import RUN_AFTER
 
 FLAGS = ("--model=mlp", "--train_steps=60", "--batch_size=32", "--ema=0.9", "--eval_every=20", "--checkpoint_every=20")
 

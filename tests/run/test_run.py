@@ -12,12 +12,14 @@ from conftest import ROOT, metrics, weights
 from tensorboard.backend.event_processing import plugin_event_multiplexer as event_multiplexer
 
 from models import mlp, tasks
-from trainers import custom_loop
-from trainers.input import batches
-from trainers.record import checkpoints
+from trainers.input import batches, load
+from trainers.input.kinds import tfds as tfds_kind
+from trainers.record import state
+from trainers.run import driver
 from trainers.run.cadence import due, next_due
-from trainers.settings.config import Config, resolve
+from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.rules import resolve
 
 
 def test_the_default_run_reaches_the_accuracy_of_its_card(trainer, tmp_path):
@@ -131,7 +133,7 @@ def test_loss_and_metrics_are_those_of_the_examples(run, tmp_path):
     config = resolve(
         Config(model="mlp", data_dir=json.loads((tmp_path / "run/run.json").read_text())["flags"]["data_dir"])
     )
-    test = custom_loop.data.load("digits", config.data_dir).eval.arrays
+    test = load.load("digits", config.data_dir).eval.arrays
     x = test["image"].reshape(len(test["label"]), -1).astype(np.float64) * (2 / 255) - 1
     for kernel, bias in ((values[0], values[1]), (values[2], values[3])):
         x = np.maximum(x @ kernel + bias, 0)
@@ -180,27 +182,27 @@ def test_a_variable_that_keras_does_not_track_is_refused(run, monkeypatch):
     monkeypatch.setattr(
         mlp, "build", lambda spec: (Forgetful(spec.num_classes, name="mlp"), tasks.classification(spec))
     )
-    with pytest.raises(BadConfiguration, match=r"forgotten.*would miss from checkpoints; make it with add_weight"):
+    with pytest.raises(BadConfiguration, match="forgotten.*would be missing from checkpoints; make it with add_"):
         run(strategy="one_device")
-    with pytest.raises(BadConfiguration, match="would miss from checkpoints"):
+    with pytest.raises(BadConfiguration, match="would be missing from checkpoints"):
         run(replicas=2)
 
 
 def test_a_second_trace_is_logged_with_its_cause(run, monkeypatch, caplog):
-    make, calls = custom_loop.make_train_call, []
+    make, calls = driver.make_train_call, []
 
     def twice(*arguments):
         calls.append(make(*arguments))
         calls[-1].get_concrete_function()
         return make(*arguments)
 
-    monkeypatch.setattr(custom_loop, "make_train_call", twice)
+    monkeypatch.setattr(driver, "make_train_call", twice)
     with caplog.at_level(logging.WARNING):
         summary = run()
     assert summary.traces == 2
     assert "traced again (trace 2)" in caplog.text
     assert "test_run.py" in caplog.text
-    assert "concrete, evaluate = train_call.get_concrete_function()" in caplog.text
+    assert "self.train_call = train_call.get_concrete_function()" in caplog.text
 
 
 def test_steps_per_call_does_not_change_a_bit(run, tmp_path):
@@ -242,7 +244,7 @@ def test_xla_ends_with_the_weights_of_the_graph(run, tmp_path):
 
 
 def test_a_set_of_tensorflow_datasets_is_held_or_streamed(run, monkeypatch):
-    monkeypatch.setattr(custom_loop.data, "_check_network", lambda builder, name: None)
+    monkeypatch.setattr(tfds_kind, "_check_network", lambda builder, name: None)
     with tfds.testing.mock_data(num_examples=70):
         resident = run("resident", dataset="mnist", train_steps=4)
         streamed = run("streamed", dataset="mnist", train_steps=4, input="stream", replicas=2)
@@ -295,7 +297,7 @@ def test_the_checkpoint_holds_every_variable_of_model_optimizer_and_loop(run, tm
     assert count["optimizer/"] >= 1 + 2 * count["ema/"]
     assert count["loss"] == 3
     assert "loop/sums" in names
-    assert checkpoints.name_variables("a", []) == {}
+    assert state.name_variables("a", []) == {}
 
 
 def test_no_module_of_the_trainers_bears_a_name_of_the_standard_library():

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, metrics
 
+from trainers import custom_loop
 from trainers.benchmark import settings_from
-from trainers.settings.config import Config, resolve
+from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.show import graphs
+from trainers.settings.rules import resolve
 
 
 def script(*words, timeout=900):
@@ -73,19 +74,19 @@ def test_scaling_says_what_is_wrong_with_its_flags(tmp_path):
 
 
 def test_operations_are_those_of_the_layers(data_dir):
-    from trainers.input import load as data
-    from trainers.run.job import build_job, flops_of_step, input_spec
+    from trainers.input import load
     from trainers.world import devices
 
     config = resolve(Config(model="mlp", batch_size=32, replicas=2, data_dir=str(data_dir)))
-    job = build_job(config, devices.set_up(config), data.load("digits", str(data_dir)))
-    found = flops_of_step(job, graphs.forward(job.model, input_spec(job.dataset, 16), job.task.inputs))
+    dataset = load.load("digits", str(data_dir))
+    loop = custom_loop.Supervised(config, devices.set_up(config), dataset)
+    found = loop.flops_of_step(loop.forward_graphs())
     # Two for each weight of a matrix and example, three passes; offsets and activations are a percent on top.
     products = 3 * 2 * 32 * (64 * 256 + 256 * 128 + 128 * 10)
     assert products < found < 1.02 * products
     config = resolve(Config(model="resnet", batch_size=32, replicas=2, data_dir=str(data_dir)))
-    job = build_job(config, devices.set_up(config), job.dataset)
-    found = flops_of_step(job, graphs.forward(job.model, input_spec(job.dataset, 16), job.task.inputs))
+    loop = custom_loop.Supervised(config, devices.set_up(config), dataset)
+    found = loop.flops_of_step(loop.forward_graphs())
     convolutions = 8 * 8 * (9 * 32 * (1 + 32 + 32)) + 4 * 4 * (32 * 64 * (9 + 1) + 9 * 64 * 64)
     convolutions += 2 * 2 * (64 * 128 * (9 + 1) + 9 * 128 * 128) + 128 * 10
     # Padding: TensorFlow counts the whole kernel at the border too.

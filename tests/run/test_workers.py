@@ -26,8 +26,7 @@ from conftest import (
 )
 
 from launch.workers import free_ports
-from trainers.record.run_record import Observer
-from trainers.settings.config import Config
+from trainers.record import reading
 
 LONG = ("--model=mlp", "--train_steps=1500", "--batch_size=48", "--checkpoint_every=50", "--eval_every=500")
 LONG += ("--log_every=50", "--deterministic", "--seed=3", "--step_timeout=240", "--startup_timeout=600", "--ema=0.9")
@@ -92,7 +91,7 @@ def wait_for_step(run_dir, members, step=1, seconds=300):
 
 def reached(run_dir):
     """The last step that any line of metrics tells of."""
-    lines = Observer(Config(run_dir=str(run_dir))).metrics()
+    lines = reading.metric_lines(run_dir)
     return max((line["step"] for line in lines), default=0)
 
 

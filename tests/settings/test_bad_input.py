@@ -13,10 +13,13 @@ from conftest import ROOT, metrics, weights
 
 from trainers import custom_loop
 from trainers.input import load as data
-from trainers.record import checkpoints
+from trainers.record import files
+from trainers.record.run_record import RunRecord
 from trainers.settings import flags
-from trainers.settings.config import Config, resolve
+from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, Diverged
+from trainers.settings.rules import resolve
+from trainers.world import process
 
 
 def answer(*arguments):
@@ -132,7 +135,7 @@ def test_a_run_dir_of_another_model_or_seed(run):
 
 
 def test_a_run_dir_in_use(run, tmp_path):
-    record = custom_loop.RunRecord(resolve(Config(run_dir=str(tmp_path / "run"))))
+    record = RunRecord(resolve(Config(run_dir=str(tmp_path / "run"))))
     with contextlib.closing(record), pytest.raises(BadConfiguration, match="in use by another run"):
         run()
 
@@ -205,7 +208,7 @@ def test_nan_in_the_data_is_divergence_at_the_step_that_meets_it(monkeypatch, tm
     step = int(str(caught.value).split("at step ")[1].split()[0])
     assert f"step-{step - 1:010d}" in str(caught.value)
     assert all(np.isfinite(value).all() for value in weights(tmp_path / "run").values())
-    assert custom_loop.main(config) == 65
+    assert process.run(lambda: custom_loop.train(config)) == 65
 
 
 def test_a_rate_that_diverges_ends_with_65(trainer, tmp_path):
@@ -225,7 +228,7 @@ def test_a_file_system_that_stumbles_is_a_crash_after_which_the_run_goes_on(run,
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "_sync", stumbling)
+        patched.setattr(files, "sync", stumbling)
         with pytest.raises(OSError, match="Input/output error"):
             run("run")
     assert not list((tmp_path / "run/checkpoints").iterdir())

@@ -22,8 +22,9 @@ from conftest import ROOT, made_once, metrics
 
 from launch.workers import free_ports
 from trainers import custom_loop, report, sweep
-from trainers.settings.config import Config, resolve
+from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.rules import resolve
 from trainers.show import drawings as pictures
 from trainers.show import graphs, profiles, summaries
 

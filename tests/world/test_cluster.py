@@ -8,8 +8,10 @@ import time
 import pytest
 
 from trainers.settings.exit_codes import BadConfiguration, PeerLost
-from trainers.world import cluster
-from trainers.world.cluster import Cluster, expand_hosts, meet, resolve
+from trainers.world import rendezvous
+from trainers.world.cluster import KUBERNETES as KUBERNETES_SOURCE
+from trainers.world.cluster import Cluster, expand_hosts, from_environment
+from trainers.world.rendezvous import meet
 
 KUBERNETES = {"JOB_COMPLETION_INDEX": "1", "NUM_WORKERS": "3", "JOB_NAME": "train", "WORKER_DOMAIN": "train.ns.svc"}
 SLURM = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "gpu[01-02]", "SLURM_JOB_ID": "70123"}
@@ -21,19 +23,19 @@ def tf_config(addresses=("a:1", "b:2"), index=0, kind="worker", chief=()):
 
 
 def test_the_order_is_tf_config_then_kubernetes_then_slurm():
-    assert resolve(tf_config(index=1) | KUBERNETES | SLURM) == Cluster(1, ("a:1", "b:2"), "TF_CONFIG")
-    found = resolve(KUBERNETES | SLURM)
+    assert from_environment(tf_config(index=1) | KUBERNETES | SLURM) == Cluster(1, ("a:1", "b:2"), "TF_CONFIG")
+    found = from_environment(KUBERNETES | SLURM)
     assert (found.index, found.source) == (1, "Kubernetes Indexed Job")
     assert found.addresses == tuple(f"train-{i}.train.ns.svc:2222" for i in range(3))
-    found = resolve(SLURM)
+    found = from_environment(SLURM)
     assert (found.index, found.source) == (2, "Slurm")
     assert found.addresses == ("gpu01:20123", "gpu01:20124", "gpu02:20123", "gpu02:20124")
 
 
 def test_a_chief_in_tf_config_is_the_first_worker():
-    found = resolve(tf_config(index=1, chief=["c:3"]))
+    found = from_environment(tf_config(index=1, chief=["c:3"]))
     assert (found.index, found.addresses) == (2, ("c:3", "a:1", "b:2"))
-    assert resolve(tf_config(index=0, kind="chief", chief=["c:3"])).index == 0
+    assert from_environment(tf_config(index=0, kind="chief", chief=["c:3"])).index == 0
     assert json.loads(found.tf_config())["task"] == {"type": "worker", "index": 2}
 
 
@@ -55,7 +57,7 @@ def test_a_chief_in_tf_config_is_the_first_worker():
 )
 def test_a_wrong_description_is_named(environment, words):
     with pytest.raises(BadConfiguration, match=words):
-        resolve(environment)
+        from_environment(environment)
 
 
 @pytest.mark.parametrize(
@@ -131,14 +133,14 @@ def test_an_address_of_another_machine():
 
 def test_a_pod_waits_until_its_name_is_its_own():
     """A name may be cached that was another pod's, whose place this one takes: no reason to fail the run."""
-    found, _ = outcomes([(Cluster(0, ("192.0.2.1:2222", "127.0.0.1:1"), cluster.KUBERNETES), {})], timeout=1)
+    found, _ = outcomes([(Cluster(0, ("192.0.2.1:2222", "127.0.0.1:1"), KUBERNETES_SOURCE), {})], timeout=1)
     assert isinstance(found[0], PeerLost)
     assert "its own name 192.0.2.1 to be the address of this pod" in str(found[0])
 
 
 def test_a_pod_takes_the_place_of_one_that_was_lost_with_its_node():
     addresses = free_addresses(3)
-    members = [(Cluster(i, addresses, cluster.KUBERNETES), {}) for i in range(3)]
+    members = [(Cluster(i, addresses, KUBERNETES_SOURCE), {}) for i in range(3)]
     results = []
     chief = threading.Thread(target=lambda: results.append(outcomes(members[:1])))
     chief.start()
@@ -161,7 +163,7 @@ def test_a_pod_takes_the_place_of_one_that_was_lost_with_its_node():
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_worker_that_never_comes_is_named_within_the_timeout(monkeypatch, index):
-    monkeypatch.setattr(cluster, "_LOG_SECONDS", 0.5)
+    monkeypatch.setattr(rendezvous, "_LOG_SECONDS", 0.5)
     addresses = free_addresses(2)
     found, logs = outcomes([(Cluster(index, addresses, "test"), {})], timeout=5)
     assert isinstance(found[0], PeerLost)

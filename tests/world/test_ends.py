@@ -24,7 +24,7 @@ def start(code, **keywords):
 
 @pytest.mark.parametrize("reader", ["there", "gone", "stuck"])
 def test_the_watchdog_ends_the_process_whoever_reads(reader):
-    code = "from trainers import watchdog\nwatchdog._TELLING_SECONDS = 2\nwith watchdog.Watchdog(1):\n"
+    code = "from trainers.world import watchdog\nwatchdog._TELLING_SECONDS = 2\nwith watchdog.Watchdog(1):\n"
     read, write = os.pipe()
     process = start(code + "".join(f"    {line}\n" for line in STUCK.strip().splitlines()), stderr=write)
     if reader == "gone":

@@ -3,15 +3,16 @@
 Example `p` of the run (`p = step * batch_size + position in the batch`) is a pure function of the seed and `p`, so the
 order does not depend on the number of replicas, epochs follow each other without a gap, and a resumed run needs no
 saved position. A source has three functions: `order` runs for many steps at once, inside of each replica; `feed` once a
-step, outside of them; `share` once for each part of a step, inside.
+step, outside of them; `part` once for each part of a step, inside.
 """
 
+import abc
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import config
 
-from trainers.input.load import Features, Split
+from trainers.input.dataset import Features, Split
+from trainers.world import private_api
 
 # Records among which a streamed split is shuffled. Resident data is shuffled as a whole.
 STREAM_WINDOW = 10_000
@@ -37,7 +38,58 @@ def shuffled_index(position: tf.Tensor, size: int, seed: int) -> tf.Tensor:
     )
 
 
-class ResidentBatches:
+class Batches(abc.ABC):
+    """A source of global batches of `batch_size`, from a split of `size` examples.
+
+    A global batch is cut into `parts` first and each part over the replicas, so that what is computed over a part
+    (batch statistics) does not depend on the number of replicas. `seed=None`: in the order of the split, once.
+    `ordered`: the most steps that one call of `order` should cover.
+    """
+
+    ordered: int
+
+    def __init__(
+        self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
+    ):
+        self.size, self.batch_size, self.seed = split.size, batch_size, seed
+        self.parts, self.replicas = parts, strategy.num_replicas_in_sync
+
+    @abc.abstractmethod
+    def start(self, step: int) -> None:
+        """Goes to a step: the next `feed` is that of its global batch."""
+
+    @abc.abstractmethod
+    def order(self, first: tf.Tensor, last: tf.Tensor) -> Order:
+        """In a replica: its examples of steps `first … last`, those of a step part by part."""
+
+    @abc.abstractmethod
+    def feed(self) -> tuple[Any, tf.Tensor]:
+        """What the replicas take a step's examples from, and the seconds that the step waits for it, float64."""
+
+    @abc.abstractmethod
+    def share(
+        self, feed: Any, order: Order, step: tf.Tensor, first: tf.Tensor, part: int, count: int
+    ) -> tuple[Features, tf.Tensor]:
+        """Part number `part` of this replica's examples, `count` of them; weights `[count]`: 1, or 0 for padding.
+
+        `first`: the position of its first example in the global batch of the step.
+        """
+
+    def part(self, feed: Any, order: Order, step: tf.Tensor, number: int) -> tuple[Features, tf.Tensor, tf.Tensor]:
+        """In a replica: part `number` of its share of the step's global batch, as `(features, weights, first)`.
+
+        `features`: `[batch_size / parts / replicas, …]` each; `weights`: as in `share`. `first`: the position of the
+        first of these examples in the global batch, int64; the others follow it without a gap.
+        """
+        whole_part = self.batch_size // self.parts
+        count = whole_part // self.replicas
+        start = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64) * count
+        first = start + number * whole_part
+        features, weights = self.share(feed, order, step, first, number, count)
+        return features, weights, first
+
+
+class ResidentBatches(Batches):
     """A split held on each device; a replica gathers its share inside the compiled loop.
 
     With `seed=None` the order is that of the split, once; examples beyond its end get weight 0.
@@ -46,13 +98,12 @@ class ResidentBatches:
     def __init__(
         self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
     ):
-        self.size, self.batch_size, self.seed = split.size, batch_size, seed
-        self.parts, self.replicas = parts, strategy.num_replicas_in_sync
+        super().__init__(strategy, split, batch_size, seed, parts)
         self.ordered = max(_ORDERED // batch_size, 1)
         self._held = _on_each_device(strategy, split.arrays)
 
     def start(self, step: int) -> None:
-        """Goes to a step: nothing to do, the order is a function of the step."""
+        """Nothing to do: the order is a function of the step."""
 
     def order(self, first: tf.Tensor, last: tf.Tensor) -> Order:
         """In a replica: its examples of steps `first … last`, those of a step part by part."""
@@ -90,7 +141,7 @@ class ResidentBatches:
         return {key: tf.gather(array, index) for key, array in feed.items()}, weights
 
 
-class StreamedBatches:
+class StreamedBatches(Batches):
     """A split read through tf.data: files in a fixed order, shuffled in a window keyed by seed and epoch.
 
     The order is as reproducible as that of resident data, and as independent of the replicas, but less random: an
@@ -100,17 +151,16 @@ class StreamedBatches:
     def __init__(
         self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
     ):
-        self.size, self.batch_size, self.seed = split.size, batch_size, seed
+        super().__init__(strategy, split, batch_size, seed, parts)
         self.ordered = _ORDERED
-        self.parts, self.replicas = parts, strategy.num_replicas_in_sync
         self._strategy, self._split = strategy, split
         self._iterator = None
 
     def start(self, step: int) -> None:
-        """Goes to a step: the next `feed` is its global batch."""
+        """Reads over what comes before the step within its epoch."""
         options = tf.data.Options()
         options.deterministic = True
-        batches = self._dataset(step * self.batch_size).with_options(options)
+        global_batches = self._dataset(step * self.batch_size).with_options(options)
 
         def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
             """One element for each replica of this worker and step, in order."""
@@ -124,7 +174,7 @@ class StreamedBatches:
 
                 return tf.nest.map_structure(rows, (features, weights))
 
-            return batches.map(own).unbatch().prefetch(tf.data.AUTOTUNE)
+            return global_batches.map(own).unbatch().prefetch(tf.data.AUTOTUNE)
 
         self._iterator = iter(self._strategy.distribute_datasets_from_function(of_worker))
 
@@ -165,7 +215,7 @@ class StreamedBatches:
 
         With deterministic kernels TensorFlow has no clock in the graph: the seconds are 0 then.
         """
-        if config.is_op_determinism_enabled():
+        if private_api.is_deterministic():
             return next(self._iterator), tf.constant(0.0, tf.float64)
         asked = tf.timestamp()
         with tf.control_dependencies([asked]):
@@ -185,7 +235,7 @@ class StreamedBatches:
 
 def batches(
     strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
-) -> ResidentBatches | StreamedBatches:
+) -> Batches:
     """The source for a split: resident if it holds arrays, streamed otherwise.
 
     `seed=None`: in order, once. `parts`: pieces of the global batch that are computed one after another.

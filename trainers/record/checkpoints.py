@@ -11,9 +11,8 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,96 +20,12 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from trainers.record import files, reading
+from trainers.record.state import State
 from trainers.settings.exit_codes import BadConfiguration
 
-_NAME = re.compile(r"step-(\d{10})$")
 _ASIDE = ".writing-"
 _FORMAT = 1
-State = dict[str, np.ndarray | tf.Tensor]
-
-
-def name_variables(group: str, variables: Iterable[Any]) -> dict[str, Any]:
-    """Names for a list of Keras or TensorFlow variables, unique and in order: `model/0003/resnet/stem/kernel`."""
-    return {f"{group}/{i:04d}/{getattr(v, 'path', v.name)}": v for i, v in enumerate(variables)}
-
-
-def reader(variables: Mapping[str, Any]) -> Callable[[], State]:
-    """A function that gives the variables' values on the host, fast enough to be called between two steps.
-
-    Later updates do not reach what it gave. On a CPU nothing is copied, they are tensors: TensorFlow gives a variable
-    that is updated while somebody holds its value new memory.
-    """
-    held = {}
-    for name, variable in variables.items():
-        component = first_component(variable)
-        on_host = (lambda value: value) if "CPU" in component.device else np.asarray
-        held[name] = component.handle, component.dtype, on_host
-    return lambda: {
-        name: on_host(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
-        for name, (handle, dtype, on_host) in held.items()
-    }
-
-
-def values_of(variables: Mapping[str, Any]) -> State:
-    """The variables' values as arrays, once. Later updates do not reach them."""
-    return {name: np.asarray(value) for name, value in reader(variables)().items()}
-
-
-def _native(variable: Any) -> tf.Variable:
-    """The TensorFlow variable under a Keras variable."""
-    return getattr(variable, "value", variable) if not isinstance(variable, tf.Variable) else variable
-
-
-def _components(variable: Any) -> tuple[tf.Variable, ...]:
-    """One variable for each replica."""
-    native = _native(variable)
-    return tuple(getattr(native, "values", (native,)))
-
-
-def first_component(variable: Any) -> tf.Variable:
-    """A variable as it lies on this process's first device."""
-    return _components(variable)[0]
-
-
-def _ordering_tokens(strategy: tf.distribute.Strategy) -> list[tf.Variable]:
-    """Variables by which TensorFlow keeps collectives in order; they hold no value of the run."""
-    operations = (getattr(strategy.extended, f"_{where}cross_device_ops", None) for where in ("", "host_"))
-    launchers = [launcher for one in operations for launcher in getattr(one, "_launchers", ())]
-    return [launcher._ordering_token for launcher in launchers if hasattr(launcher, "_ordering_token")]
-
-
-def check_complete(strategy: tf.distribute.Strategy, variables: Mapping[str, Any], *functions: Any) -> None:
-    """Checks that each variable that a compiled function touches is among those that are saved.
-
-    Raises:
-      BadConfiguration: one is not: a plain `tf.Variable` that Keras does not track, for instance.
-    """
-    saved = {id(component.handle) for v in variables.values() for component in _components(v)}
-    saved |= {id(token.handle) for token in _ordering_tokens(strategy)}
-    for function in functions:
-        for outer, _ in function.graph.captures:
-            if outer.dtype != tf.resource or id(outer) in saved or not hasattr(outer, "_handle_data"):
-                continue
-            data = outer._handle_data
-            if data is None or not data.is_set:
-                continue  # an iterator or a table: no value of its own
-            name = getattr(outer, "_name", "") or f"of shape {data.shape_and_type[0].shape}"
-            raise BadConfiguration(
-                f"variable {name} is used in training but would miss from checkpoints; "
-                "make it with add_weight, or assign the layer that holds it to an attribute of the model"
-            )
-
-
-def _directory_of(directory: Path, step: int) -> Path:
-    return directory / f"step-{step:010d}"
-
-
-def is_there(directory: Path, step: int) -> bool:
-    """Whether a step's checkpoint lies in the directory of all checkpoints; it is not verified.
-
-    A shared file system may show a folder as it was a minute ago, but not a file that is opened.
-    """
-    return (_directory_of(directory, step) / "manifest.json").exists()
 
 
 def digest(path: Path) -> str:
@@ -123,31 +38,20 @@ def _own_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the best by `metric` (`mode` is `max` or `min`)."""
 
-    def __init__(self, directory: Path, keep: int, identity: Mapping[str, Any], metric: str, mode: str):
-        self.directory, self.keep = directory, keep
+    def __init__(self, run_dir: Path, keep: int, identity: Mapping[str, Any], metric: str, mode: str):
+        self.run_dir, self.directory, self.keep = run_dir, run_dir / reading.CHECKPOINTS, keep
         self.identity, self.metric, self.mode = dict(identity), metric, mode
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, oldest first; their contents are not verified."""
-        if not self.directory.is_dir():
-            return []
-        found = (_NAME.match(path.name) for path in self.directory.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        return reading.checkpoint_steps(self.run_dir)
 
     def path(self, step: int) -> Path:
         """The directory of a step's checkpoint."""
-        return _directory_of(self.directory, step)
+        return reading.checkpoint_folder(self.run_dir, step)
 
     def save(self, step: int, state: State, metrics: Mapping[str, float] | None = None) -> Path:
         """Writes the checkpoint of a step, then drops old ones.
@@ -168,7 +72,7 @@ class Checkpoints:
             if final.exists():
                 shutil.rmtree(final)
             os.replace(aside, final)
-            _sync(self.directory)
+            files.sync(self.directory)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             if not self._lasts(error):
@@ -216,9 +120,9 @@ class Checkpoints:
             "files": {path.name: digest(path) for path in sorted(aside.iterdir())},
         }
         lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in (manifest | {"digest": _own_digest(manifest)}).items()]
-        (aside / "manifest.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        (aside / reading.MANIFEST).write_text("{\n" + ",\n".join(lines) + "\n}\n")
         for path in aside.iterdir():
-            _sync(path)
+            files.sync(path)
 
     def _clear_unfinished(self) -> None:
         """Removes what a killed process left half-written. This process alone holds run_dir."""
@@ -226,7 +130,7 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        return json.loads((self.path(step) / "manifest.json").read_text())
+        return reading.manifest(self.run_dir, step)
 
     def best(self) -> tuple[int, float] | None:
         """Step and value of the best evaluated checkpoint, the earliest of equals; None if none was evaluated."""
@@ -316,25 +220,3 @@ class Checkpoints:
                 raise ValueError(f"{file} does not have the digest that the manifest names")
         reader = tf.train.load_checkpoint(str(path / "state"))
         return {name: np.asarray(reader.get_tensor(name)) for name in manifest["variables"]}
-
-
-def assign(variables: Mapping[str, Any], state: State) -> None:
-    """Puts a checkpoint's values into the variables.
-
-    Raises:
-      BadConfiguration: a variable is missing, left over, or of another shape: the model's code has changed.
-    """
-    missing, left = variables.keys() - state.keys(), state.keys() - variables.keys()
-    if missing or left:
-        names = f"missing: {sorted(missing)[:3]}, left over: {sorted(left)[:3]}"
-        raise BadConfiguration(
-            f"the checkpoint does not fit the model ({names}); restore the model's code, or name another --run_dir"
-        )
-    for name, variable in variables.items():
-        value = state[name]
-        if tuple(variable.shape) != value.shape:
-            raise BadConfiguration(
-                f"{name} has shape {tuple(variable.shape)}, in the checkpoint {value.shape}; "
-                "restore the model's code, or name another --run_dir"
-            )
-        _native(variable).assign(value)

@@ -7,18 +7,20 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 from absl import logging
 
-from trainers.input import batches
-from trainers.record import checkpoints
-from trainers.record.run_record import RUN_AFTER, Clock, RunRecord, has_ended, read_json
-from trainers.run.job import Job, averaged_weights
-from trainers.settings.config import FIXED
+from trainers.input.batches import batches
+from trainers.record import reading
+from trainers.record.clock import Clock
+from trainers.record.run_record import RunRecord
+from trainers.record.state import State, assign
+from trainers.run.inner_loop import InnerLoop
+from trainers.run.training import checkpoints_of
 from trainers.settings.exit_codes import CRASHED, OK, PeerLost, Preempted, RunEnded
 from trainers.show.progress import Progress
 from trainers.show.summaries import Summaries
@@ -29,109 +31,129 @@ FOLDER = "evaluator"
 _LOOK_SECONDS = 0.5
 
 
-def follow(job: Job, make_evaluate: Callable, clock: Clock, watchdog: Watchdog, names: Sequence[str]) -> dict[str, Any]:
+def follow(loop: InnerLoop, clock: Clock, watchdog: Watchdog) -> dict[str, Any]:
     """Evaluates the checkpoints of `config.run_dir`, oldest first, until the run has ended and none is left.
 
-    `make_evaluate(job, source)` gives the compiled evaluation, whose values are `names`. Returns the last line.
+    Returns the last line.
 
     Raises:
       PeerLost: no new checkpoint came within `--startup_timeout`, and the run has not ended.
       Preempted: SIGTERM or SIGINT came.
     """
-    config, run_dir = job.config, Path(job.config.run_dir)
-    record = RunRecord(dataclasses.replace(config, run_dir=str(run_dir / FOLDER)))
+    run_dir = Path(loop.config.run_dir)
+    record = RunRecord(dataclasses.replace(loop.config, run_dir=str(run_dir / FOLDER)))
     with contextlib.closing(record), Preemption() as preemption:
         try:
-            line = _follow(job, make_evaluate, clock, watchdog, names, record, preemption)
+            line = Follower(loop, record, clock, watchdog, preemption).run()
         except BaseException as error:
             code = error.exit_code if isinstance(error, RunEnded) else CRASHED
             with contextlib.suppress(OSError):
                 record.end(code, f"{type(error).__name__}: {error}", seconds=clock.seconds)
             raise
-        ended = read_json(run_dir / "run.json")
+        ended = reading.read_json(run_dir / reading.RUN)
         reason = f"the run has ended with code {ended['exit_code']}: {ended['exit_reason']}"
         record.end(OK, reason, seconds=clock.seconds, final={"eval": line})
         return line
 
 
-def _follow(
-    job: Job,
-    make_evaluate: Callable,
-    clock: Clock,
-    watchdog: Watchdog,
-    names: Sequence[str],
-    record: RunRecord,
-    preemption: Preemption,
-) -> dict[str, Any]:
-    config, run_dir = job.config, Path(job.config.run_dir)
-    identity = {name: getattr(config, name) for name in FIXED} | {"data": job.dataset.fingerprint}
-    store = checkpoints.Checkpoints(
-        run_dir / "checkpoints", config.keep_checkpoints, identity, job.task.best_metric, job.task.best_mode
-    )
-    line = record.last("eval")
-    done = line.get("step", -1)
-    record.rewind_metrics(done)
-    record.write(follows=str(run_dir), replicas=job.replicas)
-    # A replica has as many examples at once as one of the run's: the whole batch may be too much for one device.
-    share = max(config.batch_size // read_json(run_dir / "run.json").get("replicas", 1) // config.accumulate, 1)
-    source = batches.batches(job.strategy, job.dataset.eval, share * job.replicas, None)
-    source.start(0)
-    evaluate = make_evaluate(job, source)
-    damaged: set[int] = set()
-    progress = Progress(max(done, 0), config.train_steps)
-    summaries = Summaries(record.directory, max(done, 0), splits=("eval",))
-    came = time.monotonic()
-    with contextlib.closing(progress), contextlib.closing(summaries):
-        while True:
-            # Asked before the steps are looked up: what a run writes last is there when it says that it has ended.
-            facts = read_json(run_dir / "run.json")
-            ended = has_ended(facts, os.environ.get(RUN_AFTER, ""))
-            steps = store.steps()
-            last = facts.get("step", -1) if ended else -1
-            if last > done and checkpoints.is_there(store.directory, last):
-                steps = sorted({*steps, last})
-            step = next((step for step in steps if step > done and step not in damaged), None)
-            if preemption.requested:
-                raise Preempted(
-                    f"{preemption.signal_name} came after the checkpoint of step {done}; the same command continues"
-                )
-            if step is None:
-                if ended:
-                    return line
-                if time.monotonic() - came > config.startup_timeout:
-                    raise PeerLost(
-                        f"no checkpoint after step {max(done, 0)} came to {store.directory} within --startup_timeout "
-                        f"{config.startup_timeout:g} s; start it again when the run goes on"
+class Follower:
+    """Evaluations of one run, continued after the last line that the record holds."""
+
+    def __init__(self, loop: InnerLoop, record: RunRecord, clock: Clock, watchdog: Watchdog, preemption: Preemption):
+        self.loop, self.config, self.run_dir = loop, loop.config, Path(loop.config.run_dir)
+        self.record, self.clock, self.watchdog, self.preemption = record, clock, watchdog, preemption
+        self.store = checkpoints_of(loop, self.run_dir)
+        self.line = record.last("eval")
+        self.done = self.line.get("step", -1)
+        self.damaged: set[int] = set()
+        self.came = time.monotonic()
+
+    def run(self) -> dict[str, Any]:
+        """Evaluates until the run has ended. Returns the last line."""
+        self.record.rewind_metrics(self.done)
+        self.record.write(follows=str(self.run_dir), replicas=self.loop.world.replicas)
+        self.evaluate = self._evaluation()
+        self.progress = Progress(max(self.done, 0), self.config.train_steps)
+        self.summaries = Summaries(self.record.directory, max(self.done, 0), splits=("eval",))
+        with contextlib.closing(self.progress), contextlib.closing(self.summaries):
+            while True:
+                step, ended = self.next_step()
+                if self.preemption.requested:
+                    raise Preempted(
+                        f"{self.preemption.signal_name} came after the checkpoint of step {self.done}; the same "
+                        "command continues"
                     )
-                watchdog.feed("waiting for a checkpoint")
-                time.sleep(_LOOK_SECONDS)
-                continue
-            watchdog.feed(f"the evaluation of step {step}")
-            try:
-                state = store.read(step)
-            except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
-                # Another process owns them: it may have removed this one just now, or will set it aside.
-                if store.path(step).exists():
-                    damaged.add(step)
-                    reason = (str(error).splitlines() or [type(error).__name__])[0]
-                    logging.warning("checkpoint %s cannot be read and is skipped: %s", store.path(step), reason)
-                continue
-            with clock.phase("evaluate"), averaged_weights_of(job, state):
-                values = evaluate().numpy().tolist()
-            line = dict(zip(names, values, strict=True))
-            record.append_metrics([{"step": step, "split": "eval", **line}])
-            record.sync_metrics()
-            summaries.scalars("eval", step, line)
-            summaries.flush()
-            progress.advance(step)
-            progress.metrics("eval", step, line)
-            line, done, came = {"step": step, **line}, step, time.monotonic()
+                if step is None and ended:
+                    return self.line
+                if step is None:
+                    self.wait()
+                elif state := self.read(step):
+                    self.tell(step, state)
+
+    def _evaluation(self) -> Callable[[], tf.Tensor]:
+        """A replica has as many examples at once as one of the run's: the whole batch may be too much for a device."""
+        replicas = reading.read_json(self.run_dir / reading.RUN).get("replicas", 1)
+        share = max(self.config.batch_size // replicas // self.config.accumulate, 1)
+        world = self.loop.world
+        source = batches(world.strategy, self.loop.dataset.eval, share * world.replicas, None)
+        source.start(0)
+        return self.loop.make_evaluation(source)
+
+    def next_step(self) -> tuple[int | None, bool]:
+        """The oldest checkpoint that is not evaluated yet, if there is one, and whether the run has ended."""
+        # Read before the steps are listed: what a run writes last is there when run.json says that it has ended.
+        facts = reading.read_json(self.run_dir / reading.RUN)
+        ended = reading.has_ended(facts, os.environ.get(reading.RUN_AFTER, ""))
+        steps = self.store.steps()
+        last = facts.get("step", -1) if ended else -1
+        if last > self.done and reading.has_checkpoint(self.run_dir, last):
+            steps = sorted({*steps, last})
+        return next((step for step in steps if step > self.done and step not in self.damaged), None), ended
+
+    def wait(self) -> None:
+        """Sleeps a moment.
+
+        Raises:
+          PeerLost: no checkpoint came for too long.
+        """
+        if time.monotonic() - self.came > self.config.startup_timeout:
+            raise PeerLost(
+                f"no checkpoint after step {max(self.done, 0)} came to {self.store.directory} within "
+                f"--startup_timeout {self.config.startup_timeout:g} s; start it again when the run goes on"
+            )
+        self.watchdog.feed("waiting for a checkpoint")
+        time.sleep(_LOOK_SECONDS)
+
+    def read(self, step: int) -> State | None:
+        """The values of a checkpoint, or None if it cannot be read."""
+        self.watchdog.feed(f"the evaluation of step {step}")
+        try:
+            return self.store.read(step)
+        except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+            # Another process owns them: it may have removed this one just now, or will set it aside.
+            if self.store.path(step).exists():
+                self.damaged.add(step)
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                logging.warning("checkpoint %s cannot be read and is skipped: %s", self.store.path(step), reason)
+            return None
+
+    def tell(self, step: int, state: State) -> None:
+        """Evaluates the values of a step and writes the line."""
+        with self.clock.phase("evaluate"), evaluated_as(self.loop, state):
+            values = self.evaluate().numpy().tolist()
+        line = dict(zip(self.loop.eval_names, values, strict=True))
+        self.record.append_metrics([{"step": step, "split": "eval", **line}])
+        self.record.sync_metrics()
+        self.summaries.scalars("eval", step, line)
+        self.summaries.flush()
+        self.progress.advance(step)
+        self.progress.metrics("eval", step, line)
+        self.line, self.done, self.came = {"step": step, **line}, step, time.monotonic()
 
 
 @contextlib.contextmanager
-def averaged_weights_of(job: Job, state: checkpoints.State) -> Iterator[None]:
-    """Within the block the job has the values of a checkpoint, and its average weights if there are any."""
-    state = {name: value for name, value in state.items() if not name.startswith("loop/")}
-    checkpoints.assign(job.variables, state)
-    with averaged_weights(job):
+def evaluated_as(loop: InnerLoop, state: State) -> Iterator[None]:
+    """Within the block the loop has the values of a checkpoint, as an evaluation takes them."""
+    assign(loop.variables, {name: value for name, value in state.items() if not name.startswith("loop/")})
+    with loop.evaluated():
         yield

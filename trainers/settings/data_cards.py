@@ -1,34 +1,59 @@
 """The registry of data sets: names, kinds and sources. Free of TensorFlow, so that flags are checked before it."""
 
 import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class DataCard:
     """What is known of a data set before it is loaded.
 
-    `task`: the kind of data, which a model's card must name; empty where only the data tells. `loader`: the function in
-    `trainers.input.load` that reads it. `argument`: what follows the name, as `--help` shows it. `needs_label`: whether
-    `--label` names a column.
+    `task`: the kind of data, which a model's card must name; empty where only the data tells. `load`: `module:function`
+    of `(trainers.input.dataset.Request) -> trainers.input.dataset.Dataset`. `argument`: what follows the name, as
+    `--help` shows it. `needs_label`: whether `--label` names a column.
     """
 
     task: str
-    loader: str
+    load: str
     summary: str = ""
     argument: str = ""
     needs_label: bool = False
 
+    def loader(self) -> Callable[[Any], Any]:
+        """The function that `load` names. Imports TensorFlow."""
+        module, function = self.load.split(":")
+        return getattr(importlib.import_module(module), function)
+
+
+_EMBEDDED = "trainers.input.kinds.embedded:load"
 
 DATASETS: dict[str, DataCard] = {
-    "digits": DataCard("classification", "builder", "1,797 hand-written digits of 8×8 pixels, from scikit-learn"),
-    "diabetes": DataCard("regression", "builder", "442 patients, 10 measurements → progression, from scikit-learn"),
-    "linnerud": DataCard("regression", "builder", "20 people, 3 exercises → 3 measurements, from scikit-learn"),
-    "text": DataCard("language", "text", "bytes of Python's standard library, or of the file PATH", "[:PATH]"),
-    "csv": DataCard("", "csv", "a table with a header; --label names the column to predict", ":PATH", needs_label=True),
+    "digits": DataCard("classification", _EMBEDDED, "1,797 hand-written digits of 8×8 pixels, from scikit-learn"),
+    "diabetes": DataCard("regression", _EMBEDDED, "442 patients, 10 measurements → progression, from scikit-learn"),
+    "linnerud": DataCard("regression", _EMBEDDED, "20 people, 3 exercises → 3 measurements, from scikit-learn"),
+    "text": DataCard(
+        "language",
+        "trainers.input.kinds.text:load",
+        "bytes of Python's standard library, or of the file PATH",
+        "[:PATH]",
+    ),
+    "csv": DataCard(
+        "",
+        "trainers.input.kinds.csv_table:load",
+        "a table with a header; --label names the column to predict",
+        ":PATH",
+        needs_label=True,
+    ),
     "images": DataCard(
-        "classification", "images", "image files, one folder a class, or those in train/ and test/", ":DIR"
+        "classification",
+        "trainers.input.kinds.image_folder:load",
+        "image files, one folder a class, or those in train/ and test/",
+        ":DIR",
     ),
 }
+_TENSORFLOW_DATASETS = DataCard("classification", "trainers.input.kinds.tfds:load", "TensorFlow Datasets")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -39,4 +64,4 @@ def split_name(name: str) -> tuple[str, str]:
 
 def data_card(name: str) -> DataCard:
     """The card of a data set of ours; any other name is taken for an image classification set of TFDS."""
-    return DATASETS.get(split_name(name)[0], DataCard("classification", "builder", "TensorFlow Datasets"))
+    return DATASETS.get(split_name(name)[0], _TENSORFLOW_DATASETS)

@@ -34,6 +34,10 @@ class BadConfiguration(RunEnded):
     exit_code = BAD_CONFIGURATION
 
 
+class UnsavedVariable(BadConfiguration):
+    """A variable is used in training and would be missing from checkpoints."""
+
+
 class Diverged(RunEnded):
     """The loss or a gradient is not finite. The message names the step and the last good checkpoint."""
 

@@ -1,7 +1,4 @@
-"""absl flags made from `trainers.settings.config.Config`: one flag for each field, in the field's group.
-
-A script calls `parse` before it imports TensorFlow, so `--help` and a wrong flag are answered at once.
-"""
+"""absl flags made from `trainers.settings.config.Config`: a flag for each field, in the field's group."""
 
 import dataclasses
 import os
@@ -14,10 +11,10 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from models.cards import MODELS
-from trainers.record.run_record import config_of_run
-from trainers.settings.config import Config, resolve
+from trainers.settings.config import Config
 from trainers.settings.data_cards import DATASETS
-from trainers.settings.exit_codes import OK, BadConfiguration, RunEnded
+from trainers.settings.exit_codes import OK, BadConfiguration
+from trainers.settings.rules import resolve
 
 T = typing.TypeVar("T")
 _DEFINERS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
@@ -82,7 +79,7 @@ def fill(values: flags.FlagValues, argv: Sequence[str], page: Callable[[], str])
     """Reads a command line (`argv[0]` is the program) into flags that are defined, `help` among them.
 
     Raises:
-      BadConfiguration: a flag is unknown or malformed, or a word is none.
+      BadConfiguration: a flag is unknown or malformed, or a word is not a flag.
       SystemExit: `--help` was asked for and `page()` has been printed; code 0.
     """
     try:
@@ -101,33 +98,24 @@ def fill(values: flags.FlagValues, argv: Sequence[str], page: Callable[[], str])
         raise BadConfiguration(f"{rest[1]!r} is not a flag; flags are written --name=value, see --help")
 
 
-def or_exit(read: Callable[[Sequence[str]], T], argv: Sequence[str]) -> T:
-    """`read(argv)`, for a script: a bad flag is one line on standard error and its exit code."""
-    try:
-        return read(argv)
-    except RunEnded as error:
-        print(f"{argv[0]}: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-
-
-def config_from(argv: Sequence[str], summary: str) -> Config:
-    """The resolved configuration of a command line.
+def read(argv: Sequence[str], summary: str) -> tuple[Config, list[str]]:
+    """The configuration of a command line, as it was given, and the names of the flags that were given.
 
     Raises:
-      BadConfiguration: a flag is unknown, malformed or breaks a rule.
-      PeerLost: there is no run to follow.
-      SystemExit: `--help` was asked for and has been printed; code 0.
+      BadConfiguration: a flag is unknown or malformed.
+      SystemExit: `--help` was given and its page has been printed; code 0.
     """
     values = flags.FlagValues()
     define(values)
     fill(values, argv, lambda: help_page(summary))
     names = [field.name for field in dataclasses.fields(Config)]
-    config = Config(**{name: values[name].value for name in names})
-    if config.mode == "evaluate":
-        config = config_of_run(config, [name for name in names if values[name].present])
-    return resolve(config)
+    return Config(**{name: values[name].value for name in names}), [name for name in names if values[name].present]
 
 
-def parse(argv: Sequence[str], summary: str) -> Config:
-    """As `config_from`, for a script: an error is one line on standard error and exit code 2."""
-    return or_exit(lambda words: config_from(words, summary), argv)
+def config_from(argv: Sequence[str], summary: str) -> Config:
+    """The resolved configuration of a command line that trains.
+
+    Raises:
+      BadConfiguration, SystemExit: as `read`; or a value breaks a rule.
+    """
+    return resolve(read(argv, summary)[0])

@@ -1,64 +1,40 @@
-"""What a model gets wrong, for TensorBoard: drawn or written out after an evaluation, by the kind of its task."""
+"""What a model gets wrong, drawn for TensorBoard: confusion matrices, worst examples, predicted over true values."""
 
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
-from trainers.run.job import Job
 from trainers.show.summaries import Summaries
 
-# Examples of the evaluation split that are looked at, and how many of the worst are shown.
-MOST_EXAMPLES = 5000
+# How many of the worst examples are shown.
 WORST = 16
 # Classes up to which a matrix and curves are legible.
 MOST_CLASSES = 30
-# Characters that a language model is given, and that it goes on with.
-PROMPT, CONTINUATION = 48, 80
 _INK, _PAPER, _BLUE = (30, 30, 30), (255, 255, 255), (31, 99, 180)
 
 
-def predict(job: Job) -> tuple[dict[str, np.ndarray], Any, Any, np.ndarray]:
-    """The first examples of the evaluation split: inputs, targets, outputs, and the loss of each, on the host."""
-    split = job.dataset.eval
-    # As many at a time as a replica trains with: that fits.
-    size = max(job.config.batch_size // job.replicas // job.config.accumulate, 1)
-    if split.arrays is not None:
-        starts = range(0, min(split.size, MOST_EXAMPLES), size)
-        parts = (
-            {key: tf.constant(a[s : min(s + size, MOST_EXAMPLES)]) for key, a in split.arrays.items()} for s in starts
-        )
-    else:
-        parts = iter(split.stream().take(MOST_EXAMPLES).batch(size))
-    rows = []
-    for features in parts:
-        inputs, targets = job.dataset.prepare(features)
-        outputs = job.model(job.task.inputs(inputs), training=False)
-        found = (inputs, targets, outputs, job.task.loss(targets, outputs))
-        rows.append(tf.nest.map_structure(lambda value: value.numpy(), found))
-    whole = [
-        tf.nest.map_structure(lambda *values: np.concatenate(values), *column) for column in zip(*rows, strict=True)
-    ]
-    return tuple(whole)
+class Predictions(NamedTuple):
+    """Examples of the evaluation, on the host: inputs, targets, outputs, each `[n, …]`, and losses `[n]`."""
+
+    inputs: Any
+    targets: Any
+    outputs: Any
+    losses: np.ndarray
 
 
-def show(job: Job, summaries: Summaries, step: int) -> None:
-    """Writes the pictures of the model as it is to `eval/`."""
+def show_predictions(summaries: Summaries, step: int, predictions: Predictions, task: str, num_classes: int) -> None:
+    """Writes the pictures of a task's kind to `eval/`."""
     if summaries.silent:
         return
-    kind = job.dataset.spec.task
-    if kind == "language":
-        summaries.text("eval", step, "sample", _sample(job))
-        return
-    inputs, targets, outputs, losses = predict(job)
+    inputs, targets, outputs, losses = predictions
     outputs = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-    if kind == "classification":
-        _show_classes(summaries, step, inputs, targets, outputs, losses, job.dataset.spec.num_classes)
+    if task == "classification":
+        _show_classes(summaries, step, inputs, targets, outputs, losses, num_classes)
     else:
         _write(
             summaries,
@@ -168,18 +144,3 @@ def scatter(targets: np.ndarray, outputs: np.ndarray) -> Image.Image:
     draw.text((margin + side / 2, margin + side + 36), "true", _INK, font, "mm")
     draw.text((margin, margin - 20), "predicted", _INK, font)
     return image
-
-
-def _sample(job: Job) -> str:
-    """How a language model goes on with the beginning of the evaluation split, each time with its most likely token."""
-    length = job.dataset.spec.input_shape[0]
-    tokens = list(np.asarray(job.dataset.eval.arrays["tokens"][0, :PROMPT]).astype(np.int32))
-    for _ in range(CONTINUATION):
-        window = np.zeros([1, length], np.int32)
-        recent = tokens[-length:]
-        window[0, : len(recent)] = recent
-        logits = job.model(job.task.inputs(tf.constant(window)), training=False)
-        tokens.append(int(np.argmax(logits[0, len(recent) - 1])))
-    text = bytes(tokens).decode(errors="replace")
-    prompt, rest = text[:PROMPT], text[PROMPT:]
-    return f"Given:\n\n```\n{prompt}\n```\n\nGone on with:\n\n```\n{rest}\n```"

@@ -6,7 +6,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.framework import function_def_to_graph
+
+from trainers.world import private_api
 
 _REOPENED = re.compile(r"_\d+$")
 # A replica's scope, as we and TensorFlow name it; opened again, it has another number behind.
@@ -18,11 +19,6 @@ _TOGETHER = ("all_reduce", "optimizer", "ema")
 _TAPE = "gradient_tape/"
 # Constants above this many bytes are shown without their values.
 _LARGE_CONSTANT = 1024
-
-
-def layer_names(model: keras.Model) -> set[str]:
-    """The names of a model and of all layers in it, at every depth."""
-    return {layer.name for layer in model._flatten_layers()}
 
 
 def forward(model: keras.Model, spec: Any, inputs_of: Callable[[Any], Any]) -> tf.Graph:
@@ -56,7 +52,7 @@ def step(graph: tf.Graph, layers: Collection[str]) -> tf.compat.v1.GraphDef | No
     bodies = [body for body in library.function if any("/all_reduce/" in node.name for node in body.node_def)]
     if not bodies:
         return None
-    body, _ = function_def_to_graph.function_def_to_graph_def(bodies[0])
+    body = private_api.graph_of_function(bodies[0])
     first = next(node.name for node in body.node if "/all_reduce/" in node.name)
     depth = _REPLICA.sub("", first).split("all_reduce/")[0]
     names: dict[str, str] = {}

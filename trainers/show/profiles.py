@@ -12,6 +12,7 @@ import tensorflow as tf
 from trainers.show import graphs
 from trainers.show.summaries import Summaries
 from trainers.show.tables import readable, table
+from trainers.world import private_api
 
 # Updates that a profile on demand takes.
 STEPS_ON_DEMAND = 10
@@ -112,9 +113,7 @@ def newest(directory: Path) -> Path:
 
 def operations(path: Path) -> list[Operation]:
     """What ran in a profile, longest first: the kernels of GPUs where there are any, else TensorFlow's operations."""
-    from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
-    space = xplane_pb2.XSpace.FromString(path.read_bytes())
+    space = private_api.profile_from(path.read_bytes())
     devices = [plane for plane in space.planes if plane.name.startswith("/device:")]
     planes = devices or [plane for plane in space.planes if plane.name == "/host:CPU"]
     found: dict[tuple[str, str], list[float]] = {}

@@ -9,17 +9,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
-from tensorboard.plugins.histogram import metadata as histogram_metadata
-from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
-from tensorboard.plugins.hparams import metadata as hparams_metadata
-from tensorboard.plugins.image import metadata as image_metadata
-from tensorboard.plugins.pr_curve import metadata as pr_curve_metadata
-from tensorboard.plugins.scalar import summary_v2 as scalar_summary
-from tensorboard.plugins.text import metadata as text_metadata
 
-from trainers.record import checkpoints
+from trainers.world import private_api
+from trainers.world.devices import first_component
 
+tb = private_api.tensorboard()
 HISTOGRAM_BUCKETS = 30
 # Values of a tensor that a histogram counts, evenly spaced: more would cost, and show no more.
 HISTOGRAM_VALUES = 8192
@@ -36,20 +30,20 @@ def _mark_start(directory: Path, step: int) -> None:
     directory.mkdir(exist_ok=True)
     # Files are read in the order of their names: `-` stands before the digit in the name of the file that follows.
     name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.-start.v2"
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    start = tb.event_pb2.SessionLog(status=tb.event_pb2.SessionLog.START)
     with tf.io.TFRecordWriter(str(directory / name)) as writer:
-        writer.write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        event = event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start)
+        writer.write(tb.event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        event = tb.event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start)
         writer.write(event.SerializeToString())
 
 
-def _tensor(tag: str, metadata: summary_pb2.SummaryMetadata, values: Sequence[Any]) -> summary_pb2.Summary:
+def _tensor(tag: str, metadata: tb.summary_pb2.SummaryMetadata, values: Sequence[Any]) -> tb.summary_pb2.Summary:
     """A summary whose value is a vector of strings, as the plugins for text and images read it."""
-    event = summary_pb2.Summary()
+    event = tb.summary_pb2.Summary()
     value = event.value.add(tag=tag, metadata=metadata)
-    value.tensor.dtype = types_pb2.DT_STRING
+    value.tensor.dtype = tb.types_pb2.DT_STRING
     value.tensor.tensor_shape.dim.add(size=len(values))
-    value.tensor.string_val.extend(one if isinstance(one, bytes) else one.encode() for one in values)
+    value.tensor.string_val.extend(value if isinstance(value, bytes) else value.encode() for value in values)
     return event
 
 
@@ -59,21 +53,21 @@ class Summaries:
     def __init__(self, directory: Path, step: int, silent: bool = False, splits: Sequence[str] = ("train", "eval")):
         self.silent = silent
         self._writers = {split: tf.summary.create_noop_writer() for split in splits}
-        self._events: dict[tuple[str, ...], summary_pb2.Summary] = {}
+        self._events: dict[tuple[str, ...], tb.summary_pb2.Summary] = {}
         for split in self._writers if not silent else ():
             _mark_start(directory / split, step)
             self._writers[split] = tf.summary.create_file_writer(str(directory / split))
 
-    def _write(self, split: str, step: int, event: summary_pb2.Summary) -> None:
+    def _write(self, split: str, step: int, event: tb.summary_pb2.Summary) -> None:
         with self._writers[split].as_default():
             tf.summary.experimental.write_raw_pb(event.SerializeToString(), step)
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars of a split, as one event: an operation for each would cost a fast model its speed."""
         if (split, *values) not in self._events:
-            event = self._events[split, *values] = summary_pb2.Summary()
+            event = self._events[split, *values] = tb.summary_pb2.Summary()
             for name in values:
-                event.MergeFrom(scalar_summary.scalar_pb(name, 0.0))
+                event.MergeFrom(tb.scalar.scalar_pb(name, 0.0))
                 event.value[-1].tensor.ClearField("tensor_content")
         event = self._events[split, *values]
         for value, number in zip(event.value, values.values(), strict=True):
@@ -87,9 +81,9 @@ class Summaries:
         """
         with self._writers["train"].as_default():
             for i, weight in enumerate(weights):
-                values = {"weights": checkpoints.first_component(weight)}
+                values = {"weights": first_component(weight)}
                 for group, value in (values | ({"gradients": gradients[i]} if gradients else {})).items():
-                    metadata = histogram_metadata.create_summary_metadata(display_name=None, description=None)
+                    metadata = tb.histogram.create_summary_metadata(display_name=None, description=None)
                     tag = f"{group}/{weight.path}"
                     tf.summary.write(tag, _histogram(value), step=step, metadata=_for_tensorflow(metadata))
 
@@ -102,7 +96,7 @@ class Summaries:
         """Writes a graph that the Graphs tab shows under a tag."""
         facts = tf.compat.v1.RunMetadata()
         facts.function_graphs.add().pre_optimization_graph.CopyFrom(graph)
-        metadata = summary_pb2.SummaryMetadata()
+        metadata = tb.summary_pb2.SummaryMetadata()
         metadata.plugin_data.plugin_name = _GRAPH_PLUGIN
         metadata.plugin_data.content = b"1"
         with self._writers["train"].as_default():
@@ -111,20 +105,20 @@ class Summaries:
 
     def text(self, split: str, step: int, tag: str, markdown: str) -> None:
         """Writes Markdown for the Text tab."""
-        metadata = text_metadata.create_summary_metadata(display_name=None, description=None)
+        metadata = tb.text.create_summary_metadata(display_name=None, description=None)
         self._write(split, step, _tensor(tag, metadata, [markdown]))
 
     def image(self, split: str, step: int, tag: str, png: bytes, size: tuple[int, int], description: str) -> None:
         """Writes a PNG of `size` (width, height) for the Images tab."""
-        metadata = image_metadata.create_summary_metadata(display_name=None, description=description)
+        metadata = tb.image.create_summary_metadata(display_name=None, description=description)
         self._write(split, step, _tensor(tag, metadata, [str(size[0]), str(size[1]), png]))
 
     def pr_curve(self, split: str, step: int, tag: str, labels: np.ndarray, scores: np.ndarray) -> None:
         """Writes precision over recall of one class: `labels [n]` of truth, `scores [n]` in [0, 1]."""
-        metadata = pr_curve_metadata.create_summary_metadata(
+        metadata = tb.pr_curve.create_summary_metadata(
             display_name=None, description="precision over recall", num_thresholds=PR_THRESHOLDS
         )
-        event = summary_pb2.Summary()
+        event = tb.summary_pb2.Summary()
         value = event.value.add(tag=tag, metadata=metadata)
         data = pr_curve(labels, scores)
         value.tensor.CopyFrom(_proto(data.astype(np.float32)))
@@ -132,36 +126,36 @@ class Summaries:
 
     def hparams(self, step: int, flags: Mapping[str, Any], metrics: Collection[str], started: float) -> None:
         """Writes what the HParams tab compares: the flags, and which metrics of the evaluation to show beside them."""
-        experiment = api_pb2.Experiment(time_created_secs=started)
-        session = plugin_data_pb2.SessionStartInfo(start_time_secs=started)
+        experiment = tb.api_pb2.Experiment(time_created_secs=started)
+        session = tb.plugin_data_pb2.SessionStartInfo(start_time_secs=started)
         for name, flag in flags.items():
             if flag is None:
                 continue
             info = experiment.hparam_infos.add(name=name)
             if isinstance(flag, bool):
-                info.type, session.hparams[name].bool_value = api_pb2.DATA_TYPE_BOOL, flag
+                info.type, session.hparams[name].bool_value = tb.api_pb2.DATA_TYPE_BOOL, flag
             elif isinstance(flag, (int, float)):
-                info.type, session.hparams[name].number_value = api_pb2.DATA_TYPE_FLOAT64, flag
+                info.type, session.hparams[name].number_value = tb.api_pb2.DATA_TYPE_FLOAT64, flag
             else:
-                info.type, session.hparams[name].string_value = api_pb2.DATA_TYPE_STRING, str(flag)
+                info.type, session.hparams[name].string_value = tb.api_pb2.DATA_TYPE_STRING, str(flag)
         for metric in metrics:
             # The session is `eval/`, where what it is judged by lies: the tab looks for metrics at or below it.
-            experiment.metric_infos.add(name=api_pb2.MetricName(tag=metric), display_name=metric)
-        self._hparams(step, hparams_metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment))
-        start = plugin_data_pb2.HParamsPluginData(session_start_info=session)
-        self._hparams(step, hparams_metadata.SESSION_START_INFO_TAG, start)
+            experiment.metric_infos.add(name=tb.api_pb2.MetricName(tag=metric), display_name=metric)
+        self._hparams(step, tb.hparams.EXPERIMENT_TAG, tb.plugin_data_pb2.HParamsPluginData(experiment=experiment))
+        start = tb.plugin_data_pb2.HParamsPluginData(session_start_info=session)
+        self._hparams(step, tb.hparams.SESSION_START_INFO_TAG, start)
 
     def end_of_session(self, step: int, succeeded: bool) -> None:
         """Tells the HParams tab how the run ended."""
-        status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
-        session = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-        tag = hparams_metadata.SESSION_END_INFO_TAG
-        self._hparams(step, tag, plugin_data_pb2.HParamsPluginData(session_end_info=session))
+        status = tb.api_pb2.STATUS_SUCCESS if succeeded else tb.api_pb2.STATUS_FAILURE
+        session = tb.plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+        tag = tb.hparams.SESSION_END_INFO_TAG
+        self._hparams(step, tag, tb.plugin_data_pb2.HParamsPluginData(session_end_info=session))
 
-    def _hparams(self, step: int, tag: str, content: plugin_data_pb2.HParamsPluginData) -> None:
-        event = summary_pb2.Summary()
-        value = event.value.add(tag=tag, metadata=hparams_metadata.create_summary_metadata(content))
-        value.tensor.CopyFrom(hparams_metadata.NULL_TENSOR)
+    def _hparams(self, step: int, tag: str, content: tb.plugin_data_pb2.HParamsPluginData) -> None:
+        event = tb.summary_pb2.Summary()
+        value = event.value.add(tag=tag, metadata=tb.hparams.create_summary_metadata(content))
+        value.tensor.CopyFrom(tb.hparams.NULL_TENSOR)
         self._write("eval", step, event)
 
     def flush(self) -> None:
@@ -175,14 +169,14 @@ class Summaries:
             writer.close()
 
 
-def _for_tensorflow(metadata: summary_pb2.SummaryMetadata) -> tf.compat.v1.SummaryMetadata:
+def _for_tensorflow(metadata: tb.summary_pb2.SummaryMetadata) -> tf.compat.v1.SummaryMetadata:
     """TensorBoard's message as TensorFlow's class of the same."""
     return tf.compat.v1.SummaryMetadata.FromString(metadata.SerializeToString())
 
 
 def _proto(array: np.ndarray) -> Any:
     """An array as the message that events hold."""
-    return tensor_pb2.TensorProto.FromString(tf.make_tensor_proto(array).SerializeToString())
+    return tb.tensor_pb2.TensorProto.FromString(tf.make_tensor_proto(array).SerializeToString())
 
 
 def _histogram(value: tf.Tensor) -> tf.Tensor:
@@ -203,16 +197,10 @@ def _histogram(value: tf.Tensor) -> tf.Tensor:
 def pr_curve(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """`[6, thresholds]`: true and false positives, true and false negatives, precision, recall, thresholds rising."""
     thresholds = np.linspace(0.0, 1.0, PR_THRESHOLDS)
-    said = scores[:, None] >= thresholds[None, :]
+    positive = scores[:, None] >= thresholds[None, :]
     truth = labels.astype(bool)[:, None]
-    found = [(said & truth), (said & ~truth), (~said & ~truth), (~said & truth)]
-    true_positive, false_positive, true_negative, false_negative = (one.sum(axis=0) for one in found)
+    cases = [(positive & truth), (positive & ~truth), (~positive & ~truth), (~positive & truth)]
+    true_positive, false_positive, true_negative, false_negative = (case.sum(axis=0) for case in cases)
     precision = true_positive / np.maximum(true_positive + false_positive, 1e-7)
     recall = true_positive / np.maximum(true_positive + false_negative, 1e-7)
     return np.stack([true_positive, false_positive, true_negative, false_negative, precision, recall])
-
-
-def table_of(facts: Mapping[str, Any]) -> str:
-    """A Markdown table of names and values."""
-    rows = [f"| {name} | {str(value).replace('|', '¦')} |" for name, value in facts.items()]
-    return "\n".join(["| | |", "|---|---|", *rows])

@@ -1,12 +1,7 @@
-"""How measurements are told: tables, numbers for people, charts, and the machine they were taken on."""
+"""Tables, and numbers for people."""
 
-import os
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from trainers.record.run_record import versions
 
 
 def readable(seconds: float) -> str:
@@ -34,29 +29,3 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
     )
-
-
-def machine() -> dict[str, Any]:
-    """What the times were taken on."""
-    # Here and not above: tables and charts need no TensorFlow, which takes seconds to import.
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "device": f"GPU:0 ({name})" if gpus else "CPU:0",
-        "cores": cores,
-        "load_average": round(os.getloadavg()[0], 2),
-        "versions": versions(),
-    }
-
-
-def write_png(path: Path, figure: Any) -> None:
-    """Writes a matplotlib figure, aside first."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(aside, format="png", dpi=120)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

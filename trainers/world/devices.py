@@ -2,15 +2,17 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from trainers.settings.config import DEFAULT_CPU_REPLICAS, FIXED, SHARED_FLAGS, Config
+from trainers.settings.config import DEFAULT_CPU_REPLICAS, FIXED, SHARED, Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import cluster as cluster_lib
+from trainers.world import rendezvous
 from trainers.world.cluster import Cluster
 
 # Dense 10¹² operations a second that the data sheets give: float32 (TF32 where there is one), bfloat16 and float16.
@@ -29,6 +31,45 @@ PEAK_TERAFLOPS = {
     "RTX 4090": (82.6, 165, 165),
     "RTX 3090": (35.6, 71, 71),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The replicas of a run: the strategy over them and, with `--strategy=multi_worker`, the cluster of workers."""
+
+    strategy: tf.distribute.Strategy
+    cluster: Cluster | None = None
+
+    @property
+    def chief(self) -> bool:
+        """Whether this process writes what users read."""
+        return self.cluster is None or self.cluster.index == 0
+
+    @property
+    def workers(self) -> int:
+        """Number of processes."""
+        return self.cluster.size if self.cluster else 1
+
+    @property
+    def replicas(self) -> int:
+        """Replicas in all, over which the global batch is divided."""
+        return self.strategy.num_replicas_in_sync
+
+
+def native(variable: Any) -> tf.Variable:
+    """The TensorFlow variable under a Keras variable."""
+    return getattr(variable, "value", variable) if not isinstance(variable, tf.Variable) else variable
+
+
+def components(variable: Any) -> tuple[tf.Variable, ...]:
+    """The variables under a Keras or TensorFlow variable, one for each replica of this process."""
+    own = native(variable)
+    return tuple(getattr(own, "values", (own,)))
+
+
+def first_component(variable: Any) -> tf.Variable:
+    """A variable as it lies on this process's first device."""
+    return components(variable)[0]
 
 
 def replica_count(config: Config) -> int:
@@ -60,8 +101,8 @@ def join(config: Config, cluster: Cluster, log: Callable[[str], None]) -> tf.dis
       PeerLost: a worker did not come within `--startup_timeout`.
       BadConfiguration: the workers disagree about the cluster or the flags.
     """
-    identity = {name: str(getattr(config, name)) for name in (*FIXED, *SHARED_FLAGS)}
-    cluster_lib.meet(cluster, identity, config.startup_timeout, log)
+    identity = {name: str(getattr(config, name)) for name in (*FIXED, *SHARED)}
+    rendezvous.meet(cluster, identity, config.startup_timeout, log)
     os.environ["TF_CONFIG"] = cluster.tf_config()
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -73,10 +114,8 @@ def join(config: Config, cluster: Cluster, log: Callable[[str], None]) -> tf.dis
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
 
 
-def set_up(
-    config: Config, cluster: Cluster | None = None, log: Callable[[str], None] = print
-) -> tf.distribute.Strategy:
-    """Configures TensorFlow for a run and returns the strategy, over the workers of `cluster` if there is one.
+def set_up(config: Config, cluster: Cluster | None = None, log: Callable[[str], None] = print) -> World:
+    """Configures TensorFlow for a run and starts the strategy, over the workers of `cluster` if there is one.
 
     Sets the precision policy and determinism, lets GPUs grow their memory, and splits the CPU
     into virtual devices where there is no GPU.
@@ -91,14 +130,14 @@ def set_up(
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     if joined is not None:
-        return joined
+        return World(joined, cluster)
     if config.strategy == "one_device":
-        return tf.distribute.OneDeviceStrategy(f"{kind}:0")
+        return World(tf.distribute.OneDeviceStrategy(f"{kind}:0"))
     devices = [f"{kind}:{i}" for i in range(replicas)]
     # Virtual CPU devices share one memory: adding on one of them is the fastest reduction, and it lets one process
     # hold several strategies. GPUs keep TensorFlow's choice, NCCL.
     reduction = tf.distribute.ReductionToOneDevice() if kind == "CPU" else None
-    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
+    return World(tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction))
 
 
 def keep_freed_memory() -> None:

@@ -1,4 +1,4 @@
-"""What a run or a measurement was made on: versions, commit, device, cores. Imports TensorFlow only where it asks it."""
+"""What a run or a measurement was made on: versions, commit, device, cores. Free of TensorFlow until `facts`."""
 
 import contextlib
 import os

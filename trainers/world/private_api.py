@@ -1,13 +1,15 @@
-"""Every use of an interface that TensorFlow, Keras or TensorBoard does not document, with the reason for each.
+"""Every use of an interface that TensorFlow, Keras or TensorBoard does not document, with the reason.
 
-Checked with TensorFlow 2.21.0, Keras 3.15.1 and TensorBoard 2.21.0. `tests/world/test_private_api.py` fails first when a
-new version moves one of them. Imports stand inside the functions, so that this module is free of TensorFlow.
+Checked with TensorFlow 2.21.0, Keras 3.15.1 and TensorBoard 2.21.0. `tests/world/test_private_api.py` fails first when
+a new version moves one of them. Imports stand inside the functions, so that this module is free of TensorFlow.
 """
 
 import contextlib
+import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -22,8 +24,8 @@ def layers_of(model: Any) -> list[Any]:
 def apply_without_reduction(optimizer: Any) -> None:
     """Makes `optimizer.apply` take gradients as they are.
 
-    The loop sums gradients over the replicas before it clips them. Keras would reduce them a second time in `apply`, and
-    has no public switch for it.
+    The loop sums gradients over the replicas before it clips them. Keras would reduce them a second time in `apply`,
+    and has no public switch for it.
     """
     optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
 
@@ -85,38 +87,25 @@ def remove_generated_sources() -> None:
                 os.unlink(module.__file__)
 
 
-def plugin_metadata() -> dict[str, Callable[..., Any]]:
-    """`create_summary_metadata` of TensorBoard's plugins, by the plugin's name.
+def tensorboard() -> types.SimpleNamespace:
+    """TensorBoard's classes of events and the modules in which its plugins say what their events hold.
 
-    TensorBoard documents the summary operations of `tf.summary`, of which each event costs an operation; these write the
-    same events as messages.
+    What TensorBoard documents are the operations of `tf.summary`, of which each event costs an operation; a fast model
+    would lose its speed to them. These messages make the same events.
     """
-    from tensorboard.plugins.histogram import metadata as histogram
-    from tensorboard.plugins.hparams import metadata as hparams
-    from tensorboard.plugins.image import metadata as image
-    from tensorboard.plugins.pr_curve import metadata as pr_curve
-    from tensorboard.plugins.text import metadata as text
-
-    plugins = {"histogram": histogram, "hparams": hparams, "image": image, "pr_curve": pr_curve, "text": text}
-    return {name: plugin.create_summary_metadata for name, plugin in plugins.items()}
-
-
-def hparams_messages() -> Any:
-    """The module of the HParams plugin's messages, that of its sessions, and that of its tags: as a tuple."""
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-
-    return api_pb2, plugin_data_pb2, metadata
-
-
-def event_messages() -> Any:
-    """TensorBoard's classes of events, summaries, tensors and types: as a tuple of modules."""
-    from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
-
-    return event_pb2, summary_pb2, tensor_pb2, types_pb2
-
-
-def scalar_message(tag: str, value: float) -> Any:
-    """A summary of one scalar, as a message."""
-    from tensorboard.plugins.scalar import summary_v2
-
-    return summary_v2.scalar_pb(tag, value)
+    names = {
+        "event_pb2": "compat.proto.event_pb2",
+        "summary_pb2": "compat.proto.summary_pb2",
+        "tensor_pb2": "compat.proto.tensor_pb2",
+        "types_pb2": "compat.proto.types_pb2",
+        "api_pb2": "plugins.hparams.api_pb2",
+        "plugin_data_pb2": "plugins.hparams.plugin_data_pb2",
+        "hparams": "plugins.hparams.metadata",
+        "histogram": "plugins.histogram.metadata",
+        "image": "plugins.image.metadata",
+        "pr_curve": "plugins.pr_curve.metadata",
+        "scalar": "plugins.scalar.summary_v2",
+        "text": "plugins.text.metadata",
+    }
+    modules = {name: importlib.import_module(f"tensorboard.{module}") for name, module in names.items()}
+    return types.SimpleNamespace(**modules)

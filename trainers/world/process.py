@@ -1,7 +1,7 @@
 """The start and the end of a process: requirements, flags, the exit code. Free of TensorFlow.
 
-A script's last lines are `process.main(read, work)`: flags are read, the work is done, and the process ends with a code of
-`trainers.settings.exit_codes`.
+A script's last line is `process.main(read, work)`: flags are read, the work is done, and the process ends with a code
+of `trainers.settings.exit_codes`.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import errno
 import importlib.util
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
@@ -18,7 +17,8 @@ from trainers.settings.exit_codes import BAD_CONFIGURATION, CRASHED, OK, BadConf
 from trainers.world import private_api, signals
 
 T = TypeVar("T")
-STARTED = time.monotonic()
+# Seconds that the import of TensorFlow and of the loop took; `main` of a loop sets it.
+import_seconds = 0.0
 REQUIREMENTS = ("absl", "numpy", "tensorflow", "keras", "tensorflow_datasets")
 
 

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets builders over data that installed packages ship: prepared once, without network."""
+"""Data that installed packages ship, as builders of TensorFlow Datasets: prepared once, without network."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from sklearn import datasets as sklearn_datasets
+
+from trainers.input import builders
+from trainers.input.dataset import Dataset, Request, standardized_rows
 
 _EVERY_NTH_IS_TEST = 5
 
@@ -100,3 +103,17 @@ class Linnerud(_Table):
 
 
 BUILDERS = {"digits": Digits, "diabetes": Diabetes, "linnerud": Linnerud}
+
+
+def load(request: Request) -> Dataset:
+    """The set `request.name` of `BUILDERS`, prepared in `data_dir`: images with labels, or rows of numbers.
+
+    Raises:
+      BadConfiguration: `data_dir` cannot be written or is full, or holds an incomplete copy.
+    """
+    with builders.readable_errors(request):
+        builder = builders.prepared(lambda: BUILDERS[request.name](data_dir=request.data_dir), request)
+        if "target" not in builder.info.features:
+            return builders.image_classification(builder, request.name, request)
+        splits = [builders.read_split(builder, split) for split in ("train", "test")]
+        return standardized_rows(request.name, *splits, 0, builder.info.full_name)

@@ -1,0 +1,186 @@
+"""What a user asks a cluster for, and whether it can be had: from flags to a checked submission and its plan."""
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+
+from trainers.settings.config import DEFAULT_CPU_REPLICAS, Config
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.flags import config_from
+from trainers.settings.rules import check_batch
+
+# What stands in k8s/ for the name of a run, and the namespace that k8s/setup makes.
+PLACEHOLDER = "lockstep"
+RUNS = "/work/runs"
+# What k8s/setup and the claim's folder for data are called; a run of that name would take their place.
+RESERVED = ("names", "deny-all", "tensorboard", "data")
+# Longest name of a host or a label's value (RFC 1123).
+LONGEST_NAME = 63
+# What Kubernetes adds to the name of a pod, and JobSet counts.
+_RANDOM_SUFFIX = len("-abcde")
+# How long workers wait for each other where a node or an image may take its time.
+STARTUP_SECONDS = 3600
+_DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """What a user asks for. `gpus`: of each node; 0 = CPUs. `flags`: the trainer's, without those that are set here."""
+
+    name: str
+    nodes: int
+    gpus: int
+    image: str
+    flags: tuple[str, ...] = ()
+    backend: str = "job"
+    queue: str = ""
+    rdma: bool = False
+    evaluator: bool = False
+    namespace: str = PLACEHOLDER
+
+    @property
+    def run_dir(self) -> str:
+        """Where the run lies on the claim."""
+        return f"{RUNS}/{self.name}"
+
+    @property
+    def strategy(self) -> str:
+        """The trainer's strategy: a single pod has no other workers to talk to."""
+        return "mirrored" if self.nodes == 1 else "multi_worker"
+
+    @property
+    def trainer_flags(self) -> list[str]:
+        """The trainer's command line."""
+        own = [f"--strategy={self.strategy}", f"--run_dir={self.run_dir}", f"--data_dir={RUNS}/data"]
+        return [*own, f"--startup_timeout={STARTUP_SECONDS}", *self.flags]
+
+    @property
+    def longest_pod_name(self) -> int:
+        """The number of characters in the longest name of a pod, with what JobSet counts beside it."""
+        suffix = _RANDOM_SUFFIX if self.backend == "jobset" else 0
+        evaluator = len(f"{self.name}-evaluator") if self.evaluator else 0
+        return max(len(host_name(self, self.nodes - 1)) + suffix, evaluator)
+
+    def text(self) -> str:
+        """As JSON, for an annotation."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> "Submission":
+        """What `text` gave."""
+        values = json.loads(text)
+        return cls(**values | {"flags": tuple(values["flags"])})
+
+    @classmethod
+    def from_options(cls, options: argparse.Namespace, flags: Sequence[str]) -> "Submission":
+        """What the command line of `submit` asks for. `flags`: the trainer's."""
+        return cls(
+            name=options.name,
+            nodes=1 if options.nodes is None else options.nodes,
+            gpus=1 if options.gpus_per_node is None else options.gpus_per_node,
+            image=options.image or "",
+            flags=tuple(flags),
+            backend=options.backend or "job",
+            queue=options.queue or "",
+            rdma=options.rdma,
+            evaluator=options.evaluator,
+            namespace=options.namespace,
+        )
+
+
+def host_name(submission: Submission, index: int) -> str:
+    """The host name of a worker's pod."""
+    return f"{submission.name}{'-worker-0' if submission.backend == 'jobset' else ''}-{index}"
+
+
+def has_digest(image: str) -> bool:
+    """Whether the name of an image says what it holds."""
+    return _DIGEST.search(image) is not None
+
+
+def check_name(submission: Submission) -> None:
+    """Checks the name of a run.
+
+    Raises:
+      BadConfiguration: it is not a DNS label, k8s/ uses it itself, or its pods' names would be too long.
+    """
+    name, longest = submission.name, submission.longest_pod_name
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        raise BadConfiguration(
+            f"--name {name!r} is not a DNS label; use lower-case letters, digits and '-', beginning with a letter"
+        )
+    if name in RESERVED or re.search(r"-(evaluator|worker-[0-9]+)$", name):
+        raise BadConfiguration(
+            f"--name {name} is a name that k8s/ uses itself ({', '.join(RESERVED)}, …-evaluator, …-worker-N); "
+            "take another"
+        )
+    if longest > LONGEST_NAME:
+        raise BadConfiguration(
+            f"--name {name} gives a pod a name of {longest} characters; {LONGEST_NAME} are allowed; "
+            f"use {longest - LONGEST_NAME} fewer"
+        )
+
+
+def check_flags(submission: Submission) -> Config:
+    """Checks the trainer's flags, and returns its configuration.
+
+    Raises:
+      BadConfiguration: a flag is wrong, or is set by the launcher.
+    """
+    for flag in submission.flags:
+        if re.match("--?flagfile", flag):
+            raise BadConfiguration(
+                f"{flag} is read where the trainer runs, not here; write out the flags that it holds"
+            )
+    config = config_from(["trainer", *submission.trainer_flags], "")
+    own = {"strategy": submission.strategy, "run_dir": submission.run_dir, "mode": "train", "resume": "auto"}
+    for name, value in own.items():
+        if getattr(config, name) != value:
+            raise BadConfiguration(f"--{name} {getattr(config, name)}: the launcher sets it to {value}; leave it out")
+    return config
+
+
+def replicas_of_node(submission: Submission, config: Config) -> int:
+    """Replicas of each node.
+
+    Raises:
+      BadConfiguration: they are more than its GPUs.
+    """
+    if not submission.gpus:
+        return (config.replicas or DEFAULT_CPU_REPLICAS) if submission.nodes == 1 else 1
+    if config.replicas > submission.gpus:
+        raise BadConfiguration(f"--replicas {config.replicas} is above --gpus_per_node {submission.gpus}; use fewer")
+    return config.replicas or submission.gpus
+
+
+def check(submission: Submission, allow_tag: bool) -> list[str]:
+    """Checks a submission without a cluster. Returns its plan.
+
+    Raises:
+      BadConfiguration: a name, a size, an image or a flag of the trainer is wrong.
+    """
+    for name, value, low in (("nodes", submission.nodes, 1), ("gpus_per_node", submission.gpus, 0)):
+        if value < low:
+            raise BadConfiguration(f"--{name} {value} is below {low}; pass {low} or more")
+    check_name(submission)
+    if not allow_tag and not has_digest(submission.image):
+        raise BadConfiguration(
+            f"--image {submission.image} has no digest, so what runs may change; pass IMAGE@sha256:…, or --allow_tag"
+        )
+    config = check_flags(submission)
+    each = replicas_of_node(submission, config)
+    replicas = submission.nodes * each
+    share = check_batch(config, replicas)
+    kind = "JobSet" if submission.backend == "jobset" else "Indexed Job"
+    node = f"{submission.gpus} GPU{'s' if submission.gpus > 1 else ''}" if submission.gpus else f"{each} CPU devices"
+    return [
+        f"run        {submission.name} in namespace {submission.namespace}: {kind}"
+        + (f", queue {submission.queue}" if submission.queue else "")
+        + (", with an evaluator" if submission.evaluator else ""),
+        f"nodes      {submission.nodes} × {node} = {replicas} replicas, --strategy={submission.strategy}",
+        f"batch      {config.batch_size} examples = {replicas} × {share}",
+        f"model      {config.model} on {config.dataset}, {config.train_steps} steps",
+        f"run_dir    {submission.run_dir} on the claim runs",
+    ]

@@ -1,0 +1,170 @@
+"""Why a row fails: each suspect is tried by a run without it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from launch.proof import differences
+from launch.proof.differences import is_ratio
+from launch.proof.prover import LAST_BITS, SGD, Prover, Run, digests, untimed_lines
+from launch.proof.verdicts import NO_METRICS, NOT_SAVED, OTHER_INPUT, Verdict, failure
+from launch.workers import visible_gpus
+from trainers.record import reading
+from trainers.settings.config import Config
+
+# Changes that the probe makes, and what is the cause if the sizes agree with one of them.
+CHANGES = {
+    "no noise": "the same noise on all replicas, or noise that depends on their number",
+    "frozen statistics": "batch statistics per replica",
+    "no penalties": "a penalty counted once per replica",
+}
+AS_IT_IS, UNCLIPPED, ALL_OFF = "as it is", "without clipping", "with all of it off"
+SHOWN_NAMES = 3
+
+
+def explained(
+    prover: Prover, config: Config, sizes: Sequence[int], verdicts: Sequence[Verdict], compared: Sequence[str]
+) -> list[Verdict]:
+    """The verdicts, with a cause for each that does not hold. A cause that explains several is looked for once.
+
+    `sizes`: numbers of replicas. `compared`: the sizes, by name, whose metrics were compared.
+    """
+    with_causes, cause_of_sizes = [], ""
+    other_input = any(v.row == "input" and v.holds is False for v in verdicts)
+    sizes_differ = any(v.holds is False and v.row.startswith(("replicas", "workers", "resize")) for v in verdicts)
+    for verdict in verdicts:
+        if verdict.holds is not False or verdict.cause:
+            with_causes.append(verdict)
+            continue
+        prover.say(f"{verdict.row} does not hold; looking for the cause")
+        if verdict.row == "resume":
+            cause = diagnose_resume(prover, verdict.steps)
+        elif verdict.row == "metrics" and not sizes_differ:
+            cause = diagnose_metrics(prover, compared)
+        elif other_input:
+            cause = OTHER_INPUT
+        else:
+            cause_of_sizes = cause = cause_of_sizes or diagnose_sizes(prover, config, sizes[0])
+        with_causes.append(verdict._replace(cause=cause))
+    return with_causes
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Two sizes.
+
+
+def diagnose_sizes(prover: Prover, config: Config, size: int) -> str:
+    """Why two sizes end with other weights: run again without each suspect; if they then agree, it is the cause."""
+    variants = Variants(prover, size)
+    if failed := variants.make():
+        return f"not found: {failed}"
+    if variants.agree(AS_IT_IS):
+        return f"not found: 1 and {size} replicas agree under SGD, so it needs what differs in this row"
+    if config.clip_norm and variants.agree(UNCLIPPED):
+        return f"gradients are clipped before they are summed: without --clip_norm the sizes agree (1 and {size})"
+    if cause := variants.wrong_scale(UNCLIPPED):
+        return cause
+    for change, cause in CHANGES.items():
+        if variants.agree(f"with {change}"):
+            return f"{cause}: with {change} the sizes agree (1 and {size})"
+    if cause := variants.wrong_scale(ALL_OFF):
+        return cause
+    if variants.agree(ALL_OFF):
+        return f"more than one of: {', '.join(CHANGES.values())}; or --weight_decay or --ema"
+    return f"not found: the sizes differ with {', '.join(CHANGES)} and without clipping too"
+
+
+class Variants:
+    """Runs of 1 and of `size` replicas under SGD, with and without each suspect."""
+
+    # Name → flags, changes.
+    NAMES = {
+        AS_IT_IS: ((), ()),
+        UNCLIPPED: (("--clip_norm=0",), ()),
+        **{f"with {change}": (("--clip_norm=0",), (change,)) for change in CHANGES},
+        ALL_OFF: (("--clip_norm=0", "--weight_decay=0", "--ema=0"), tuple(CHANGES)),
+    }
+
+    def __init__(self, prover: Prover, size: int):
+        self.prover, self.size = prover, size
+
+    def make(self) -> str:
+        """Makes all runs. Returns how the first that failed has ended, or nothing."""
+        specs = []
+        for name, (flags, changes) in self.NAMES.items():
+            for count in (1, self.size):
+                all_flags = (*SGD, f"--replicas={count}", *flags)
+                specs.append(self.prover.spec(self._name(name, count), *all_flags, changes=changes))
+        specs.append(self.prover.spec(f"{AS_IT_IS}, perturbed", *SGD, "--replicas=1", changes=[LAST_BITS]))
+        # GPUs reduce with collectives, of which one process has one kind. On CPU devices all runs share a process: its
+        # start costs more than a run.
+        for part in [[spec] for spec in specs] if visible_gpus() else [specs]:
+            self.prover.observe(part)
+        failed = failure((spec["name"], self.prover.runs[spec["name"]]) for spec in specs)
+        return failed.text if failed else ""
+
+    def _name(self, variant: str, count: int) -> str:
+        return f"{variant}, {count} of {self.size}"
+
+    def pair(self, variant: str) -> tuple[Run, Run]:
+        """The runs of 1 and of `size` replicas."""
+        return tuple(self.prover.runs[self._name(variant, count)] for count in (1, self.size))
+
+    def agree(self, variant: str) -> bool:
+        """Whether both sizes end with the same weights."""
+        one, other = self.pair(variant)
+        base, perturbed = self.pair(AS_IT_IS)[0], self.prover.runs[f"{AS_IT_IS}, perturbed"]
+        return differences.agree(one.saved, other.saved, base.saved, perturbed.saved)
+
+    def wrong_scale(self, variant: str) -> str:
+        """The cause that the ratio of the first gradients shows, or nothing."""
+        one, other = (run.lines["train", 1]["gradient_norm"] for run in self.pair(variant))
+        ratio, size = other / max(one, 1e-30), self.size
+        text = f"the first gradient of {size} replicas is {ratio:.2f} times that of 1"
+        if is_ratio(ratio, size):
+            return f"the loss is divided by the local batch: {text}"
+        if is_ratio(ratio, 1 / size):
+            return f"gradients are averaged over replicas, not summed: {text}"
+        return ""
+
+
+def diagnose_metrics(prover: Prover, sizes: Sequence[str]) -> str:
+    """Why metrics differ where weights agree: by their ratio."""
+    base = prover.runs["SGD, 1 replica"]
+    for size in sizes:
+        other = prover.runs[f"SGD, {size}"]
+        replicas = other.facts.get("replicas", 0)
+        for (split, step), line in base.lines.items():
+            for metric, value in line.items():
+                if reading.is_timing(metric) or metric in NO_METRICS or not value or not replicas:
+                    continue
+                ratio = other.lines.get((split, step), {}).get(metric, value) / value
+                if is_ratio(ratio, 1 / replicas):
+                    text = f"a metric is averaged over replicas instead of summed: {split} {metric}"
+                    return f"{text} of {size} is 1/{replicas} of that of 1"
+                if is_ratio(ratio, replicas):
+                    return f"a mean is summed over replicas: {split} {metric} of {size} is {replicas} times that of 1"
+    return "not found: the metrics' ratio is neither the number of replicas nor its inverse"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A restart.
+
+
+def diagnose_resume(prover: Prover, steps: int) -> str:
+    """Why a resumed run ends with other bits: a second whole run, then every variable before and after a restart."""
+    prover.script("again", prover.resume_flags("again", steps))
+    whole, again = prover.folder / "whole", prover.folder / "again"
+    if digests(whole) != digests(again) or untimed_lines(whole) != untimed_lines(again):
+        return "a non-deterministic operation: two whole runs with the same flags and --deterministic differ"
+    half, flags = max(prover.steps // 2, 1), ("--deterministic", "--replicas=1", f"--run_dir={prover.folder / 'state'}")
+    first = prover.experiment("state, before", *flags, f"--train_steps={half}", look=["state"])
+    second = prover.experiment("state, after", *flags, f"--train_steps={half + 1}", look=["state"])
+    if failed := failure([("the run before", first), ("the run after", second)]):
+        return failed.text
+    before, after = first.part("end"), second.part("start")
+    lost = [name for name in before if name in after and not np.array_equal(before[name], after[name])]
+    if lost:
+        more = f" and {len(lost) - SHOWN_NAMES} more" if len(lost) > SHOWN_NAMES else ""
+        return f"{NOT_SAVED}: {', '.join(lost[:SHOWN_NAMES])}{more} differ before and after a restart"
+    return "not found: every variable comes back, so the state lies in Python, or in the position of the input"

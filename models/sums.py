@@ -1,0 +1,42 @@
+"""The vector of running sums that a training loop or an evaluation keeps, and what it stands for.
+
+One vector for the loss and all metrics: it is summed over replicas by one all-reduce and kept between compiled calls.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from models.metrics import StreamingMetric
+
+
+class Sums:
+    """The layout of the vector: the loss, the number of examples, then each metric's statistics.
+
+    `width`: the length of the vector. `names`: what `values` returns, the loss and then each metric.
+    """
+
+    def __init__(self, metrics: Mapping[str, StreamingMetric]):
+        self.metrics = dict(metrics)
+        self.width = 2 + sum(metric.width for metric in self.metrics.values())
+        self.names = ("loss", *self.metrics)
+
+    def of_examples(self, targets: Any, outputs: Any, losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """The sums over a batch, each example times its weight: `[width]`, float32.
+
+        `losses`, `weights`: `[batch]`, float32. A weight of 0 leaves an example out, also of the count.
+        """
+        columns = [losses[:, None], tf.ones_like(losses)[:, None]]
+        columns += [metric.statistics(targets, outputs) for metric in self.metrics.values()]
+        return tf.reduce_sum(tf.concat(columns, axis=1) * weights[:, None], axis=0)
+
+    def values(self, sums: tf.Tensor) -> tf.Tensor:
+        """The mean loss and the metrics, as in `names`: sums `[width]` → `[1 + number of metrics]`, float64 both."""
+        count = tf.maximum(sums[1], 1.0)
+        values, at = [sums[0] / count], 2
+        for metric in self.metrics.values():
+            total = tf.cast(sums[at : at + metric.width], tf.float32)
+            values.append(tf.cast(metric.result_of(total, tf.cast(count, tf.float32)), tf.float64))
+            at += metric.width
+        return tf.stack(values)

@@ -1,0 +1,46 @@
+"""The one reader of a run's files, on files as runs and kills leave them."""
+
+import json
+
+import pytest
+
+from trainers.record import reading
+from trainers.settings.exit_codes import BadConfiguration
+
+
+def test_a_line_that_a_killed_process_left_unfinished_is_left_out(tmp_path):
+    lines = [{"step": 1, "split": "train", "loss": 2.0}, {"step": 1, "split": "eval", "loss": 3.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "spl')
+    assert reading.metric_lines(tmp_path) == lines
+    assert reading.last_line(tmp_path, "train") == lines[0] and reading.last_line(tmp_path, "test") == {}
+    assert reading.metric_lines(tmp_path / "nothing") == []
+
+
+def test_checkpoints_are_found_by_their_names_alone(tmp_path):
+    for name in ("step-0000000020", "step-0000000003", "step-0000000005.damaged", ".writing-step-0000000007-1"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert reading.checkpoint_steps(tmp_path) == [3, 20]
+    assert not reading.has_checkpoint(tmp_path, 3)
+    (reading.checkpoint_folder(tmp_path, 3) / "manifest.json").write_text('{"step": 3}')
+    assert reading.has_checkpoint(tmp_path, 3) and reading.manifest(tmp_path, 3) == {"step": 3}
+    assert reading.checkpoint_steps(tmp_path / "nothing") == []
+
+
+def test_what_a_clock_decides_is_known_by_name():
+    timed = ["steps_per_second", "examples_per_second", "model_flops_per_second", "utilization", "share_input"]
+    assert all(reading.is_timing(name) for name in timed)
+    assert not any(reading.is_timing(name) for name in ("loss", "accuracy", "gradient_norm", "step"))
+
+
+def test_a_run_json_that_cannot_be_read_is_named(tmp_path):
+    assert reading.read_run(tmp_path) == {}
+    (tmp_path / "run.json").write_text("{half")
+    with pytest.raises(BadConfiguration, match=r"run\.json cannot be read: .*; move it away or name another"):
+        reading.read_run(tmp_path)
+
+
+def test_an_end_counts_when_it_is_final_and_late_enough():
+    ended = {"ended": "2026-01-02T00:00:00+00:00", "exit_code": 0}
+    assert reading.has_ended(ended) and reading.has_ended(ended | {"exit_code": 65})
+    assert not reading.has_ended(ended | {"exit_code": 75}) and not reading.has_ended({"ended": None})
+    assert not reading.has_ended(ended, after="2026-01-03T00:00:00+00:00")

@@ -1,0 +1,34 @@
+"""Any image classification set of TensorFlow Datasets, by its name there."""
+
+import difflib
+
+import tensorflow_datasets as tfds
+
+from trainers.input import builders
+from trainers.input.dataset import Dataset, Request
+from trainers.settings.data_cards import DATASETS
+from trainers.settings.exit_codes import BadConfiguration
+
+
+def load(request: Request) -> Dataset:
+    """The set `request.name`, prepared in `data_dir`.
+
+    Raises:
+      BadConfiguration: no such set, one of another kind, no network for it, or no space.
+    """
+    with builders.readable_errors(request):
+        builder = builders.prepared(lambda: _builder(request), request)
+        return builders.image_classification(builder, request.name, request)
+
+
+def _builder(request: Request) -> tfds.core.DatasetBuilder:
+    name = request.name
+    try:
+        return tfds.builder(name, data_dir=request.data_dir)
+    except tfds.core.DatasetNotFoundError:
+        near = difflib.get_close_matches(name, {*DATASETS, *tfds.list_builders()}, n=3)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise BadConfiguration(
+            f"--dataset {name!r} is not known{hint}; choose one of: {', '.join(sorted(DATASETS))}, "
+            "or an image classification set of TensorFlow Datasets such as mnist or cifar10"
+        ) from None

@@ -1,0 +1,53 @@
+"""From a command line to a run: what a loop's script calls. Free of TensorFlow until the flags are checked."""
+
+import errno
+import importlib
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.world import process, quiet
+
+
+def config_from(argv: Sequence[str], summary: str) -> "Config":  # noqa: F821 - absl may be missing when this is read
+    """The resolved configuration of a command line; of `--mode=evaluate` with the values of the run that it follows.
+
+    Raises:
+      BadConfiguration: a flag is unknown, malformed or breaks a rule.
+      PeerLost: there is no run to follow.
+      SystemExit: `--help` was given and its page has been printed; code 0.
+    """
+    from trainers.record.reading import config_of_run
+    from trainers.settings import flags, rules
+
+    config, given = flags.read(argv, summary)
+    if config.mode == "evaluate":
+        config = config_of_run(config, given)
+    return rules.resolve(config)
+
+
+def main(module: str, summary: str) -> NoReturn:
+    """Runs the script of a loop: checks the flags, then imports `module` and calls its `train(config)`.
+
+    `summary`: the first lines of its `--help`.
+    """
+    process.check_requirements()
+
+    def work(config: "Config") -> None:  # noqa: F821
+        began = time.monotonic()
+        quiet.import_tensorflow()
+        from absl import logging
+
+        train = importlib.import_module(module).train
+        process.import_seconds = time.monotonic() - began
+        logging.set_verbosity(logging.WARNING)
+        try:
+            train(config)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            reason = f"the disk of --run_dir {config.run_dir} is full; free space and start again"
+            raise BadConfiguration(reason) from error
+
+    process.main(lambda argv: config_from(argv, summary), work)

@@ -1,0 +1,53 @@
+"""What a model does with examples of the evaluation split, for people to look at."""
+
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from models.tasks import Task
+from trainers.input.dataset import Dataset, Features, Split
+from trainers.show.drawings import Predictions
+
+# Examples of the evaluation split that are looked at.
+MOST_EXAMPLES = 5000
+# Characters that a language model is given, and that it continues with.
+PROMPT, CONTINUATION = 48, 80
+
+
+def predict(model: keras.Model, task: Task, dataset: Dataset, size: int) -> Predictions:
+    """The model's outputs for the first examples of the evaluation split, `size` of them at a time."""
+    rows = []
+    for features in _parts(dataset.eval, size):
+        inputs, targets = dataset.prepare(features)
+        outputs = model(task.inputs(inputs), training=False)
+        row = (inputs, targets, outputs, task.loss(targets, outputs))
+        rows.append(tf.nest.map_structure(lambda value: value.numpy(), row))
+    columns = zip(*rows, strict=True)
+    return Predictions(*(tf.nest.map_structure(lambda *values: np.concatenate(values), *column) for column in columns))
+
+
+def _parts(split: Split, size: int) -> Iterator[Features]:
+    """The first examples of a split, `size` of them at a time."""
+    if split.arrays is None:
+        yield from split.stream().take(MOST_EXAMPLES).batch(size)
+        return
+    for start in range(0, min(split.size, MOST_EXAMPLES), size):
+        end = min(start + size, MOST_EXAMPLES)
+        yield {key: tf.constant(array[start:end]) for key, array in split.arrays.items()}
+
+
+def continued_text(model: keras.Model, task: Task, dataset: Dataset) -> str:
+    """How a language model continues the beginning of the evaluation split, each time with its most likely token."""
+    length = dataset.spec.input_shape[0]
+    tokens = list(np.asarray(dataset.eval.arrays["tokens"][0, :PROMPT]).astype(np.int32))
+    for _ in range(CONTINUATION):
+        window = np.zeros([1, length], np.int32)
+        recent = tokens[-length:]
+        window[0, : len(recent)] = recent
+        logits = model(task.inputs(tf.constant(window)), training=False)
+        tokens.append(int(np.argmax(logits[0, len(recent) - 1])))
+    text = bytes(tokens).decode(errors="replace")
+    prompt, rest = text[:PROMPT], text[PROMPT:]
+    return f"Given:\n\n```\n{prompt}\n```\n\nContinued with:\n\n```\n{rest}\n```"

@@ -1,0 +1,76 @@
+"""What a loop does on every replica: call a function there, and update what lies there."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+def boxed(function: Callable) -> Callable:
+    """A replica's function in a name scope `replica_N`, for graphs and profiles: TensorFlow boxes all but the first.
+
+    N counts the replicas of this process: workers that gave a collective two names would wait for each other.
+    """
+
+    def in_box(*arguments: Any) -> Any:
+        innermost = tf.compat.v1.get_default_graph().get_name_scope().rpartition("/")[2]
+        with contextlib.nullcontext() if innermost.startswith("replica_") else tf.name_scope("replica_0"):
+            return function(*arguments)
+
+    return tf.autograph.experimental.do_not_convert(in_box)
+
+
+def on_replicas(strategy: tf.distribute.Strategy, function: Callable) -> Callable:
+    """A function that calls `function` on each replica and returns what they return, as values for each replica."""
+    in_box = boxed(function)
+    return lambda *arguments: strategy.run(in_box, args=arguments)
+
+
+def first_local(strategy: tf.distribute.Strategy, value: Any) -> tf.Tensor:
+    """A value of the first replica of this process."""
+    return strategy.experimental_local_results(value)[0]
+
+
+def assign(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
+    """In a replica: sets the Keras variables on its device to values that are the same on all replicas."""
+
+    def assign_all(strategy: tf.distribute.Strategy, values: list[tf.Tensor]) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(variable.value, lambda w, v: w.assign(v), args=(value,), group=False)
+
+    tf.distribute.get_replica_context().merge_call(assign_all, args=(list(values),))
+
+
+class MovingAverage:
+    """A moving average of weights, `average += (1 - decay) (weight - average)`. Built in the strategy's scope."""
+
+    def __init__(self, weights: Sequence[Any], decay: float):
+        self.weights, self.decay = list(weights), decay
+        self.variables = [tf.Variable(w, trainable=False, name=f"{w.path}/average") for w in self.weights]
+
+    def update(self) -> None:
+        """In a replica: moves the average on its device."""
+        tf.distribute.get_replica_context().merge_call(self._update_all)
+
+    def _update_all(self, strategy: tf.distribute.Strategy) -> None:
+        def move(average: tf.Variable, weight: tf.Tensor) -> None:
+            average.assign_sub((1 - self.decay) * (average - weight))
+
+        for average, weight in zip(self.variables, self.weights, strict=True):
+            strategy.extended.update(average, move, args=(weight.value,), group=False)
+
+    @contextlib.contextmanager
+    def exchanged(self) -> Iterator[None]:
+        """Within the block the weights are the average, and the average the weights."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        pairs = list(zip(self.variables, (w.value for w in self.weights), strict=True))
+        for average, weight, a, w in [(a, w, a.numpy(), w.numpy()) for a, w in pairs]:
+            average.assign(w)
+            weight.assign(a)

@@ -1,0 +1,96 @@
+"""Tells of a run wherever metrics are read: lines of metrics.jsonl, TensorBoard, the terminal."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from trainers.record.run_record import RunRecord
+from trainers.run.inner_loop import InnerLoop
+from trainers.run.windows import Columns
+from trainers.settings.config import COMPARED
+from trainers.show import graphs
+from trainers.show.progress import Progress
+from trainers.show.summaries import Summaries
+
+
+@contextlib.contextmanager
+def only_warned(what: str) -> Iterator[None]:
+    """Within the block an error is logged and no more: what is only shown must not end a run."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")[:300]
+        logging.warning("%s: %s: %s", what, type(error).__name__, reason)
+
+
+class Reporter:
+    """What is written and shown of a run. Its methods may be called in the background; none reads what the loop moves.
+
+    `flops`: of a step; `peak`: operations a second of a device at its best, or None.
+    """
+
+    def __init__(
+        self,
+        loop: InnerLoop,
+        record: RunRecord,
+        summaries: Summaries,
+        progress: Progress,
+        flops: int,
+        peak: float | None,
+    ):
+        self.loop, self.record, self.summaries, self.progress = loop, record, summaries, progress
+        self.flops, self.peak, self.columns = flops, peak, Columns(loop)
+
+    def lines(self, split: str, steps: Sequence[int], lines: Sequence[Mapping[str, float]]) -> None:
+        """Lines of a split, one for each step."""
+        self.record.append_metrics(
+            [{"step": step, "split": split, **line} for step, line in zip(steps, lines, strict=True)]
+        )
+        for step, line in zip(steps, lines, strict=True):
+            self.summaries.scalars(split, step, line)
+            self.progress.metrics(split, step, line)
+
+    def windows(self, rows: np.ndarray, rates: Sequence[float], spent: Mapping[str, float]) -> None:
+        """The windows of a call that are logged: `rows [n, columns]`, steps a second of each, shares of the time."""
+        lines = []
+        for row, rate in zip(rows, rates, strict=True):
+            line = self.columns.line(row)
+            line |= {"steps_per_second": rate, "examples_per_second": rate * self.loop.config.batch_size}
+            line |= {"model_flops_per_second": rate * self.flops}
+            if self.peak:
+                line |= {"utilization": rate * self.flops / self.peak / self.loop.world.replicas}
+            lines.append(line | dict(spent))
+        self.lines("train", [int(step) for step in self.columns.column(rows, "step")], lines)
+
+    def introduction(self, step: int, forward: Mapping[str, tf.Graph], concrete: Any) -> None:
+        """What TensorBoard shows of a run before its first update: what it is, and its graphs."""
+        with only_warned("TensorBoard shows no graphs"):
+            flags = {name: value for name, value in dataclasses.asdict(self.loop.config).items() if name in COMPARED}
+            metrics = dict.fromkeys([*self.loop.sums.names[1:], *self.loop.eval_names[1:], "loss"])
+            self.summaries.hparams(step, flags, tuple(metrics), time.time())
+            self.summaries.text("train", step, "run", facts_table(self.record.card()))
+            self._graphs(forward, concrete)
+
+    def _graphs(self, forward: Mapping[str, tf.Graph], concrete: Any) -> None:
+        """The first model's forward pass by itself, those of further models under their names, then the step."""
+        names = self.loop.layer_names
+        (_, first), *others = [(k, graphs.clean(g.as_graph_def(add_shapes=True), names)) for k, g in forward.items()]
+        self.summaries.graph(first)
+        for name, graph in others:
+            self.summaries.tagged_graph(name, graph)
+        whole = graphs.step(concrete.graph, names)
+        if whole is not None:
+            self.summaries.tagged_graph("step of one replica", graphs.of_first_replica(whole))
+            self.summaries.tagged_graph("step of all replicas", whole)
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """A Markdown table of names and values."""
+    rows = [f"| {name} | {str(value).replace('|', '¦')} |" for name, value in facts.items()]
+    return "\n".join(["| | |", "|---|---|", *rows])

@@ -1,0 +1,96 @@
+"""From a configuration to the end of a run: the workers meet, the loop is built, and training or evaluation begins."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from trainers.input import load
+from trainers.input.dataset import Dataset
+from trainers.record import reading
+from trainers.record.clock import Clock
+from trainers.record.run_record import RunRecord
+from trainers.run import evaluator, workers
+from trainers.run.hooks import Hooks
+from trainers.run.inner_loop import InnerLoop
+from trainers.run.plan import plan
+from trainers.run.training import Summary, Training
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import CRASHED, RunEnded
+from trainers.settings.rules import check_batch, check_task
+from trainers.show.progress import words
+from trainers.world import cluster as clusters
+from trainers.world import devices, process
+from trainers.world.cluster import Cluster
+from trainers.world.devices import World
+from trainers.world.signals import Preemption
+from trainers.world.watchdog import Watchdog
+
+MakeLoop = Callable[[Config, World, Dataset], InnerLoop]
+
+
+def train(config: Config, make_loop: MakeLoop, hooks: Hooks | None = None) -> Summary:
+    """Runs or resumes the run that `config` (resolved) describes, with the loop that `make_loop` builds.
+
+    Raises:
+      BadConfiguration, Diverged, PeerLost, Preempted: see `trainers.settings.exit_codes`.
+    """
+    clock, hooks = Clock(), hooks or Hooks()
+    clock.add("import", process.import_seconds)
+    cluster = clusters.from_environment(os.environ) if config.strategy == "multi_worker" else None
+    if config.dry_run and cluster:
+        print(cluster.tf_config())
+        return Summary(0, {}, {}, Path(config.run_dir), 0)
+    if cluster and config.mode == "train" and (summary := complete_already(config)):
+        return summary
+    with Watchdog(config.step_timeout) as watchdog:
+        with clock.phase("build"):
+            loop = build(config, cluster, make_loop, hooks, watchdog)
+        if config.dry_run:
+            print(plan(loop))
+            return Summary(0, {}, {}, Path(config.run_dir), 0)
+        if config.mode == "evaluate":
+            line = evaluator.follow(loop, clock, watchdog)
+            return Summary(line.get("step", 0), {}, line, Path(config.run_dir) / evaluator.FOLDER, 0)
+        record = RunRecord(config, writes=loop.world.chief)
+        with contextlib.closing(record), Preemption() as preemption, recorded_end(record, clock, cluster):
+            return Training(loop, record, clock, preemption, watchdog, hooks).run()
+
+
+def complete_already(config: Config) -> Summary | None:
+    """The summary of a run of several workers that is complete. The others may have gone, and will not come to meet."""
+    facts, run_dir = reading.completed(config), Path(config.run_dir)
+    if not facts or not reading.has_checkpoint(run_dir, facts["step"]):
+        return None
+    final = facts["final"]
+    process.say(f"complete already: {words(final['eval'])}  in {run_dir}")
+    return Summary(facts["step"], final["train"], final["eval"], run_dir, 0)
+
+
+def build(config: Config, cluster: Cluster | None, make_loop: MakeLoop, hooks: Hooks, watchdog: Watchdog) -> InnerLoop:
+    """Meets the other workers, starts the strategy, loads the data and builds the loop."""
+    allowed = config.startup_timeout + config.step_timeout
+    watchdog.feed("meeting the other workers", allowed)
+    world = devices.set_up(config, cluster, process.say)
+    if config.mode == "train":
+        check_batch(config, world.replicas)
+    watchdog.feed("loading the data and building the model", allowed)
+    dataset = load.load(config.dataset, config.data_dir, config.input, config.label)
+    check_task(config, dataset.spec.task)
+    loop = make_loop(config, world, dataset)
+    with world.strategy.scope():
+        hooks.built(loop)
+    return loop
+
+
+@contextlib.contextmanager
+def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None):  # noqa: ANN201
+    """Writes to run.json how the block ends if it raises, and raises a lost peer as such."""
+    try:
+        yield
+    except BaseException as error:
+        ended = workers.peer_lost(error) if cluster else error
+        code = ended.exit_code if isinstance(ended, RunEnded) else CRASHED
+        with contextlib.suppress(OSError):
+            record.end(code, f"{type(ended).__name__}: {ended}", seconds=clock.seconds)
+        raise ended from (None if ended is error else error)

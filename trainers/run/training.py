@@ -1,0 +1,334 @@
+"""The outer loop, phase by phase: restore, build, advance, report, evaluate, save, draw, finish."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from trainers.input.batches import batches
+from trainers.record import reading, state
+from trainers.record.background import Background
+from trainers.record.checkpoints import Checkpoints
+from trainers.record.clock import Clock, Shares
+from trainers.record.run_record import RunRecord
+from trainers.run import driver, workers
+from trainers.run.cadence import due, next_due
+from trainers.run.hooks import Hooks
+from trainers.run.inner_loop import InnerLoop
+from trainers.run.pace import Pace
+from trainers.run.plan import plan
+from trainers.run.reporter import Reporter, only_warned
+from trainers.run.windows import Columns
+from trainers.settings.config import FIXED
+from trainers.settings.exit_codes import OK, BadConfiguration, Diverged, Preempted
+from trainers.show.profiles import Profiles
+from trainers.show.progress import Progress, words
+from trainers.show.summaries import Summaries
+from trainers.world import devices, process
+from trainers.world.signals import Preemption
+from trainers.world.watchdog import Watchdog
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What `train` returns: the last step, the last metrics of each split, and where everything lies."""
+
+    step: int
+    train: dict[str, float]
+    eval: dict[str, float]
+    run_dir: Path
+    traces: int
+
+
+def checkpoints_of(loop: InnerLoop, run_dir: Path) -> Checkpoints:
+    """The checkpoints of a run, which belong to the flags that decide its mathematics and to its data."""
+    identity = {name: getattr(loop.config, name) for name in FIXED} | {"data": loop.dataset.fingerprint}
+    return Checkpoints(run_dir, loop.config.keep_checkpoints, identity, *loop.best)
+
+
+class Training:
+    """One attempt at a run, from its newest checkpoint to its last step or to what ends it before."""
+
+    def __init__(
+        self,
+        loop: InnerLoop,
+        record: RunRecord,
+        clock: Clock,
+        preemption: Preemption,
+        watchdog: Watchdog,
+        hooks: Hooks,
+    ):
+        self.loop, self.config, self.world = loop, loop.config, loop.world
+        self.record, self.clock, self.preemption, self.watchdog, self.hooks = record, clock, preemption, watchdog, hooks
+        self.store = checkpoints_of(loop, record.directory)
+        self.columns = Columns(loop)
+        # Steps that are done, and the running sums of the window that they ended in.
+        self.step, self.sums = 0, np.zeros([loop.sums.width], np.float64)
+        self.restored = False
+        self.stopping = False
+
+    def run(self) -> Summary:
+        """All phases. Returns what the run ended with.
+
+        Raises:
+          BadConfiguration, Diverged, PeerLost, Preempted: see `trainers.settings.exit_codes`.
+        """
+        self.restore()
+        self.begin_record()
+        if self.step >= self.config.train_steps:
+            return self.finish("complete already")
+        self.build()
+        with self.opened():
+            self.stopping = self.asked_to_stop()
+            while self.step < self.config.train_steps and not self.stopping:
+                rows = self.advance()
+                self.report(rows)
+                evaluation = self.evaluate()
+                self.save(evaluation)
+                self.draw()
+            self.settle()
+        self.wait_for_others()
+        self.check_ended()
+        return self.finish("complete")
+
+    # Before the first update ------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Takes up the newest whole checkpoint, and drops the metrics that came after it."""
+        with self.clock.phase("checkpoint"):
+            if self.config.resume == "never" and self.store.steps():
+                raise BadConfiguration(
+                    f"--resume=never and --run_dir {self.record.directory} holds a checkpoint; name another, or "
+                    "--resume=auto"
+                )
+            self.watchdog.feed("restoring a checkpoint")
+            checkpoint = workers.restore(self.world, self.store)
+            if checkpoint:
+                self.restored = True
+                self.step, values = checkpoint
+                self.sums = values.pop("loop/sums")
+                state.assign(self.loop.variables, values)
+            self.record.rewind_metrics(self.step)
+
+    def begin_record(self) -> None:
+        """Writes flags.txt and the first run.json."""
+        metric, mode = self.loop.best
+        self.record.facts.update(
+            replicas=self.world.replicas,
+            devices=list(self.world.strategy.extended.worker_devices),
+            parameters=self.loop.num_parameters,
+            data_fingerprint=self.loop.dataset.fingerprint,
+            resumed_from=self.step if self.restored else None,
+            best_metric=metric,
+            best_mode=mode,
+        )
+        self.record.begin()
+
+    def build(self) -> None:
+        """Makes the sources of batches and the compiled functions, and traces them."""
+        config, loop, world = self.config, self.loop, self.world
+        with self.clock.phase("build"):
+            source = batches(world.strategy, loop.dataset.train, config.batch_size, config.seed, config.accumulate)
+            source.start(self.step)
+            eval_source = batches(world.strategy, loop.dataset.eval, config.batch_size, None)
+            eval_source.start(0)
+            self.summaries = Summaries(self.record.directory, self.step, silent=not world.chief)
+            train_call = driver.make_train_call(loop, self.hooks.source(loop, source), self.summaries)
+            evaluation = loop.make_evaluation(eval_source)
+            self.read_variables = state.reader(loop.variables)
+        with self.clock.phase("trace"):
+            self.watchdog.feed("tracing the train step", config.startup_timeout + config.step_timeout)
+            # Both now: AutoGraph reads the loop's file, which may be edited while the run goes on.
+            self.train_call = train_call.get_concrete_function()
+            self.evaluation = evaluation.get_concrete_function()
+            self.hooks.traced(loop, self.train_call)
+            state.check_complete(world.strategy, loop.variables, self.train_call, self.evaluation)
+            self.forward = loop.forward_graphs()
+            flops = self.record.facts["flops_per_step"] = loop.flops_of_step(self.forward)
+        self.progress = Progress(self.step, config.train_steps, silent=not world.chief)
+        peak = devices.peak_flops(config.precision)
+        self.reporter = Reporter(loop, self.record, self.summaries, self.progress, flops, peak)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Within the block what runs beside the loop is open: progress, event files, the background, profiles."""
+        if self.restored:
+            self.progress.line(f"resumed from the checkpoint of step {self.step}")
+        self.progress.line(plan(self.loop))
+        self.pace, self.shares = Pace(self.config.steps_per_call), Shares(self.clock)
+        self.background = Background()
+        self.profiles = Profiles(
+            self.config.profile_steps,
+            self.record.directory / "train",
+            self.summaries,
+            single=self.world.cluster is None,
+            chief=self.world.chief,
+            say=self.progress.line,
+        )
+        if self.world.chief:
+            self.background.do(self.reporter.introduction, self.step, self.forward, self.train_call)
+        with contextlib.ExitStack() as stack:
+            for resource in (self.progress, self.summaries, self.background, self.profiles):
+                stack.enter_context(contextlib.closing(resource))
+            yield
+
+    def asked_to_stop(self) -> bool:
+        """Whether to stop before the first call. Several workers meet here, and agree on it in their first call."""
+        if self.world.cluster:
+            return bool(workers.from_chief(self.world, 0))
+        return self.preemption.requested
+
+    # A call, and what is due after it ---------------------------------------------------------------------------
+
+    def next_stop(self) -> int:
+        """Where the next call ends: at the next thing to do, or after about a second."""
+        config = self.config
+        cadences = [config.eval_every, config.checkpoint_every, config.pictures_every]
+        cadences += [config.histogram_every] if self.world.cluster else []
+        stop = min(next_due(self.step, every, config.train_steps) for every in cadences)
+        return self.profiles.stop_of(self.step, min(stop, self.step + self.pace.longest_call()))
+
+    def advance(self) -> np.ndarray:
+        """A compiled call. Returns its windows, `[n, columns]`.
+
+        Raises:
+          Diverged: a loss or a gradient is not finite.
+        """
+        config, stop = self.config, self.next_stop()
+        with only_warned("no profile"):
+            self.profiles.begin(self.step)
+        self.pace.begin_call()
+        with self.clock.phase("train"), self.profiles.mark(self.step):
+            allowed = config.step_timeout + (config.startup_timeout if self.pace.calls == 0 else 0)
+            self.watchdog.feed(f"steps {self.step} to {stop}", allowed)
+            news = tf.constant([float(self.preemption.requested), self.pace.own_seconds], tf.float64)
+            span = tf.constant(self.step, tf.int64), tf.constant(stop, tf.int64)
+            results = self.train_call(*span, tf.constant(self.sums), news)
+            rows, self.sums, finite, (stops, agreed), waited = (result.numpy() for result in results)
+            self.clock.move("train", "input_wait", waited)
+        self.took = self.pace.end_call(self.step, int(self.columns.column(rows, "step")[-1]))
+        if self.world.cluster is None:
+            stops, agreed = self.preemption.requested, self.pace.own_seconds
+        self.stopping, self.pace.seconds_per_step = stops > 0, agreed
+        if self.pace.steady:
+            self.record.facts["steady"] = self.pace.steady
+        if not finite:
+            self.diverge(rows[-1])
+        with only_warned("no profile"):
+            self.profiles.end(stop, stop - self.step, config.train_steps)
+        self.progress.advance(stop)
+        return rows
+
+    def diverge(self, row: np.ndarray) -> None:
+        """Ends the run at a step that is not finite."""
+        self.background.wait()
+        good = self.store.steps()
+        norms = ", ".join(f"{name.replace('_', ' ')} {self.columns.column(row, name)}" for name in self.loop.norm_names)
+        raise Diverged(
+            f"the loss or a gradient is not finite at step {self.columns.column(row, 'step'):.0f} ({norms}); the last "
+            f"good checkpoint is {self.store.path(good[-1]) if good else 'none'}; "
+            "lower --learning_rate or set --clip_norm, and begin in another --run_dir"
+        )
+
+    def report(self, rows: np.ndarray) -> None:
+        """Moves to the end of the call. What is due of its windows is written while the next call runs."""
+        steps = self.columns.column(rows, "step")
+        logged = [due(int(step), self.config.log_every, self.config.train_steps) for step in steps]
+        rates = self.pace.rates(self.step, steps, logged, self.took)
+        self.step = int(steps[-1])
+        if rates:
+            self.background.do(self.reporter.windows, rows[logged], rates, self.shares.take())
+        if logged[-1]:
+            self.sums = np.zeros_like(self.sums)
+        every = self.config.histogram_every
+        if self.world.cluster and self.world.chief and every and self.step % every == 0:
+            self.summaries.histograms(self.step, self.loop.weights)
+
+    def evaluate(self) -> dict[str, float] | None:
+        """The values of an evaluation, if one is due."""
+        if not due(self.step, self.config.eval_every, self.config.train_steps):
+            return None
+        self.watchdog.feed(f"the evaluation at step {self.step}")
+        with self.clock.phase("evaluate"), self.loop.evaluated():
+            values = dict(zip(self.loop.eval_names, self.evaluation().numpy().tolist(), strict=True))
+        self.background.do(self.reporter.lines, "eval", [self.step], [values])
+        return values
+
+    def save(self, evaluation: Mapping[str, float] | None) -> None:
+        """Writes a checkpoint, while the next call runs, if one is due, if it is the best so far, or before the end."""
+        if not self.world.chief:
+            return
+        with self.clock.phase("checkpoint"):
+            better = False
+            if evaluation:
+                self.watchdog.feed(f"the checkpoint before step {self.step}")
+                self.background.wait()
+                better = self.store.improves(evaluation)
+            if due(self.step, self.config.checkpoint_every, self.config.train_steps) or better or self.stopping:
+                self.watchdog.feed(f"the checkpoint of step {self.step}")
+                self.background.wait()
+                values = self.read_variables() | {"loop/sums": self.sums}
+                self.background.do(self.write_checkpoint, self.step, values, evaluation)
+
+    def write_checkpoint(self, step: int, values: state.State, evaluation: Mapping[str, float] | None) -> None:
+        """In the background: what the checkpoint covers is on the disk before it."""
+        self.record.sync_metrics()
+        self.summaries.flush()
+        self.store.save(step, values, evaluation)
+
+    def draw(self) -> None:
+        """Pictures of what the model does, if they are due."""
+        if self.world.chief and due(self.step, self.config.pictures_every, self.config.train_steps):
+            self.watchdog.feed(f"the pictures at step {self.step}")
+            with self.clock.phase("evaluate"), self.loop.evaluated(), only_warned("no pictures"):
+                self.loop.show(self.summaries, self.step)
+
+    # After the last update --------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Waits until everything is written."""
+        with self.clock.phase("checkpoint"):
+            self.watchdog.feed(f"the checkpoint of step {self.step}")
+            self.background.wait()
+        self.summaries.end_of_session(self.step, self.step >= self.config.train_steps)
+
+    def wait_for_others(self) -> None:
+        """Nobody leaves before the chief's last checkpoint is there."""
+        if self.world.cluster:
+            self.watchdog.feed("waiting for the other workers to finish")
+            workers.leave_together(
+                self.world, lambda: self.world.chief or reading.has_checkpoint(self.record.directory, self.step)
+            )
+
+    def check_ended(self) -> None:
+        """Raises Preempted if the run was stopped before its last step."""
+        if self.step >= self.config.train_steps:
+            return
+        if not self.preemption.requested:
+            raise Preempted(f"another worker was told to stop at step {self.step}; the same command continues")
+        grace = time.monotonic() - self.preemption.requested_at
+        saved = f"the checkpoint of step {self.step} was there after {grace:.1f} s"
+        saved = saved if self.step > 0 else "no step was finished"
+        raise Preempted(f"{self.preemption.signal_name} came at step {self.step}; {saved}; the same command continues")
+
+    def finish(self, reason: str) -> Summary:
+        """Exports if asked, completes run.json and returns the summary."""
+        export_path = self.record.directory / "export"
+        if self.config.export and self.world.chief and not export_path.exists():
+            with self.clock.phase("export"):
+                self.loop.export(export_path)
+        final = {split: self.record.last(split) for split in ("train", "eval")}
+        final = {split: {k: v for k, v in line.items() if k != "split"} for split, line in final.items()}
+        facts = {"final": final, "seconds": self.clock.seconds, "step": self.step, "traces": self.loop.traces}
+        facts |= self.loop.final_facts()
+        self.record.end(OK, reason, peak_device_mib=devices.peak_memory_mib(), **facts)
+        if self.world.cluster:
+            # Nobody leaves before the chief has done all: alone it could not be started again.
+            workers.leave_together(self.world, lambda: self.world.chief or bool(reading.completed(self.config)))
+        if self.world.chief:
+            process.say(f"{reason}: {words(final['eval'])}  in {self.record.directory}")
+        return Summary(self.step, final["train"], final["eval"], self.record.directory, self.loop.traces)
