@@ -10,18 +10,22 @@ from pathlib import Path
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from trainers.world import process
+
+    process.check_requirements("matplotlib")
 
 import argparse
 import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trainers.record.run_record import NO_DIFFERENCE, write_atomically
-from trainers.settings.exit_codes import BAD_CONFIGURATION, OK, BadConfiguration
+from trainers.record import files, reading
+from trainers.settings.config import NO_DIFFERENCE
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.world import process
 
-# What no curve is drawn of: rates and shares have tables of their own.
+# No curve is drawn of these, nor of shares of time, which have a table.
 _NO_CURVE = ("step", "split", "examples_per_second", "model_flops_per_second")
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1e1e1e }
@@ -34,66 +38,67 @@ svg { max-width: 100%; height: auto }
 
 
 class Loaded(NamedTuple):
-    """A run as its files tell of it."""
+    """A run as it is in its files. `facts`: run.json; `lines`: metrics.jsonl."""
 
     name: str
     facts: Mapping[str, Any]
     lines: Sequence[Mapping[str, Any]]
+
+    def last(self, split: str) -> Mapping[str, Any]:
+        """The last metrics of a split: those of the end of the run or, before that, the last line."""
+        final = self.facts.get("final", {}).get(split, {})
+        return final or next((line for line in reversed(self.lines) if line["split"] == split), {})
 
 
 def load(directory: Path) -> Loaded:
     """Reads a run_dir.
 
     Raises:
-      BadConfiguration: it is none, or its files cannot be read.
+      BadConfiguration: it holds no run, or its files cannot be read.
     """
+    facts = reading.read_run(directory)
+    if not facts:
+        raise BadConfiguration(f"{directory} holds no run.json; name the --run_dir of a run")
     try:
-        facts = json.loads((directory / "run.json").read_text())
-        lines = []
-        path = directory / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                continue  # the last line of a killed process
-    except FileNotFoundError:
-        raise BadConfiguration(f"{directory} holds no run.json; name the --run_dir of a run") from None
-    except (OSError, ValueError) as error:
+        lines = reading.metric_lines(directory)
+    except OSError as error:
         raise BadConfiguration(
-            f"{directory / 'run.json'} cannot be read: {error}; name the --run_dir of a run"
+            f"{directory / reading.METRICS} cannot be read: {error.strerror}; name the --run_dir of a run"
         ) from None
     return Loaded(directory.name or str(directory), facts, lines)
 
 
 def curves(runs: Sequence[Loaded]) -> str:
-    """A chart of each metric over steps: training dashed, evaluation solid, one colour a run."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
+    """A chart of each metric over steps: training dashed, evaluation solid, a colour for each run."""
     names: dict[str, None] = {}
     for run in runs:
         for line in run.lines:
             names |= dict.fromkeys(n for n in line if n not in _NO_CURVE and not n.startswith("share_"))
-    charts = []
-    for name in names:
-        # Text stays text: the page can be searched.
-        with rc_context({"svg.fonttype": "none"}):
-            figure = Figure(figsize=(5.4, 3.2), layout="constrained")
-            axes = figure.subplots()
-            for i, run in enumerate(runs):
-                for split, style in (("train", "--"), ("eval", "-o")):
-                    points = [(one["step"], one[name]) for one in run.lines if one["split"] == split and name in one]
-                    if points:
-                        label = f"{run.name}, {split}"
-                        axes.plot(*zip(*points, strict=True), style, color=f"C{i}", ms=3, lw=1.2, label=label)
-            axes.set(title=name, xlabel="step")
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize=8)
-            held = io.StringIO()
-            figure.savefig(held, format="svg")
-        text = held.getvalue()
-        charts.append(f"<figure>{text[text.index('<svg') :]}</figure>")
-    return "\n".join(charts) or "<p>No metrics yet.</p>"
+    return "\n".join(f"<figure>{chart(runs, name)}</figure>" for name in names) or "<p>No metrics yet.</p>"
+
+
+def chart(runs: Sequence[Loaded], name: str) -> str:
+    """The chart of a metric, as an `<svg>` element."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # Text stays text: the page can be searched.
+    with rc_context({"svg.fonttype": "none"}):
+        figure = Figure(figsize=(5.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for i, run in enumerate(runs):
+            for split, style in (("train", "--"), ("eval", "-o")):
+                points = [(line["step"], line[name]) for line in run.lines if line["split"] == split and name in line]
+                if points:
+                    label = f"{run.name}, {split}"
+                    axes.plot(*zip(*points, strict=True), style, color=f"C{i}", ms=3, lw=1.2, label=label)
+        axes.set(title=name, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        file = io.StringIO()
+        figure.savefig(file, format="svg")
+    text = file.getvalue()
+    return text[text.index("<svg") :]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -105,20 +110,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def results(runs: Sequence[Loaded]) -> str:
     """How each run ended, with its last metrics."""
-    splits = ("train", "eval")
-    finals = [{s: run.facts.get("final", {}).get(s, {}) or _last(run, s) for s in splits} for run in runs]
-    names = dict.fromkeys(name for final in finals for name in final["eval"] if name not in ("step", "split"))
-    head = ["run", "ended", "step", *(f"eval {name}" for name in names)]
+    finals = [run.last("eval") for run in runs]
+    names = dict.fromkeys(name for final in finals for name in final if name not in ("step", "split"))
     rows = []
     for run, final in zip(runs, finals, strict=True):
         ended = run.facts.get("exit_reason") or "it has not ended"
         step = max((line["step"] for line in run.lines), default=0)
-        rows.append([run.name, ended, step, *(_number(final["eval"].get(name)) for name in names)])
-    return table(head, rows)
-
-
-def _last(run: Loaded, split: str) -> Mapping[str, Any]:
-    return next((line for line in reversed(run.lines) if line["split"] == split), {})
+        rows.append([run.name, ended, step, *(_number(final.get(name)) for name in names)])
+    return table(["run", "ended", "step", *(f"eval {name}" for name in names)], rows)
 
 
 def _number(value: Any) -> str:
@@ -142,8 +141,12 @@ def breakdown(runs: Sequence[Loaded]) -> str:
 def differences(runs: Sequence[Loaded]) -> str:
     """The flags in which runs differ."""
     flags = [run.facts.get("flags", {}) for run in runs]
-    names = [n for n in dict.fromkeys(n for one in flags for n in one) if n not in NO_DIFFERENCE]
-    rows = [[f"--{n}", *(one.get(n) for one in flags)] for n in names if len({str(one.get(n)) for one in flags}) > 1]
+    values = {n: [own.get(n) for own in flags] for n in dict.fromkeys(n for own in flags for n in own)}
+    rows = [
+        [f"--{name}", *choices]
+        for name, choices in values.items()
+        if name not in NO_DIFFERENCE and len(set(map(str, choices))) > 1
+    ]
     if not rows:
         return "<p>The runs have the same flags.</p>"
     return table(["flag", *(run.name for run in runs)], rows)
@@ -174,25 +177,33 @@ def page(runs: Sequence[Loaded]) -> str:
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Parses the command line and writes the file. Returns the exit code."""
+def settings_from(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line (`argv[0]` is the program): `run_dir`, a list of paths, and `out`, a path.
+
+    Raises:
+      SystemExit: `--help` was given, or a flag is malformed.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", nargs="+", type=Path, help="runs to show, side by side")
     parser.add_argument("--out", type=Path, help="the file (default: report.html in the first run_dir)")
-    options = parser.parse_args(arguments)
-    out = options.out or options.run_dir[0] / "report.html"
+    options = parser.parse_args(argv[1:])
+    options.out = options.out or options.run_dir[0] / "report.html"
+    return options
+
+
+def main(options: argparse.Namespace) -> None:
+    """Writes the file and prints its path.
+
+    Raises:
+      BadConfiguration: a run cannot be read, or the file cannot be written.
+    """
+    text = page([load(directory) for directory in options.run_dir])
     try:
-        text = page([load(directory) for directory in options.run_dir])
-        try:
-            write_atomically(out, text)
-        except OSError as error:
-            raise BadConfiguration(f"--out {out} cannot be written: {error.strerror}; name another") from None
-    except BadConfiguration as error:
-        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
-        return BAD_CONFIGURATION
-    print(out)
-    return OK
+        files.write_text(options.out, text)
+    except OSError as error:
+        raise BadConfiguration(f"--out {options.out} cannot be written: {error.strerror}; name another file") from None
+    print(options.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.main(settings_from, main)

@@ -4,7 +4,7 @@ python trainers/sweep.py --model=mlp --learning_rate=1e-3,3e-3 --weight_decay=0,
 python trainers/sweep.py --spec=sweep.json --random=8 --jobs=2
 
 A flag with commas is swept; `--spec` is a JSON file of such flags, `{"learning_rate": [0.001, 0.003], "model": "mlp"}`.
-Each combination is a run_dir of its own under --sweep_dir. The same command continues: complete runs are not run again.
+Each combination has a run_dir of its own under --sweep_dir. The same command continues; complete runs are not repeated.
 `launch/tensorboard.sh SWEEP_DIR` compares them in its HParams tab.
 """
 
@@ -14,6 +14,9 @@ from pathlib import Path
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from trainers.world import process
+
+    process.check_requirements()
 
 import argparse
 import concurrent.futures
@@ -24,62 +27,118 @@ import random
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainers.record.run_record import NO_DIFFERENCE, write_atomically
-from trainers.settings.config import Config
-from trainers.settings.exit_codes import BAD_CONFIGURATION, CRASHED, OK, PREEMPTED, BadConfiguration
+from trainers.record import files, reading
+from trainers.settings.config import NO_DIFFERENCE, Config
+from trainers.settings.exit_codes import CRASHED, OK, PREEMPTED, BadConfiguration
 from trainers.settings.flags import config_from
 from trainers.show.tables import table
+from trainers.world import process
 
 _TRAINER = Path(__file__).resolve().parent / "custom_loop.py"
 _NAMES = {field.name for field in dataclasses.fields(Config)}
-# A data set or path may hold a comma of its own.
+# The name of a data set or a path may hold a comma of its own.
 _NEVER_SWEPT = ("run_dir", "data_dir", "profile")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The runs that the command line asks for.
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A combination: the name of its folder, its flags as they were written, and the configuration that they make."""
+
+    name: str
+    flags: tuple[str, ...]
+    config: Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the command line asks for. `swept`: names of the flags that have several values."""
+
+    folder: Path
+    jobs: int
+    swept: tuple[str, ...]
+    runs: tuple[Run, ...]
+
+
+def settings_from(argv: Sequence[str]) -> Settings:
+    """The settings of a command line (`argv[0]` is the program).
+
+    Raises:
+      BadConfiguration: a value breaks a rule; nothing has been run or written.
+      SystemExit: `--help` was given, or a flag of this script is malformed.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--sweep_dir", default="runs/sweep", help="the folder of all runs (default: runs/sweep)")
+    parser.add_argument("--spec", type=Path, help="a JSON file of flags and their values")
+    parser.add_argument("--random", type=int, default=0, help="this many combinations, drawn at random; 0 = all")
+    parser.add_argument("--random_seed", type=int, default=0, help="seed of that draw (default: 0)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    options, flags = parser.parse_known_args(argv[1:])
+    if options.jobs < 1:
+        raise BadConfiguration(f"--jobs {options.jobs} is below 1; pass 1 or more")
+    if options.random < 0:
+        raise BadConfiguration(f"--random {options.random} is below 0; pass 0 or more")
+    values = values_of(flags, options.spec)
+    swept = tuple(name for name, choices in values.items() if len(choices) > 1)
+    runs = {}
+    for combination in combinations(values, options.random, options.random_seed):
+        words = tuple(f"--{name}={value}" for name, value in combination.items())
+        name = name_of(combination, swept)
+        runs[name] = Run(name, words, config_from(["sweep", *words], ""))
+    return Settings(Path(options.sweep_dir).expanduser(), options.jobs, swept, tuple(runs.values()))
 
 
 def values_of(flags: Sequence[str], spec: Path | None) -> dict[str, list[str]]:
     """The values of each flag, those of the command line before those of the file.
 
     Raises:
-      BadConfiguration: a word is no flag, a flag is unknown, or the file is unusable.
+      BadConfiguration: a word is not a flag, a flag is unknown, or the file is unusable.
     """
-    found: dict[str, list[str]] = {}
-    if spec is not None:
-        try:
-            given = json.loads(spec.read_text())
-        except (OSError, ValueError) as error:
-            raise BadConfiguration(f"--spec {spec} cannot be read: {error}; name a file with a JSON object") from None
-        if not isinstance(given, dict):
-            raise BadConfiguration(
-                f'--spec {spec} holds no JSON object; write e.g. {{"learning_rate": [0.001, 0.003]}}'
-            )
-        for name, value in given.items():
-            found[name] = [_text(one) for one in (value if isinstance(value, list) else [value])]
+    values = _values_of_file(spec) if spec is not None else {}
     for flag in flags:
         name, equals, value = flag.removeprefix("--").partition("=")
         if not flag.startswith("--"):
             raise BadConfiguration(f"{flag!r} is not a flag; flags are written --name=value[,value…]")
-        found[name] = [value] if name in _NEVER_SWEPT else value.split(",") if equals else ["true"]
-    for name, values in found.items():
+        values[name] = [value] if name in _NEVER_SWEPT else value.split(",") if equals else ["true"]
+    for name, choices in values.items():
         if name not in _NAMES:
-            raise BadConfiguration(f"--{name} is no flag of trainers/custom_loop.py; see its --help")
+            raise BadConfiguration(f"--{name} is not a flag of trainers/custom_loop.py; see its --help")
         if name == "run_dir":
-            raise BadConfiguration("--run_dir is made for each run; name their parent with --sweep_dir")
-        if not values:
+            raise BadConfiguration("--run_dir is set for each run; name the folder of all runs with --sweep_dir")
+        if not choices:
             raise BadConfiguration(f"--{name} has no values; write at least one")
-        if "" in values and len(values) > 1:
-            raise BadConfiguration(f"--{name} {','.join(values)} has an empty value; write --{name}=a,b")
-    return found
+        if "" in choices and len(choices) > 1:
+            raise BadConfiguration(f"--{name} {','.join(choices)} has an empty value; write --{name}=a,b")
+    return values
+
+
+def _values_of_file(spec: Path) -> dict[str, list[str]]:
+    try:
+        content = json.loads(spec.read_text())
+    except (OSError, ValueError) as error:
+        raise BadConfiguration(f"--spec {spec} cannot be read: {error}; name a file with a JSON object") from None
+    if not isinstance(content, dict):
+        raise BadConfiguration(f'--spec {spec} is not a JSON object; write e.g. {{"learning_rate": [0.001, 0.003]}}')
+    return {
+        name: [_text(choice) for choice in (value if isinstance(value, list) else [value])]
+        for name, value in content.items()
+    }
 
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def combinations(values: dict[str, list[str]], at_random: int, seed: int) -> list[dict[str, str]]:
-    """Every combination, in order; or that many of them, drawn without repetition."""
+def combinations(values: Mapping[str, Sequence[str]], at_random: int, seed: int) -> list[dict[str, str]]:
+    """Every combination, in order; or `at_random` of them, drawn without repetition."""
     grid = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
     if at_random and at_random < len(grid):
         places = sorted(random.Random(seed).sample(range(len(grid)), at_random))
@@ -87,138 +146,163 @@ def combinations(values: dict[str, list[str]], at_random: int, seed: int) -> lis
     return grid
 
 
-def name_of(combination: dict[str, str], swept: Sequence[str]) -> str:
-    """A run's folder: the values of the swept flags."""
+def name_of(combination: Mapping[str, str], swept: Sequence[str]) -> str:
+    """The name of a run's folder: the values of the swept flags."""
     text = "-".join(f"{name}={combination[name]}" for name in swept) or "run"
     return "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in text)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Running them.
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `score`: the evaluation's metric by which the model is judged."""
+    """How a run ended. `facts`: its run.json."""
 
     name: str
     code: int
-    score: float | None
-    facts: dict[str, Any]
+    facts: Mapping[str, Any]
+
+    @property
+    def metric(self) -> str:
+        """The metric of the evaluation that decides which run is best, as the run's task says; empty if unknown."""
+        return self.facts.get("best_metric", "")
+
+    @property
+    def largest_first(self) -> bool:
+        """Whether a larger value of the metric is better."""
+        return self.facts.get("best_mode") == "max"
+
+    @property
+    def score(self) -> float | None:
+        """The value of the metric at the end of the run; None if it is not complete."""
+        return self.facts.get("final", {}).get("eval", {}).get(self.metric) if self.code == OK else None
+
+    def __str__(self) -> str:
+        if self.score is not None:
+            return f"{self.metric} {self.score:.5g}"
+        if self.code == OK:
+            return "complete, but its run.json does not say how to rank it (older version); pass another --sweep_dir"
+        return f"ended with code {self.code}"
+
+
+def has_flags(facts: Mapping[str, Any], config: Config) -> bool:
+    """Whether a run.json is of a run with the flags of `config`, except for those that make no run differ."""
+    flags = facts.get("flags", {})
+    return all(flags.get(k) == value for k, value in dataclasses.asdict(config).items() if k not in NO_DIFFERENCE)
 
 
 class Sweep:
-    """Runs combinations, some at a time; a signal is passed on and ends it."""
+    """Runs combinations, several at a time; a signal is passed on to them and ends the sweep."""
 
-    def __init__(self, folder: Path, metric: str):
-        self.folder, self.metric = folder, metric
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.running: set[subprocess.Popen] = set()
         self.stopped = False
         self._guard = threading.Lock()
 
     def stop(self, number: int, frame: object) -> None:
-        """Ends what runs, each with a checkpoint; what has not begun does not begin."""
+        """Ends the runs in progress, each with a checkpoint; no other run begins."""
         self.stopped = True
-        for process in list(self.running):
-            process.send_signal(signal.SIGTERM)
+        for trainer in list(self.running):
+            trainer.send_signal(signal.SIGTERM)
 
-    def outcome(self, name: str, code: int) -> Outcome:
-        """What a run_dir tells."""
-        path = self.folder / name / "run.json"
-        facts = json.loads(path.read_text()) if path.exists() else {}
-        return Outcome(name, code, facts.get("final", {}).get("eval", {}).get(self.metric), facts)
-
-    def run(self, name: str, flags: Sequence[str], config: Config) -> Outcome:
-        """One run, unless it is complete already with these very flags: the trainer decides what others mean."""
-        before = self.outcome(name, OK)
-        wanted, had = dataclasses.asdict(config), before.facts.get("flags", {})
-        same = all(had.get(flag) == value for flag, value in wanted.items() if flag not in NO_DIFFERENCE)
-        if same and before.facts.get("exit_code") == OK and before.score is not None:
-            print(f"{name}: complete already, {self.metric} {before.score:.5g}", flush=True)
+    def run(self, run: Run) -> Outcome:
+        """Trains, unless the run is complete with the same flags; the trainer decides what other flags mean."""
+        before = Outcome(run.name, OK, reading.read_run(self.folder / run.name))
+        if before.facts.get("exit_code") == OK and before.score is not None and has_flags(before.facts, run.config):
+            print(f"{run.name}: complete already, {before}", flush=True)
             return before
-        (self.folder / name).mkdir(parents=True, exist_ok=True)
+        trainer = self._start(run)
+        if trainer is None:
+            return Outcome(run.name, PREEMPTED, {})
+        code = trainer.wait()
+        self.running.discard(trainer)
+        outcome = Outcome(run.name, code, reading.read_run(self.folder / run.name))
+        print(f"{run.name}: {outcome}", flush=True)
+        return outcome
+
+    def _start(self, run: Run) -> subprocess.Popen | None:
+        """The trainer in a process of its own; None if the sweep was stopped."""
+        run_dir = self.folder / run.name
+        run_dir.mkdir(parents=True, exist_ok=True)
         with self._guard:
             if self.stopped:
-                return Outcome(name, PREEMPTED, None, {})
-            with open(self.folder / name / "log.txt", "a") as log:
-                command = [sys.executable, str(_TRAINER), *flags, f"--run_dir={self.folder / name}"]
-                process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-            self.running.add(process)
+                return None
+            with open(run_dir / "log.txt", "a") as log:
+                command = [sys.executable, str(_TRAINER), *run.flags, f"--run_dir={run_dir}"]
+                trainer = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.running.add(trainer)
         if self.stopped:
-            process.send_signal(signal.SIGTERM)
-        code = process.wait()
-        self.running.discard(process)
-        found = self.outcome(name, code)
-        said = (
-            f"{self.metric} {found.score:.5g}" if found.score is not None and code == OK else f"ended with code {code}"
-        )
-        print(f"{name}: {said}", flush=True)
-        return found
+            trainer.send_signal(signal.SIGTERM)
+        return trainer
 
 
-def rank(outcomes: Sequence[Outcome], metric: str, largest_first: bool, swept: Sequence[str]) -> str:
+# ----------------------------------------------------------------------------------------------------------------------
+# Ranking them.
+
+
+def ranked(outcomes: Sequence[Outcome]) -> list[tuple[int, Outcome]]:
+    """Rank and outcome of the runs that have a score, best first; runs of another metric are ranked apart."""
+    scored = [outcome for outcome in outcomes if outcome.score is not None]
+    ranks = []
+    for metric in dict.fromkeys(outcome.metric for outcome in scored):
+        group = [outcome for outcome in scored if outcome.metric == metric]
+        group.sort(key=lambda outcome: outcome.score, reverse=group[0].largest_first)
+        ranks += enumerate(group, 1)
+    return ranks
+
+
+def ranking(outcomes: Sequence[Outcome], swept: Sequence[str]) -> str:
     """The table, best first; runs without a score come last."""
-    scored = [one for one in outcomes if one.score is not None and one.code == OK]
-    ordered = sorted(scored, key=lambda one: -one.score if largest_first else one.score)
-    ordered += [one for one in outcomes if one not in scored]
+    ranks = ranked(outcomes)
+    metrics = list(dict.fromkeys(outcome.metric for _, outcome in ranks))
     rows = []
-    for place, one in enumerate(ordered, 1):
-        flags = one.facts.get("flags", {})
-        said = f"{one.score:.5g}" if one in scored else f"code {one.code}"
-        seconds = one.facts.get("seconds", {}).get("train", 0.0)
-        rows.append([str(place), *(str(flags.get(name, "–")) for name in swept), said, f"{seconds:.1f} s", one.name])
+    for rank, outcome in [*ranks, *(("–", outcome) for outcome in outcomes if outcome.score is None)]:
+        score = f"code {outcome.code}" if outcome.score is None else f"{outcome.score:.5g}"
+        if len(metrics) > 1 and outcome.score is not None:
+            score = f"{outcome.metric} {score}"
+        flags, seconds = outcome.facts.get("flags", {}), outcome.facts.get("seconds", {}).get("train", 0.0)
+        cells = [score, f"{seconds:.1f} s", outcome.name]
+        rows.append([str(rank), *(str(flags.get(name, "–")) for name in swept), *cells])
+    metric = metrics[0] if len(metrics) == 1 else "metric"
     return table(["rank", *(f"--{name}" for name in swept), metric, "training", "run"], rows)
 
 
-def sweep(options: argparse.Namespace, flags: Sequence[str]) -> tuple[int, str]:
-    """Runs it all. Returns the exit code and the ranking."""
-    values = values_of(flags, options.spec)
-    grid = combinations(values, options.random, options.random_seed)
-    swept = [name for name, choices in values.items() if len(choices) > 1]
-    runs: dict[str, tuple[list[str], Config]] = {}
-    for combination in grid:
-        words = [f"--{name}={value}" for name, value in combination.items()]
-        config = config_from(["sweep", *words], "")  # a wrong value is answered before anything runs
-        runs[name_of(combination, swept)] = words, config
-    metric, _ = config.card.quality
-    folder = Path(options.sweep_dir).expanduser()
+# ----------------------------------------------------------------------------------------------------------------------
+# The script.
+
+
+def main(settings: Settings) -> int:
+    """Runs all combinations, prints and writes the ranking.
+
+    Returns 0 if every run is complete, 1 if a run failed, 143 after a signal.
+
+    Raises:
+      BadConfiguration: the folder cannot be made.
+    """
+    folder = settings.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadConfiguration(f"--sweep_dir {folder} cannot be made: {error.strerror}; name a directory") from None
-    largest_first = "bits" not in metric and "error" not in metric and metric != "loss"
-    print(f"{len(runs)} runs, {options.jobs} at a time, in {folder}", flush=True)
-    job = Sweep(folder, metric)
+    print(f"{len(settings.runs)} runs, {settings.jobs} at a time, in {folder}", flush=True)
+    sweep = Sweep(folder)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, job.stop)
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = list(pool.map(lambda item: job.run(item[0], *item[1]), runs.items()))
-    text = rank(outcomes, metric, largest_first, swept)
-    facts = [{"run": one.name, "code": one.code, metric: one.score} for one in outcomes]
-    write_atomically(folder / "ranking.md", text + "\n")
-    write_atomically(folder / "ranking.json", json.dumps(facts, indent=2) + "\n")
-    if job.stopped:
-        return PREEMPTED, f"{text}\nstopped; the same command continues"
-    return (OK if all(one.code == OK for one in outcomes) else CRASHED), text
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Parses the command line and sweeps. Returns 0 if every run is complete, 1 if one failed, 143 on a signal."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--sweep_dir", default="runs/sweep", help="the runs' parent (default: runs/sweep)")
-    parser.add_argument("--spec", type=Path, help="a JSON file of flags and their values")
-    parser.add_argument("--random", type=int, default=0, help="this many combinations at random; 0 = all")
-    parser.add_argument("--random_seed", type=int, default=0, help="which ones (default: 0)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
-    options, flags = parser.parse_known_args(arguments)
-    try:
-        if options.jobs < 1 or options.random < 0:
-            raise BadConfiguration(f"--jobs {options.jobs} --random {options.random}: pass 1 or more, and 0 or more")
-        code, text = sweep(options, flags)
-    except BadConfiguration as error:
-        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
-        return BAD_CONFIGURATION
+        signal.signal(number, sweep.stop)
+    with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
+        outcomes = list(pool.map(sweep.run, settings.runs))
+    text = ranking(outcomes, settings.swept)
+    facts = [{"run": o.name, "code": o.code} | ({o.metric: o.score} if o.metric else {}) for o in outcomes]
+    files.write_text(folder / "ranking.md", text + "\n")
+    files.write_text(folder / "ranking.json", json.dumps(facts, indent=2) + "\n")
     print(text)
-    return code
+    if sweep.stopped:
+        print("stopped; the same command continues")
+        return PREEMPTED
+    return OK if all(outcome.code == OK for outcome in outcomes) else CRASHED
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.main(settings_from, main)

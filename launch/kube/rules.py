@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from launch.kube.documents import (
-    COMPONENT,
     GPU,
     INSTANCE,
     Document,

@@ -1,4 +1,4 @@
-"""What the benchmark of @tf.function counts, compares and writes; its times are not looked at."""
+"""What the benchmark of @tf.function counts, compares and writes; its times are not checked."""
 
 import dataclasses
 import json
@@ -14,12 +14,15 @@ from conftest import ROOT, weights
 from tensorboard.backend.event_processing import plugin_event_multiplexer as event_multiplexer
 
 from models import mlp, tasks
-from trainers import custom_loop, graph_benchmark
-from trainers.input import batches
-from trainers.input import load as data
-from trainers.record import checkpoints
+from trainers import graph_benchmark
+from trainers.custom_loop import Supervised
+from trainers.input import load
+from trainers.input.batches import batches
+from trainers.measure import charts, steps, sums
+from trainers.measure.traces import Compiled, Timing, TraceLog
+from trainers.record import state
 from trainers.settings.exit_codes import BadConfiguration, RunEnded
-from trainers.world import devices
+from trainers.world import devices, process
 
 
 @pytest.fixture
@@ -34,40 +37,37 @@ def settings(data_dir, tmp_path):
     return make
 
 
-def measured(settings: graph_benchmark.Settings) -> graph_benchmark.TrainStep:
-    return graph_benchmark.measure_train_step(settings, devices.set_up(settings.config))
+def measured(settings: graph_benchmark.Settings) -> steps.TrainStep:
+    world, sizes = devices.set_up(settings.config), (settings.steps, settings.steps_per_call, settings.repeats)
+    return steps.measure_train_step(settings.config, world, *sizes)
 
 
-def script(*flags: str, tensorflow: bool = True) -> subprocess.CompletedProcess:
-    """The script in a process of its own; without `tensorflow` an import of it fails."""
-    path = str(ROOT / "trainers/graph_benchmark.py")
-    hide = f"import runpy, sys; sys.modules['tensorflow'] = None; runpy.run_path({path!r}, run_name='__main__')"
-    command = [path] if tensorflow else ["-c", hide]
-    return subprocess.run(
-        [sys.executable, *command, *flags], capture_output=True, text=True, timeout=240, cwd=ROOT, check=False
-    )
+def script(*flags: str, **environment: str) -> subprocess.CompletedProcess:
+    """The script in a process of its own."""
+    command, env = [sys.executable, str(ROOT / "trainers/graph_benchmark.py"), *flags], os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, env=env, check=False)
 
 
 @pytest.mark.parametrize("n", [1, 2, 33, 3000])
 def test_all_ways_to_sum_give_the_formula(n):
     formula = n * (n + 1) * (2 * n + 1) // 6
     number = tf.constant(n, tf.int64)
-    assert int(graph_benchmark.sum_up_to(number)) == formula
-    assert int(graph_benchmark.Compiled(graph_benchmark.sum_up_to)(number)) == formula
-    assert int(graph_benchmark.sum_at_once(number)) == formula
-    if n <= graph_benchmark.LARGEST_UNROLLED:
-        assert int(graph_benchmark.Compiled(graph_benchmark.sum_unrolled)(n)) == formula
+    assert int(sums.sum_up_to(number)) == formula
+    assert int(Compiled(sums.sum_up_to)(number)) == formula
+    assert int(sums.sum_at_once(number)) == formula
+    if n <= sums.LARGEST_UNROLLED:
+        assert int(Compiled(sums.sum_unrolled)(n)) == formula
 
 
 def test_the_largest_n_stays_within_int64():
     n = graph_benchmark.LARGEST_N
-    assert int(graph_benchmark.sum_at_once(tf.constant(n, tf.int64))) == n * (n + 1) * (2 * n + 1) // 6
+    assert int(sums.sum_at_once(tf.constant(n, tf.int64))) == n * (n + 1) * (2 * n + 1) // 6
 
 
 def test_a_wrong_sum_is_an_error(settings, monkeypatch):
-    monkeypatch.setattr(graph_benchmark, "sum_at_once", lambda n: n)
-    with pytest.raises(RunEnded, match=r"no loop, eager gives 20 at n = 20.* is 2870") as raised:
-        graph_benchmark.measure_sums(settings())
+    monkeypatch.setattr(sums, "sum_at_once", lambda n: n)
+    with pytest.raises(RunEnded, match=r"no loop, eager returns 20 at n = 20.* is 2870") as raised:
+        sums.measure_sums(settings().n, settings().repeats)
     assert raised.value.exit_code == 1
 
 
@@ -84,7 +84,7 @@ def test_a_wrong_sum_is_an_error(settings, monkeypatch):
     ],
 )
 def test_every_trace_is_counted_and_explained(arguments, reasons):
-    compiled = graph_benchmark.Compiled(lambda n: tf.cast(n, tf.int64) * 2)
+    compiled = Compiled(lambda n: tf.cast(n, tf.int64) * 2)
     for argument in arguments:
         compiled(argument)
     assert compiled.traces == len(reasons)
@@ -92,38 +92,39 @@ def test_every_trace_is_counted_and_explained(arguments, reasons):
 
 
 def test_a_trace_within_a_trace_is_told_apart():
-    log = graph_benchmark.TraceLog(["n"])
+    log = TraceLog(["n"])
     log.note(2, [1])
     log.note(2, [1])
     assert log.reasons == ["first call", "again within the same call"]
 
 
 def test_only_a_loop_over_tf_range_stays_a_loop(settings):
-    sums = graph_benchmark.measure_sums(settings())
-    nodes = {(loop, n): timing.nodes for loop, n, timing in sums.unrolled}
+    results = sums.measure_sums(settings().n, settings().repeats)
+    nodes = {(loop, n): timing.nodes for loop, n, timing in results.unrolled}
     assert nodes["tf.range", 10] == nodes["tf.range", 20]
     assert nodes["Python's range", 20] - nodes["Python's range", 10] == 10 * 3  # a constant, a product, a sum
-    assert {calls: len(log.reasons) for calls, log in sums.traces} == {
+    assert {calls: len(log.reasons) for calls, log in results.traces} == {
         "sum_up_to(10), sum_up_to(11)": 2,
         "sum_up_to of tensors 10, 11": 1,
         "sum_up_to of tensors int64, int32": 2,
         "sum_up_to(10), of a tensor 10": 2,
     }
-    assert [len(timing.reasons) for timing in sums.timings] == [0, 1, 0]
-    assert sums.value == 2870
+    assert [len(timing.reasons) for timing in results.timings] == [0, 1, 0]
+    assert results.value == 2870
 
 
 @pytest.mark.parametrize(
-    ("first", "later", "steps", "calls"),
+    ("first", "later", "steps_in_a_call", "calls"),
     [(11.0, 1.0, 1, 10), (11.5, 1.0, 1, 11), (0.5, 1.0, 1, 1), (30.0, 1.0, 10, 2), (11.0, 2.0, 1, None)],
 )
-def test_tracing_pays_off_after_as_many_calls_as_the_sums_say(first, later, steps, calls):
-    eager = graph_benchmark.Timing("eager", 2.0, 2.0)
-    timing = graph_benchmark.Timing("graph", first, later, steps, ["first call"])
+def test_tracing_pays_off_after_as_many_calls_as_the_sums_say(first, later, steps_in_a_call, calls):
+    eager = Timing("eager", 2.0, 2.0)
+    timing = Timing("graph", first, later, steps_in_a_call, ["first call"])
     assert timing.break_even(eager) == calls
     if calls is not None:
-        assert first + (calls - 1) * steps * later <= calls * steps * eager.later
-        assert calls == 1 or first + (calls - 2) * steps * later > (calls - 1) * steps * eager.later
+        step, eager_step = steps_in_a_call * later, steps_in_a_call * eager.later
+        assert first + (calls - 1) * step <= calls * eager_step
+        assert calls == 1 or first + (calls - 2) * step > (calls - 1) * eager_step
     assert eager.break_even(eager) is None
 
 
@@ -136,7 +137,7 @@ def test_all_variants_make_the_same_of_the_weights(settings):
         "XLA, 3 steps a call",
     ]
     assert [timing.reasons for timing in step.timings] == [[], *[["first call"]] * 3]
-    assert all(not timing.failure and timing.difference <= graph_benchmark.TOLERANCE for timing in step.timings)
+    assert all(not timing.failure and timing.difference <= steps.TOLERANCE for timing in step.timings)
     assert not tf.config.functions_run_eagerly()
     scopes = {name for node in step.graph.node for name in node.name.split("/")}
     assert {"hidden_1", "hidden_2", "logits"} <= scopes
@@ -147,24 +148,23 @@ def test_the_step_is_the_trainers(settings, run, tmp_path):
     flags = {"schedule": "constant", "learning_rate": 1e-3, "warmup_steps": 0, "seed": 3, "batch_size": 16}
     chosen = settings()
     config = dataclasses.replace(chosen.config, **flags)
-    strategy = devices.set_up(config)
-    dataset = data.load(config.dataset, config.data_dir, config.input)
-    job = custom_loop.build_job(config, strategy, dataset)
-    source = batches.batches(strategy, dataset.train, config.batch_size, config.seed)
-    initial = checkpoints.values_of(job.variables)
-    eager = graph_benchmark.variants_of(chosen)[0]
-    _, found = graph_benchmark.measure_variant(job, source, initial, eager, chosen)
+    world = devices.set_up(config)
+    loop = Supervised(config, world, load.load(config.dataset, config.data_dir, config.input))
+    source = batches(world.strategy, loop.dataset.train, config.batch_size, config.seed)
+    initial = state.values_of(loop.variables)
+    eager = steps.variants_of(chosen.steps_per_call)[0]
+    _, measured_weights = steps.measure_variant(loop, source, initial, eager, chosen.steps, chosen.repeats)
     run("trainer", strategy="one_device", train_steps=chosen.steps, checkpoint_every=0, **flags)
     trained = weights(tmp_path / "trainer")
-    assert graph_benchmark.largest_relative_difference(trained, found) <= 1e-5
-    assert graph_benchmark.largest_relative_difference(trained, initial) > 1e-3
+    assert steps.largest_relative_difference(trained, measured_weights) <= 1e-5
+    assert steps.largest_relative_difference(trained, initial) > 1e-3
 
 
 def test_variants_that_disagree_end_with_code_1(settings):
-    step = graph_benchmark.TrainStep([graph_benchmark.Timing("eager")], None, 1)
+    step = steps.TrainStep([Timing("eager")], None, 1)
     graph_benchmark.check_agreement(settings(), step)
     for difference in (2e-4, float("nan")):
-        step.timings[1:] = [graph_benchmark.Timing("graph", difference=difference)]
+        step.timings[1:] = [Timing("graph", difference=difference)]
         with pytest.raises(RunEnded, match="graph: weights differ from eager by") as raised:
             graph_benchmark.check_agreement(settings(), step)
         assert raised.value.exit_code == 1
@@ -184,9 +184,9 @@ def test_a_model_that_xla_cannot_compile_is_a_row_with_the_reason(settings, monk
     step = measured(chosen)
     assert [bool(timing.failure) for timing in step.timings] == [False, False, False, True]
     assert "PyFunc" in step.timings[-1].failure
-    told = graph_benchmark.describe_train_step(chosen, step)
-    assert "| XLA, 3 steps a call   | cannot run" in told
-    assert f"XLA, 3 steps a call cannot run: {step.timings[-1].failure}" in told
+    text = graph_benchmark.describe_train_step(chosen, step)
+    assert "| XLA, 3 steps a call   | cannot run" in text
+    assert f"XLA, 3 steps a call cannot run: {step.timings[-1].failure}" in text
     graph_benchmark.check_agreement(chosen, step)
 
 
@@ -237,8 +237,11 @@ def test_a_second_run_replaces_the_first(settings, capsys):
     assert "XLA, 1 step a call" in capsys.readouterr().out
 
 
-def test_help_and_bad_flags_are_answered_without_tensorflow():
-    done = script("--help", tensorflow=False)
+def test_help_and_bad_flags_are_answered_without_tensorflow(tmp_path):
+    # Found before the real package; an import of it fails.
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('not before the flags are checked')")
+    hidden = {"PYTHONPATH": str(tmp_path)}
+    done = script("--help", **hidden)
     assert done.returncode == 0
     assert "--steps_per_call" in done.stdout
     assert "wide_deep" in done.stdout
@@ -250,7 +253,7 @@ def test_help_and_bad_flags_are_answered_without_tensorflow():
         ("--nonsense=1", "Unknown command line flag 'nonsense'"),
         ("nonsense", "'nonsense' is not a flag; flags are written --name=value"),
     ):
-        done = script(flag, tensorflow=False)
+        done = script(flag, **hidden)
         assert done.returncode == 2
         assert done.stdout == ""
         assert len(done.stderr.splitlines()) == 1
@@ -267,8 +270,8 @@ def test_an_out_dir_that_cannot_be_written_is_one_line(settings, monkeypatch, ca
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(graph_benchmark, "write_chart", full)
-    assert graph_benchmark.main(settings(repeats=1, steps=1, steps_per_call=1)) == 2
+    monkeypatch.setattr(charts, "write_timings", full)
+    assert process.run(lambda: graph_benchmark.main(settings(repeats=1, steps=1, steps_per_call=1))) == 2
     assert (
         "cannot be written: [Errno 28] No space left on device; free space or name another" in capsys.readouterr().err
     )

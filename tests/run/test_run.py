@@ -12,8 +12,7 @@ from conftest import ROOT, metrics, weights
 from tensorboard.backend.event_processing import plugin_event_multiplexer as event_multiplexer
 
 from models import mlp, tasks
-from trainers.input import batches, load
-from trainers.input.kinds import tfds as tfds_kind
+from trainers.input import batches, builders, load
 from trainers.record import state
 from trainers.run import driver
 from trainers.run.cadence import due, next_due
@@ -244,7 +243,7 @@ def test_xla_ends_with_the_weights_of_the_graph(run, tmp_path):
 
 
 def test_a_set_of_tensorflow_datasets_is_held_or_streamed(run, monkeypatch):
-    monkeypatch.setattr(tfds_kind, "_check_network", lambda builder, name: None)
+    monkeypatch.setattr(builders, "_check_network", lambda builder, name: None)
     with tfds.testing.mock_data(num_examples=70):
         resident = run("resident", dataset="mnist", train_steps=4)
         streamed = run("streamed", dataset="mnist", train_steps=4, input="stream", replicas=2)

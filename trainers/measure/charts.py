@@ -1,6 +1,9 @@
-"""Charts of measurements, PNG. matplotlib is imported where it draws: it takes a second."""
+"""Measurements as people look at them: charts as PNG, text and graphs as TensorBoard's files.
 
-from collections.abc import Sequence
+matplotlib is imported where it draws: it takes a second.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,3 +73,18 @@ def _draw_timings(axes: Any, timings: Sequence["Timing"], title: str, later: str
     axes.set(yscale="log", ylabel="seconds", title=title)
     axes.margins(y=0.15)
     axes.legend(fontsize=8)
+
+
+def write_events(directory: Path, text: str, graphs: Mapping[str, Any]) -> None:
+    """TensorBoard's files, a folder for each: `tables` has the text, the others a graph or its definition by name."""
+    import tensorflow as tf
+
+    with files.aside(directory) as folder:
+        for name in ("tables", *graphs):
+            writer = tf.summary.create_file_writer(str(folder / name))
+            with writer.as_default():
+                if name in graphs:
+                    tf.summary.graph(graphs[name])
+                else:
+                    tf.summary.text("graph_benchmark", text, step=0)
+            writer.close()

@@ -16,7 +16,7 @@ LARGEST_UNROLLED = 200
 
 
 def sum_up_to(n: tf.Tensor | int) -> tf.Tensor:
-    """The sum of the squares of 0 … n, an int64 scalar: eagerly a Python loop, under tf.function a loop in the graph."""
+    """The sum of the squares of 0 … n, int64: a Python loop when eager, a loop in the graph under tf.function."""
     total = tf.constant(0, tf.int64)
     for i in tf.range(n + 1, dtype=tf.int64):
         total += i * i

@@ -113,7 +113,7 @@ class Compiled:
 
 @contextlib.contextmanager
 def retracing_expected() -> Iterator[None]:
-    """Within the block TensorFlow does not warn of functions that are traced often: the benchmark does it on purpose."""
+    """Within the block TensorFlow does not warn of functions that are traced often: here it is on purpose."""
 
     def is_other(record: Any) -> bool:
         return "triggered tf.function retracing" not in record.getMessage()

@@ -15,6 +15,8 @@ from trainers.world.devices import first_component
 
 # What a worker has to say at each call: whether it was asked to stop, and its seconds a step.
 NUM_NEWS = 2
+# Callers that the warning of a second trace names.
+FRAMES = 10
 
 
 def own_weights(loop: InnerLoop) -> list[tf.Tensor]:
@@ -102,5 +104,5 @@ def count_trace(loop: InnerLoop) -> None:
     loop.traces += 1
     if loop.traces > 1:
         frames = [frame for frame in traceback.extract_stack()[:-1] if "site-packages" not in frame.filename]
-        cause = "".join(traceback.format_list(frames[-6:]))
+        cause = "".join(traceback.format_list(frames[-FRAMES:]))
         logging.warning("the train step is traced again (trace %d); called from:\n%s", loop.traces, cause)

@@ -1,0 +1,105 @@
+"""The docs' commands for several machines and their worked examples, run as they stand there."""
+
+import os
+import re
+import subprocess
+import sys
+import types
+
+import numpy as np
+import tensorflow as tf
+from conftest import ROOT
+
+from models import cards, losses
+from models.tasks import DataSpec
+from trainers.input.dataset import Request
+from trainers.settings.data_cards import DataCard
+
+
+def blocks(page, language):
+    """The code blocks of a page, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+SEVERAL_MACHINES = blocks("docs/several-machines.md", "bash")
+
+
+def shell(commands, data_dir, tmp_path):
+    """Bash that runs commands of a page from a folder of its own, with this Python first on the path."""
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    python = tmp_path / "bin" / "python"
+    if not python.exists():
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+    for folder in ("launch", "trainers", "models"):
+        if not (tmp_path / folder).exists():
+            (tmp_path / folder).symlink_to(ROOT / folder)
+    more = f" --model=mlp --train_steps=40 --data_dir={data_dir}"
+    commands = commands.replace("--run_dir=runs/two", f"--run_dir=runs/two{more}")
+    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    return subprocess.Popen(
+        ["bash", "-ec", commands], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=tmp_path
+    )
+
+
+def test_the_rehearsal_on_one_machine(tmp_path, data_dir):
+    process = shell(SEVERAL_MACHINES[0], data_dir, tmp_path)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert "[0] complete: step 40" in output
+    assert "global batch 128 = 2 workers × 64 examples" in output
+    assert (tmp_path / "runs/two/run.json").exists()
+
+
+def test_two_terminals(tmp_path, data_dir):
+    first = shell(SEVERAL_MACHINES[1], data_dir, tmp_path)
+    second = shell(SEVERAL_MACHINES[1].replace('"index": 0', '"index": 1'), data_dir, tmp_path)
+    outputs = [process.communicate(timeout=600)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    assert "complete: step 40" in outputs[0]
+    assert "worker 1 of 2 (TF_CONFIG): 127.0.0.1:2222, 127.0.0.1:2223" in outputs[1]
+
+
+def test_the_model_that_is_added():
+    code, entry = blocks("docs/models.md", "python")[:2]
+    module = types.ModuleType("models.small_cnn")
+    exec(code, vars(module))
+    card = eval(f"{{{entry}}}", vars(cards))["small_cnn"]
+    assert card.build == "models.small_cnn:build"
+    model, task = module.build(DataSpec(card.task, (8, 8, 1), num_classes=10))
+    outputs = model(tf.zeros([4, 8, 8, 1]), training=True)
+    assert outputs.shape == (4, 10)
+    assert task.loss(tf.zeros([4], tf.int64), outputs).shape == (4,)
+    assert card.quality[0] in task.metrics
+    assert type(model).from_config(model.get_config()).filters == model.filters
+
+
+def test_the_loss_that_is_added():
+    code, entry = blocks("docs/models.md", "python")[2:4]
+    names = dict(vars(losses))
+    exec(code, names)
+    assert eval(f"{{{entry}}}") == {"quantile": "models.losses:Quantile"}
+    loss = names["Quantile"](0.9)
+    values = loss.call(tf.constant([1.0, -1.0]), tf.constant([[0.0], [0.0]]))
+    np.testing.assert_allclose(values, [0.9, 0.1], rtol=1e-6)
+    assert loss.get_config()["quantile"] == 0.9
+
+
+def test_the_data_set_that_is_added():
+    code, entry = blocks("docs/data.md", "python")
+    module = types.ModuleType("trainers.input.kinds.moons")
+    exec(code, vars(module))
+    card = eval(f"{{{entry}}}", {"DataCard": DataCard})["moons"]
+    assert card.load == "trainers.input.kinds.moons:load"
+    dataset = module.load(Request("moons"))
+    assert (dataset.spec.task, dataset.spec.num_classes, dataset.spec.input_shape) == (card.task, 2, (2,))
+    assert (dataset.train.size, dataset.eval.size) == (1600, 400)
+
+
+def test_the_lines_that_own_loops_changes_are_in_the_trainer():
+    trainer = (ROOT / "trainers/custom_loop.py").read_text()
+    page = (ROOT / "docs/own-loops.md").read_text()
+    for block in blocks("docs/own-loops.md", "python"):
+        assert block.splitlines()[0] in trainer.splitlines()
+    for method in re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE):
+        assert f"def {method}(" in trainer, method
