@@ -218,9 +218,8 @@ def test_the_audit_tells_what_is_known_or_that_it_could_not_ask():
 
 
 def test_the_commands_of_the_readme_run_line_by_line(podman, images, tmp_path):
-    """Each line of the README's section on containers, as it stands there, in a folder of its own."""
-    text = (ROOT / "README.md").read_text()
-    section = text[text.index("## Containers") :]
+    """Each line of the first commands of the page on containers, as it stands there, in a folder of its own."""
+    section = (ROOT / "docs/containers.md").read_text()
     block = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1]
     lines = [line.split("#")[0].strip() for line in block.splitlines() if line.strip()]
     assert len(lines) >= 4

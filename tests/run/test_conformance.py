@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from conftest import largest_relative_difference, relative_difference_as_one_vector, short, weights
 
-from models import layers, losses, metrics, optimizers, randomness
+from models import batch_norm, blocks, cards, layers, metrics, randomness
 from models.cards import MODELS, OPTIMIZERS
 from trainers import custom_loop
 from trainers.input import batches, load
@@ -180,14 +180,14 @@ LAYERS = {
     "dense": (lambda: layers.Dense(5, "relu", name="x"), (6,)),
     "dense over time": (lambda: layers.Dense(5, "gelu", name="x"), (3, 6)),
     "layer normalization": (lambda: layers.LayerNormalization(name="x"), (3, 6)),
-    "batch normalization": (lambda: layers.BatchNormalization(name="x"), (6,)),
-    "batch normalization of images": (lambda: layers.BatchNormalization(name="x"), (5, 5, 6)),
+    "batch normalization": (lambda: batch_norm.BatchNormalization(name="x"), (6,)),
+    "batch normalization of images": (lambda: batch_norm.BatchNormalization(name="x"), (5, 5, 6)),
     "gated merge": (lambda: layers.GatedMerge(name="x"), ((6,), (6,))),
-    "attention": (lambda: layers.AttentionBlock(2, dropout=0.1, causal=True, name="x"), (5, 8)),
-    "residual dense": (lambda: layers.ResidualDense(name="x"), (6,)),
-    "residual block": (lambda: layers.ResidualBlock(4, name="x"), (6, 6, 4)),
-    "residual block with a projection": (lambda: layers.ResidualBlock(8, 2, name="x"), (6, 6, 4)),
-    "bottleneck block": (lambda: layers.BottleneckBlock(4, 2, name="x"), (6, 6, 4)),
+    "attention": (lambda: blocks.AttentionBlock(2, dropout=0.1, causal=True, name="x"), (5, 8)),
+    "residual dense": (lambda: blocks.ResidualDense(name="x"), (6,)),
+    "residual block": (lambda: blocks.ResidualBlock(4, name="x"), (6, 6, 4)),
+    "residual block with a projection": (lambda: blocks.ResidualBlock(8, 2, name="x"), (6, 6, 4)),
+    "bottleneck block": (lambda: blocks.BottleneckBlock(4, 2, name="x"), (6, 6, 4)),
 }
 
 
@@ -202,7 +202,7 @@ def called(layer, inputs, first=0):
     with randomness.at(3, tf.constant(4), tf.convert_to_tensor(first)):
         return (
             layer(inputs)
-            if isinstance(layer, (layers.Dense, layers.LayerNormalization, layers.GatedMerge, layers.ResidualDense))
+            if isinstance(layer, (layers.Dense, layers.LayerNormalization, layers.GatedMerge, blocks.ResidualDense))
             else layer(inputs, training=True)
         )
 
@@ -289,7 +289,7 @@ def test_batch_normalization_has_the_output_gradients_and_statistics_of_keras_ov
         [f"CPU:{i}" for i in range(replicas)], tf.distribute.ReductionToOneDevice()
     )
     with strategy.scope():
-        ours = layers.BatchNormalization()
+        ours = batch_norm.BatchNormalization()
         ours.build(x.shape)
     for mine, other in ((ours.gamma, theirs.gamma), (ours.beta, theirs.beta)):
         value = np.random.default_rng(5).normal(size=6)
@@ -321,7 +321,7 @@ def test_batch_normalization_has_the_output_gradients_and_statistics_of_keras_ov
 def test_batch_normalization_over_replicas_refuses_a_second_derivative():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())
     with strategy.scope():
-        layer = layers.BatchNormalization()
+        layer = batch_norm.BatchNormalization()
         layer.build((BATCH, 6))
 
     def replica():
@@ -357,7 +357,7 @@ def test_tracing_does_not_grow_with_the_square_of_the_depth_on_two_replicas(run)
 
 
 def test_causal_attention_does_not_see_the_future():
-    layer = layers.AttentionBlock(2, causal=True)
+    layer = blocks.AttentionBlock(2, causal=True)
     x = layer_inputs((5, 8)).numpy()
     before = layer(x).numpy()
     x[:, 3:] += 1
@@ -366,12 +366,12 @@ def test_causal_attention_does_not_see_the_future():
     assert not np.allclose(after[:, 3:], before[:, 3:])
 
 
-ALL_LOSSES = [(task, name) for task, choices in losses.LOSSES.items() for name in choices]
+ALL_LOSSES = [(task, name) for task, choices in cards.LOSSES.items() for name in choices]
 
 
 @pytest.mark.parametrize(("task", "name"), ALL_LOSSES)
 def test_a_loss_does_the_same_eager_in_a_graph_under_xla_and_in_half_precision(task, name):
-    loss = losses.LOSSES[task][name]()
+    loss = cards.load(cards.LOSSES[task][name])()
     chance = np.random.default_rng(3)
     shape = {"classification": (BATCH, 5), "regression": (BATCH,), "language": (BATCH, 4, 5)}[task]
     outputs = tf.constant(chance.normal(size=shape).astype(np.float32))
@@ -385,7 +385,7 @@ def test_a_loss_does_the_same_eager_in_a_graph_under_xla_and_in_half_precision(t
     np.testing.assert_allclose(loss.call(targets, tf.cast(outputs, tf.bfloat16)), eager, rtol=0.1, atol=0.05)
 
 
-@pytest.mark.parametrize("name", [name for names in (losses.LOSSES["regression"],) for name in names])
+@pytest.mark.parametrize("name", [name for names in (cards.LOSSES["regression"],) for name in names])
 def test_a_loss_trains_by_its_name_and_does_not_depend_on_replicas(run, tmp_path, name):
     for replicas in (1, 2):
         run(f"{replicas}", model="residual_regressor", loss=name, replicas=replicas, **(FLAGS | {"train_steps": 10}))
@@ -442,6 +442,6 @@ def test_a_metric_does_the_same_eager_in_a_graph_and_under_xla(metric):
 
 
 def test_every_optimizer_loss_and_model_of_the_registries_is_crossed():
-    assert set(OPTIMIZERS) == set(optimizers.OPTIMIZERS)
-    assert {card.task for card in MODELS.values()} == set(losses.LOSSES)
+    assert all(callable(cards.load(entry)) for entry in OPTIMIZERS.values())
+    assert {card.task for card in MODELS.values()} == set(cards.LOSSES)
     assert all(dataclasses.is_dataclass(card) for card in MODELS.values())

@@ -251,7 +251,7 @@ def test_wrong_index_and_wrong_size_are_bad_configurations(gang, tmp_path):
     two, three = gang(2, *flags, ports=ports[:2], only=[0])[0], gang(3, *flags, ports=ports, only=[1])[0]
     codes, outputs, _ = ends([two, three])
     assert codes == [2, 2], outputs
-    assert all("told of 3 workers, the chief of 2" in output for output in outputs)
+    assert all("has a list of 3 workers, the chief a list of 2" in output for output in outputs)
     ROWS.append(("sizes that disagree", "2, 2", f"{time.monotonic() - began:.1f}", "–", "–"))
 
 

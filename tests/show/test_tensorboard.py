@@ -27,9 +27,15 @@ from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.rules import resolve
 from trainers.show import drawings as pictures
 from trainers.show import graphs, profiles, summaries
+from trainers.world import process
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PICTURES = os.environ.get("LOCKSTEP_PICTURES")
+
+
+def code_of(script, arguments):
+    """The exit code of a script's command line, in this process."""
+    return process.run(lambda: script.main(script.settings_from(["script", *arguments])))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +160,7 @@ def test_text_holds_the_run_card_the_profile_and_a_sample(server):
     found = server.get("/data/plugin/text/text", run="first/train", tag="profile/operations")[-1]["text"]
     assert "Conv2D" in found and "time a step" in found
     sample = server.get("/data/plugin/text/text", run="words/eval", tag="sample")[-1]["text"]
-    assert "Given:" in sample and "Gone on with:" in sample
+    assert "Given:" in sample and "Continued with:" in sample
 
 
 def test_images_are_pngs_of_the_confusion_the_worst_and_the_predictions(server):
@@ -407,7 +413,7 @@ def test_a_graph_of_a_hundred_layers_opens(browser, tmp_path, data_dir, monkeypa
 
 def test_the_report_shows_curves_flags_and_cards_offline(logdir, browser, tmp_path):
     out = tmp_path / "report.html"
-    assert report.main([str(logdir / "first"), str(logdir / "second"), f"--out={out}"]) == 0
+    assert code_of(report, [str(logdir / "first"), str(logdir / "second"), f"--out={out}"]) == 0
     text = out.read_text()
     assert "http" not in text.replace("http://www.w3.org", "").replace("https://matplotlib.org", "").replace(
         "http://purl.org", ""
@@ -425,7 +431,7 @@ def test_the_report_shows_curves_flags_and_cards_offline(logdir, browser, tmp_pa
 
 
 def test_the_report_says_what_is_no_run(tmp_path, capsys):
-    assert report.main([str(tmp_path)]) == 2
+    assert code_of(report, [str(tmp_path)]) == 2
     assert "holds no run.json; name the --run_dir of a run" in capsys.readouterr().err
 
 
@@ -434,7 +440,7 @@ def test_the_report_escapes_what_a_flag_holds(logdir, tmp_path):
     facts = json.loads((tmp_path / "first/run.json").read_text())
     facts["flags"]["dataset"] = "<script>alert(1)</script>"
     (tmp_path / "first/run.json").write_text(json.dumps(facts))
-    assert report.main([str(tmp_path / "first")]) == 0
+    assert code_of(report, [str(tmp_path / "first")]) == 0
     assert "<script>" not in (tmp_path / "first/report.html").read_text()
 
 
@@ -569,9 +575,9 @@ def test_a_sweep_reads_a_file_and_draws_at_random(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--nothing=1,2"], "--nothing is no flag"),
+        (["--nothing=1,2"], "--nothing is not a flag of"),
         (["--learning_rate=1,,2"], "has an empty value"),
-        (["--run_dir=here"], "--run_dir is made for each run"),
+        (["--run_dir=here"], "--run_dir is set for each run"),
         (["word"], "'word' is not a flag"),
     ],
 )
@@ -581,6 +587,6 @@ def test_a_sweep_refuses_what_it_cannot_run(flags, said):
 
 
 def test_a_sweep_answers_a_wrong_value_before_it_runs_anything(tmp_path, capsys):
-    code = sweep.main(["--model=mlp,nothing", f"--sweep_dir={tmp_path / 'sweep'}"])
+    code = code_of(sweep, ["--model=mlp,nothing", f"--sweep_dir={tmp_path / 'sweep'}"])
     assert code == 2 and not (tmp_path / "sweep").exists()
     assert "'nothing' is not known" in capsys.readouterr().err

@@ -111,8 +111,8 @@ def test_workers_meet():
 def test_sizes_addresses_and_flags_that_disagree_end_both():
     a, b, c = free_addresses(3)
     for theirs, identity, words in (
-        (Cluster(1, (a, b, c), "test"), {"seed": "0"}, "told of 3 workers, the chief of 2"),
-        (Cluster(1, (a, c), "test"), {"seed": "0"}, "told of other addresses"),
+        (Cluster(1, (a, b, c), "test"), {"seed": "0"}, "of 3 workers, the chief a list of 2; use the same list"),
+        (Cluster(1, (a, c), "test"), {"seed": "0"}, "has other addresses than the chief"),
         (Cluster(1, (a, b), "test"), {"seed": "1"}, "has --seed=1, the chief 0"),
     ):
         found, _ = outcomes([(Cluster(0, (a, b), "test"), {"seed": "0"}), (theirs, identity)])

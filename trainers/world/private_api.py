@@ -52,7 +52,12 @@ def captured_variables(function: Any) -> Iterator[tuple[Any, str, Any, Any]]:
         if handle.dtype != tf.resource or data is None or not data.is_set:
             continue  # an iterator or a table: it has no value of its own
         content = data.shape_and_type[0]
-        yield handle, (getattr(handle, "_name", None) or "").partition(":")[0], tf.as_dtype(content.dtype), tf.TensorShape(content.shape)
+        yield (
+            handle,
+            (getattr(handle, "_name", None) or "").partition(":")[0],
+            tf.as_dtype(content.dtype),
+            tf.TensorShape(content.shape),
+        )
 
 
 def graph_of_function(definition: Any) -> Any:

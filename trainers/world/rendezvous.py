@@ -116,7 +116,7 @@ def _complaint(cluster: Cluster, mine: dict, theirs: dict, present: Mapping[int,
     index = theirs["index"]
     if len(theirs["addresses"]) != cluster.size:
         return (
-            f"worker {index} has a list of {len(theirs['addresses'])} workers, the chief one of {cluster.size}; "
+            f"worker {index} has a list of {len(theirs['addresses'])} workers, the chief a list of {cluster.size}; "
             "use the same list everywhere"
         )
     if tuple(theirs["addresses"]) != cluster.addresses:
