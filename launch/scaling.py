@@ -22,12 +22,17 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from trainers.world import process
+
+process.check_requirements()
+
 from launch.workers import visible_gpus
-from trainers.record.run_record import write_atomically
+from trainers.measure.charts import write_png
+from trainers.record import files, reading
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BAD_CONFIGURATION, OK, PREEMPTED, BadConfiguration
 from trainers.settings.flags import config_from
-from trainers.show.tables import table, write_png
+from trainers.show.tables import table
 
 CALIBRATION_STEPS = 50
 
@@ -57,17 +62,17 @@ def measure(point: Point, flags: list[str], steps: int) -> tuple[float, list[str
         if gpus := visible_gpus():  # a worker has one, as a replica has
             env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[: point.count])
         words = [*command, *run]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+        child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
         try:
-            said, _ = process.communicate()
+            output, _ = child.communicate()
         except KeyboardInterrupt:
-            process.terminate()  # launch/workers.py passes it on
-            process.wait()
+            child.terminate()  # launch/workers.py passes it on
+            child.wait()
             raise
-        if process.returncode:
-            last = (said.strip() or "nothing was said").splitlines()[-1]
-            raise BadConfiguration(f"{point.count} {point.kind} ended with code {process.returncode}: {last}")
-        facts = json.loads(Path(folder, "run/run.json").read_text())
+        if child.returncode:
+            last = (output.strip() or "it printed nothing").splitlines()[-1]
+            raise BadConfiguration(f"{point.count} {point.kind} ended with code {child.returncode}: {last}")
+        facts = reading.read_run(Path(folder, "run"))
     if "steady" not in facts:
         raise BadConfiguration(f"{steps} steps of {point.count} {point.kind} are too few to time; pass more --seconds")
     return facts["steady"]["steps"] / facts["steady"]["seconds"], facts["devices"]
@@ -125,28 +130,30 @@ def scale(options: argparse.Namespace, flags: list[str]) -> str:
         rate, devices[point] = measure(point, flags, CALIBRATION_STEPS)
         # The first calls, which find out how long a step is, are not timed: three seconds' worth on top.
         steps[point] = max(int(rate * (options.seconds + 3)), CALIBRATION_STEPS)
-    found: dict[Point, list[float]] = {point: [] for point in points}
+    rates_of: dict[Point, list[float]] = {point: [] for point in points}
     for turn in range(options.repeats):
         for point in points[turn % len(points) :] + points[: turn % len(points)]:
-            found[point].append(measure(point, flags, steps[point])[0])
-            print(f"round {turn + 1}: {point.count} {point.kind}, batch {point.batch_size}: {found[point][-1]:.4g}/s")
-    rates = {point: statistics.median(values) for point, values in found.items()}
+            rates_of[point].append(measure(point, flags, steps[point])[0])
+            print(
+                f"round {turn + 1}: {point.count} {point.kind}, batch {point.batch_size}: {rates_of[point][-1]:.4g}/s"
+            )
+    rates = {point: statistics.median(values) for point, values in rates_of.items()}
     rows = []
     for name, members in series.items():
         for point, share in zip(members, efficiency(members, rates), strict=True):
-            each = [rate * point.batch_size for rate in (rates[point], min(found[point]), max(found[point]))]
+            each = [rate * point.batch_size for rate in (rates[point], min(rates_of[point]), max(rates_of[point]))]
             numbers = f"{rates[point]:.4g}", f"{each[0]:.4g}", f"{each[1]:.4g}–{each[2]:.4g}", f"{share:.2f}"
             rows.append([name, str(point.count), str(point.batch_size), *numbers])
     head = ["scaling", "size", "global batch", "steps/s", "examples/s", "lowest–highest", "efficiency"]
     virtual = any("CPU" in device for names in devices.values() for device in names)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    said = f"\n{cores} CPU cores; virtual CPU devices and workers share them: an efficiency of 1/size is perfect here."
-    text = table(head, rows) + (said if virtual else "")
+    note = f"\n{cores} CPU cores; virtual CPU devices and workers share them: an efficiency of 1/size is perfect here."
+    text = table(head, rows) + (note if virtual else "")
     figures: list[dict[str, Any]] = [
-        {**point._asdict(), "steps_per_second": found[point], "devices": devices[point]} for point in points
+        {**point._asdict(), "steps_per_second": rates_of[point], "devices": devices[point]} for point in points
     ]
-    write_atomically(out / "scaling.json", json.dumps({"flags": flags, "cores": cores, "points": figures}, indent=2))
-    write_atomically(out / "scaling.md", text + "\n")
+    files.write_text(out / "scaling.json", json.dumps({"flags": flags, "cores": cores, "points": figures}, indent=2))
+    files.write_text(out / "scaling.md", text + "\n")
     write_chart(out / "scaling.png", series, rates)
     return f"{text}\nwritten to {out}: scaling.json, scaling.md, scaling.png"
 

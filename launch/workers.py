@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from trainers.settings.exit_codes import BAD_CONFIGURATION, NEVER_RETRIED, OK, PREEMPTED
+from trainers.world.process import check_requirements
 
 GRACE_SECONDS = 30.0
 
@@ -119,8 +120,8 @@ class Gang:
 
 def plan(added: list[dict[str, str]], flags: list[str]) -> str:
     """What `--dry_run` prints: each worker's TF_CONFIG, and which examples of the global batch are its own."""
-    from trainers.settings.config import check_batch
     from trainers.settings.flags import config_from
+    from trainers.settings.rules import check_batch
 
     config = config_from(["workers", *flags], "")
     replicas = sum(max(len(own.get("CUDA_VISIBLE_DEVICES", "").split(",")), 1) for own in added)
@@ -149,6 +150,7 @@ def main(arguments: list[str]) -> int:
     if gpus and len(gpus) < options.workers:
         parser.error(f"--workers {options.workers} is above the {len(gpus)} GPUs; use {len(gpus)} or fewer")
     if options.dry_run:
+        check_requirements("absl")
         try:
             print(plan(environments(options.workers, free_ports(options.workers)), flags))
         except Exception as error:

@@ -1,14 +1,17 @@
 """Data sets: what is embedded, and files that users name; bad files are named to the cell."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
-import PIL.Image
 import pytest
+from conftest import ROOT
 
 from trainers.input import load as data
-from trainers.input.kinds import csv_table as tables
 from trainers.settings.config import Config
-from trainers.settings.rules import resolve
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.rules import resolve
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LONG_TESTS, metrics, weights, without_times
+from conftest import LONG_TESTS, metrics, short, weights, without_times
 
 RUNS = {
     "mlp": ("--model=mlp", "--train_steps=1500", "--batch_size=32", "--checkpoint_every=70", "--eval_every=110"),
@@ -68,7 +68,7 @@ def assert_same_bits(run_dir, expected_dir):
     assert without_times(metrics(run_dir)) == without_times(metrics(expected_dir))
 
 
-@pytest.mark.parametrize("model", RUNS)
+@pytest.mark.parametrize("model", short(RUNS, ("mlp",)))
 def test_killed_at_random_moments_the_run_ends_with_the_same_bits(trainer, tmp_path, uninterrupted, model):
     expected = reference(uninterrupted, trainer, model)
     chance, run_dir, kills = random.Random(model), tmp_path / "run", 0

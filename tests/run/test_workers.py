@@ -136,9 +136,7 @@ STUCK = "import signal, time\nsignal.signal(signal.SIGUSR1, lambda *_: time.slee
 
 @pytest.mark.parametrize(
     "event",
-    short(
-        FAULTS, ("kill -9 of the chief", "worker 1 frozen (SIGSTOP)", "SIGTERM to worker 1", "worker 1 stuck in Python")
-    ),
+    short(FAULTS, ("kill -9 of the chief", "SIGTERM to worker 1")),
 )
 def test_a_fault_ends_all_within_a_bound_and_loses_nothing(gang, tmp_path, expected, event):
     name, targets, allowed = FAULTS[event]
@@ -170,6 +168,7 @@ def test_a_fault_ends_all_within_a_bound_and_loses_nothing(gang, tmp_path, expec
     ROWS.append((event, ", ".join(map(str, codes)), f"{seconds:.1f}", str(max(lost, 0)), "yes"))
 
 
+@pytest.mark.long
 def test_killed_during_a_save_nothing_is_lost(gang, tmp_path, expected):
     run_dir = tmp_path / "run"
     members = gang(2, *LONG, f"--run_dir={run_dir}")
@@ -185,6 +184,7 @@ def test_killed_during_a_save_nothing_is_lost(gang, tmp_path, expected):
     ROWS.append(("kill -9 of the chief during a save", str(codes[0]), f"{seconds:.1f}", str(max(lost, 0)), "yes"))
 
 
+@pytest.mark.long
 def test_killed_during_start_the_others_end_and_a_worker_started_alone_waits_for_them(gang, tmp_path, expected):
     run_dir, ports = tmp_path / "run", free_ports(2)
     short = (*LONG, f"--run_dir={run_dir}", "--startup_timeout=15")
@@ -239,6 +239,7 @@ def test_lost_after_the_last_step_the_run_is_complete_and_nobody_waits_for_who_h
     ROWS.append(("kill -9 of worker 1 after the last step", str(codes[0]), f"{seconds:.1f}", "0", "yes"))
 
 
+@pytest.mark.long
 def test_wrong_index_and_wrong_size_are_bad_configurations(gang, tmp_path):
     flags = (*LONG, f"--run_dir={tmp_path / 'run'}", "--startup_timeout=90")
     began = time.monotonic()
@@ -284,6 +285,7 @@ def test_1_2_and_4_workers_end_with_the_same_weights_and_any_size_resumes(run, t
     assert largest_relative_difference(one, weights(tmp_path / "sizes")) <= 1e-5
 
 
+@pytest.mark.long
 def test_streamed_input_and_batch_statistics_do_not_depend_on_the_workers(run, tmp_path, data_dir):
     for name, flags in (("stream", ("--input=stream",)), ("resnet", ("--model=resnet", "--learning_rate=0.01"))):
         common = [flag for flag in SGD if not (name == "resnet" and flag.startswith(("--model", "--learning_rate")))]
@@ -326,6 +328,7 @@ def test_the_launcher_prefixes_restarts_and_returns_the_code(tmp_path, data_dir)
     assert "the same command continues" in output
 
 
+@pytest.mark.long
 def test_a_soak_of_kills_ends_with_the_bits_of_the_uninterrupted_run(gang, tmp_path, expected):
     """Kills at random moments of random workers, start-up included, then one start that is left alone."""
     kills, chance, run_dir = 30 if LONG_TESTS else 3, random.Random(0), tmp_path / "run"

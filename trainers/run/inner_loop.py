@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import tensorflow as tf
-from models.sums import Sums
 
+from models.sums import Sums
 from trainers.input.batches import ResidentBatches, StreamedBatches
 from trainers.input.dataset import Dataset
 from trainers.settings.config import Config
