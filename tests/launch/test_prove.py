@@ -44,8 +44,8 @@ def mutant(tmp_path):
     return make
 
 
-LOOP, MLP = "trainers/custom_loop.py", "models/mlp.py"
-CLIPPED = """        values = [tf.stop_gradient(value) for value in (*gradients, sums)]
+LOOP, OUTER, MLP = "trainers/custom_loop.py", "trainers/run/training.py", "models/mlp.py"
+CLIPPED = """            values = [tf.stop_gradient(value) for value in (*gradients, sums)]
 """
 MUTANTS = {
     "loss divided by the local batch": (
@@ -59,7 +59,7 @@ MUTANTS = {
                 (
                     "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)",
                     "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)\n"
-                    "        gradients = [gradient / job.replicas for gradient in gradients]",
+                    "            gradients = [gradient / self.world.replicas for gradient in gradients]",
                 )
             ]
         },
@@ -71,9 +71,12 @@ MUTANTS = {
             LOOP: [
                 (
                     CLIPPED,
-                    "        gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm or 1e9)\n" + CLIPPED,
+                    "            gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm or 1e9)\n" + CLIPPED,
                 ),
-                ("        if config.clip_norm:\n            factor", "        if False:\n            factor"),
+                (
+                    "            if config.clip_norm:\n                factor",
+                    "            if False:\n                factor",
+                ),
             ]
         },
         ("--model=mlp", "--rows=replicas", "--clip_norm=0.05"),
@@ -109,7 +112,7 @@ MUTANTS = {
                 (
                     "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)",
                     "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)\n"
-                    "        sums = tf.concat([sums[:2], sums[2:] / job.replicas], axis=0)",
+                    "            sums = tf.concat([sums[:2], sums[2:] / self.world.replicas], axis=0)",
                 )
             ]
         },
@@ -118,8 +121,8 @@ MUTANTS = {
     ),
     "an average that no checkpoint holds": (
         {
-            "trainers/run/job.py": [('        named |= checkpoints.name_variables("ema", self.ema)\n', "")],
-            LOOP: [("        checkpoints.check_complete(", "        (lambda *_: None)(")],
+            LOOP: [('        groups["ema"] = self.average.variables if self.average else ()\n', "")],
+            OUTER: [("            state.check_complete(", "            (lambda *_: None)(")],
         },
         ("--model=mlp", "--rows=resume", "--ema=0.999"),
         {"resume": "a variable is missing from the checkpoint: ema/"},
@@ -152,7 +155,11 @@ MUTANTS = {
         {"resume": "a variable is missing from the checkpoint"},
     ),
     "an order of the data that depends on the replicas": (
-        {LOOP: [("config.batch_size, config.seed, config", "config.batch_size, config.seed + job.replicas, config")]},
+        {
+            OUTER: [
+                ("config.batch_size, config.seed, config", "config.batch_size, config.seed + world.replicas, config")
+            ]
+        },
         ("--model=mlp", "--rows=replicas,input"),
         {
             "input": "the order of the data depends on the number of replicas",
@@ -163,11 +170,11 @@ MUTANTS = {
         {
             LOOP: [
                 (
-                    "            losses = job.task.loss(targets, outputs)\n            penalty",
-                    "            losses = job.task.loss(targets, outputs)\n"
-                    "            drawn = lambda: np.float32(1 + 1e-3 * np.random.default_rng().normal())\n"
-                    "            losses *= tf.ensure_shape(tf.numpy_function(drawn, [], tf.float32), [])\n"
-                    "            penalty",
+                    "                losses = self.task.loss(targets, outputs)\n                penalty",
+                    "                losses = self.task.loss(targets, outputs)\n"
+                    "                drawn = lambda: np.float32(1 + 1e-3 * np.random.default_rng().normal())\n"
+                    "                losses *= tf.ensure_shape(tf.numpy_function(drawn, [], tf.float32), [])\n"
+                    "                penalty",
                 )
             ]
         },
