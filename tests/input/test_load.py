@@ -1,4 +1,4 @@
-"""Data sets: what is embedded, and files that users name; bad files are named to the cell."""
+"""Data sets by name: their splits, fingerprints and preparation, and errors in one line."""
 
 import os
 import subprocess

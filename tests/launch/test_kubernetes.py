@@ -20,7 +20,7 @@ from conftest import ROOT
 from launch import k8s
 from launch.kube import documents as manifests
 from launch.kube.documents import Submission
-from trainers.record.run_record import RUN_AFTER
+from trainers.record.reading import RUN_AFTER
 from trainers.settings.exit_codes import BadConfiguration
 
 VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35")

@@ -53,6 +53,66 @@ def test_the_second_signal_ends_a_process_whose_main_thread_is_stuck():
     assert process.wait(60) == 143
 
 
+# Waits for ever in C with Python's lock: no thread and no handler of Python runs.
+LOCKED = STUCK.replace("ctypes.CDLL(None)", "ctypes.PyDLL(None)")
+
+
+def test_a_wait_that_holds_pythons_lock_ends_with_75_and_the_stacks_of_all_threads():
+    code = f"""
+from trainers.world import watchdog
+watchdog._LATER_SECONDS = 1
+with watchdog.Watchdog(2) as dog:
+    dog.feed("meeting the other workers")
+    import time
+    time.sleep(1)  # the watchdog looks once more
+    exec({LOCKED!r})
+"""
+    process = start(code, stderr=subprocess.PIPE)
+    assert process.wait(60) == 75
+    error = process.stderr.read()
+    assert "nothing has moved for 2 s in: meeting the other workers" in error
+    assert 'File "<string>"' in error and "Thread 0x" in error
+
+
+def test_two_signals_end_a_process_whose_lock_is_held():
+    process = start(f"from trainers.world.signals import Preemption\nwith Preemption():\n    exec({LOCKED!r})")
+    assert process.stdout.readline() == "stuck\n"
+    for _ in range(2):
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+    assert process.wait(60) == 143
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count():
+    code = """
+import time
+from trainers.world import watchdog
+watchdog._LATER_SECONDS = 1
+with watchdog.Watchdog(4) as dog:
+    dog.feed("a step")
+    print("begun", flush=True)
+    time.sleep(2)
+    dog.feed("the next step")
+    time.sleep(2)
+    print("done", flush=True)
+"""
+    process = start(code)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(10)  # more than all the limits together
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0 and process.stdout.read() == "done\n"
+
+
+def test_after_its_context_signals_are_pythons_own_again():
+    code = "from trainers.world.signals import Preemption\nimport os, signal\n"
+    code += "for _ in range(3):\n    with Preemption() as p:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+    code += "        assert p.requested\nprint('alive')"
+    process = start(code)
+    assert process.wait(60) == 0 and process.stdout.read() == "alive\n"
+
+
 def test_a_demand_for_a_profile_before_the_loop_runs_ends_nothing():
     code = "import os, signal\nfrom trainers.world.signals import end_at_once_on_signal\nend_at_once_on_signal()\n"
     done = subprocess.run(

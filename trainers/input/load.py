@@ -28,7 +28,7 @@ def load(name: str, data_dir: str, placement: str = "auto", label: str = "") -> 
 
 @contextlib.contextmanager
 def _readable_errors(request: Request) -> Iterator[None]:
-    """Errors of the user's own files in one line. Those of prepared data are told in `trainers.input.builders`."""
+    """Errors of the user's own files in one line. `trainers.input.builders` handles those of prepared data."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:

@@ -2,10 +2,8 @@
 
 import dataclasses
 import signal
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 
 import tensorflow as tf
 
@@ -51,17 +49,21 @@ class Profiles:
         self._running: tuple[int, ...] | None = None
         self._asked = False
         self._steps = 0
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(_SIGNAL, self._ask)
+        # Not handled but held back and looked for: a handler would count as one of the signals that end a process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [_SIGNAL])
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = self._running is None
+    def _look(self) -> None:
+        """Takes a signal that has come."""
+        if _SIGNAL in signal.sigpending():
+            signal.sigwait([_SIGNAL])
+            self._asked = self._running is None
 
     def _windows(self) -> list[tuple[int, ...]]:
         return [window for window in (self._flag, self._demanded) if window]
 
     def stop_of(self, step: int, stop: int) -> int:
         """Where a call from `step` must end that would go on to `stop`. The same on all workers."""
+        self._look()
         if self._asked and self._single:
             self._asked, self._demanded = False, (step, step + STEPS_ON_DEMAND)
         for first, last in self._windows():
@@ -102,8 +104,6 @@ class Profiles:
         if self._running is not None:
             self._running = None
             tf.profiler.experimental.stop()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(_SIGNAL, signal.SIG_IGN)
 
 
 def newest(directory: Path) -> Path:

@@ -104,6 +104,7 @@ def join(config: Config, cluster: Cluster, log: Callable[[str], None]) -> tf.dis
     identity = {name: str(getattr(config, name)) for name in (*FIXED, *SHARED)}
     rendezvous.meet(cluster, identity, config.startup_timeout, log)
     os.environ["TF_CONFIG"] = cluster.tf_config()
+    without_proxy(cluster)
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     implementation = tf.distribute.experimental.CommunicationImplementation
@@ -112,6 +113,14 @@ def join(config: Config, cluster: Cluster, log: Callable[[str], None]) -> tf.dis
         implementation=implementation.NCCL if gpus else implementation.RING
     )
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+def without_proxy(cluster: Cluster) -> None:
+    """Keeps the workers' own traffic off an HTTP proxy, to which gRPC would send it."""
+    hosts = [address.rpartition(":")[0].strip("[]") for address in cluster.addresses]
+    for name in ("no_proxy", "no_grpc_proxy"):
+        given = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*given, *hosts]))
 
 
 def set_up(config: Config, cluster: Cluster | None = None, log: Callable[[str], None] = print) -> World:

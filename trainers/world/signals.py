@@ -7,6 +7,7 @@ import time
 from types import FrameType
 
 from trainers.settings.exit_codes import PREEMPTED
+from trainers.world import last_resort
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -15,8 +16,8 @@ def end_at_once_on_signal() -> None:
     """Until a run has begun there is nothing to save; and as process 1 of a container, no handler would mean deaf."""
     for number in _SIGNALS:
         signal.signal(number, lambda *_: os._exit(PREEMPTED))
-    # What asks a running loop for a profile must not end a process that has none yet.
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    # What asks a running loop for a profile must not end a process that has none yet. It waits until it is asked for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
 
 
 class Preemption:
@@ -26,6 +27,7 @@ class Preemption:
         self.signal_name = ""
         self.requested_at = 0.0
         self._previous: dict[int, object] = {}
+        self._second: last_resort.SecondByte | None = None
 
     @property
     def requested(self) -> bool:
@@ -37,15 +39,6 @@ class Preemption:
             os._exit(PREEMPTED)
         self.signal_name, self.requested_at = signal.Signals(number).name, time.monotonic()
 
-    def _count(self, pipe: int) -> None:
-        """Ends the process at the second signal: Python's handler waits for an operation that may wait for ever."""
-        received = 0
-        while numbers := os.read(pipe, 16):
-            received += sum(number in _SIGNALS for number in numbers)
-            if received >= 2:
-                os._exit(PREEMPTED)
-        os.close(pipe)
-
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
@@ -53,12 +46,27 @@ class Preemption:
             pipe, self._pipe = os.pipe()
             os.set_blocking(self._pipe, False)
             signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
-            threading.Thread(target=self._count, args=(pipe,), name="signals", daemon=True).start()
+            # Python's handler waits for an operation that may wait for ever; a second signal must not.
+            if last_resort.available():
+                self._second = last_resort.SecondByte(pipe)
+            else:
+                threading.Thread(target=self._count, args=(pipe,), name="signals", daemon=True).start()
         return self
+
+    def _count(self, pipe: int) -> None:
+        """Ends the process at the second signal, where the C library cannot."""
+        received = 0
+        while numbers := os.read(pipe, 16):
+            received += len(numbers)
+            if received >= 2:
+                os._exit(PREEMPTED)
+        os.close(pipe)
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if self._previous:
             signal.set_wakeup_fd(-1)
+            if self._second:
+                self._second.call_off()
             os.close(self._pipe)
