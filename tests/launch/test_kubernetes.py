@@ -18,8 +18,9 @@ import yaml
 from conftest import ROOT
 
 from launch import k8s
-from launch.kube import documents as manifests
-from launch.kube.documents import Submission
+from launch.kube import documents as documents_lib
+from launch.kube import rules as rules_lib
+from launch.kube.submission import Submission, check_name
 from trainers.record.reading import RUN_AFTER
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -203,17 +204,17 @@ def test_yamllint_finds_nothing(tmp_path):
 
 def test_no_rule_is_broken_by_what_is_shipped(rendered, submissions):
     for name, group in rendered.items():
-        assert manifests.problems(group, without=("images",)) == [], name
+        assert rules_lib.problems(group, without=("images",)) == [], name
     for name, group in submissions.items():
-        assert manifests.problems(group) == [], name
+        assert rules_lib.problems(group) == [], name
 
 
 def pod(documents):
-    return next(template for _, _, template in manifests.workloads(documents) if manifests.is_trainer(template))
+    return next(template for _, _, template in documents_lib.workloads(documents) if documents_lib.is_trainer(template))
 
 
 def job(documents):
-    return next(spec for _, spec, template in manifests.workloads(documents) if manifests.is_trainer(template))
+    return next(spec for _, spec, template in documents_lib.workloads(documents) if documents_lib.is_trainer(template))
 
 
 def one(documents, kind):
@@ -233,16 +234,19 @@ def variable(documents, name):
 
 
 MISTAKES = {
-    "another number of pods": (lambda d: job(d).update(completions=3), "they must be one number"),
-    "another NUM_WORKERS": (lambda d: variable(d, "NUM_WORKERS").update(value="3"), "they must be one number"),
+    "another number of pods": (lambda d: job(d).update(completions=3), "they must be equal"),
+    "another NUM_WORKERS": (lambda d: variable(d, "NUM_WORKERS").update(value="3"), "they must be equal"),
     "no index": (lambda d: job(d).update(completionMode="NonIndexed"), "completionMode is not Indexed"),
     "runs of their own": (
         lambda d: container(d)["args"].__setitem__(0, "--strategy=mirrored"),
         "each would train a run of its own",
     ),
-    "another subdomain": (lambda d: pod(d)["spec"].update(subdomain="second"), "are not one"),
-    "another domain": (lambda d: variable(d, "WORKER_DOMAIN").update(value="second"), "are not one"),
-    "another Service": (lambda d: one(d, "Service")["metadata"].update(name="second"), "no Service bears the name"),
+    "another subdomain": (lambda d: pod(d)["spec"].update(subdomain="second"), "must be equal"),
+    "another domain": (lambda d: variable(d, "WORKER_DOMAIN").update(value="second"), "must be equal"),
+    "another Service": (
+        lambda d: one(d, "Service")["metadata"].update(name="second"),
+        "no Service has the name of the subdomain",
+    ),
     "a Service with an address": (lambda d: one(d, "Service")["spec"].pop("clusterIP"), "is not headless"),
     "a Service of the ready": (
         lambda d: one(d, "Service")["spec"].pop("publishNotReadyAddresses"),
@@ -260,15 +264,15 @@ MISTAKES = {
         "is longer than 63 characters",
     ),
     "a Service for nobody": (
-        lambda d: one(d, "Service")["spec"]["selector"].update({manifests.COMPONENT: "worker"}),
+        lambda d: one(d, "Service")["spec"]["selector"].update({documents_lib.COMPONENT: "worker"}),
         "Service first selects no pod of the run",
     ),
     "a Service for all": (
-        lambda d: one(d, "Service")["spec"]["selector"].pop(manifests.INSTANCE),
+        lambda d: one(d, "Service")["spec"]["selector"].pop(documents_lib.INSTANCE),
         "Service first selects the pods of other runs too",
     ),
     "a policy for nobody": (
-        lambda d: pod(d)["metadata"]["labels"].update({manifests.INSTANCE: "second"}),
+        lambda d: pod(d)["metadata"]["labels"].update({documents_lib.INSTANCE: "second"}),
         "NetworkPolicy first selects no pod of the run",
     ),
     "one port alone": (
@@ -278,7 +282,7 @@ MISTAKES = {
     "two workers on a node": (
         lambda d: pod(d)["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0][
             "labelSelector"
-        ].update(matchLabels={manifests.INSTANCE: "second"}),
+        ].update(matchLabels={documents_lib.INSTANCE: "second"}),
         "two workers could share a node",
     ),
     "codes in disorder": (lambda d: rules(d)[2]["onExitCodes"].update(values=[65, 2]), "exit_codes.py wants"),
@@ -298,7 +302,10 @@ MISTAKES = {
     ),
     "restarted in place": (lambda d: pod(d)["spec"].update(restartPolicy="OnFailure"), "restartPolicy is not Never"),
     "two pods of an index": (lambda d: job(d).pop("podReplacementPolicy"), "two pods could have one index"),
-    "a plain limit": (lambda d: (job(d).pop("backoffLimitPerIndex"), job(d).update(backoffLimit=3)), "would burn one"),
+    "a plain limit": (
+        lambda d: (job(d).pop("backoffLimitPerIndex"), job(d).update(backoffLimit=3)),
+        "would use up one",
+    ),
     "going on alone": (lambda d: job(d).update(maxFailedIndexes=1), "would go on without a worker"),
     "another success": (lambda d: job(d).pop("successPolicy"), "that worker 0, the chief, has succeeded"),
     "no deadline": (lambda d: job(d).pop("activeDeadlineSeconds"), "could hold its nodes for ever"),
@@ -337,7 +344,7 @@ MISTAKES = {
     ),
     "no memory": (lambda d: container(d)["resources"]["limits"].pop("memory"), "how much CPU and memory"),
     "fewer GPUs asked for": (
-        lambda d: container(d)["resources"]["requests"].update({manifests.GPU: "1"}),
+        lambda d: container(d)["resources"]["requests"].update({documents_lib.GPU: "1"}),
         "differs between requests and limits",
     ),
     "a large /dev/shm": (
@@ -409,14 +416,17 @@ MISTAKES_OF_SETUP = {
 MISTAKES_OF_JOBSETS = {
     "several Jobs": (
         lambda d: one(d, "JobSet")["spec"]["replicatedJobs"][0].update(replicas=2),
-        "not one Job with all workers",
+        "the workers are not in a single Job",
     ),
     "another network": (lambda d: one(d, "JobSet")["spec"].pop("network"), "another subdomain than the Service's"),
     "restarted after its time": (
         lambda d: one(d, "JobSet")["spec"]["failurePolicy"]["rules"].pop(0),
         "the JobSet's failurePolicy is",
     ),
-    "restarted alone": (lambda d: job(d).update(backoffLimit=1), "one pod would be started again alone"),
+    "restarted alone": (
+        lambda d: job(d).update(backoffLimit=1),
+        "a single pod would be started again without the others",
+    ),
     "no restarts": (lambda d: one(d, "JobSet")["spec"]["failurePolicy"].update(maxRestarts=0), "no maxRestarts"),
     "another index": (
         lambda d: one(d, "JobSet")["spec"]["failurePolicy"]["rules"][1].update(
@@ -445,9 +455,9 @@ CASES = [
 def test_a_rule_finds_its_mistake(good, where, name):
     mistake, said = {"job": MISTAKES, "jobset": MISTAKES_OF_JOBSETS, "setup": MISTAKES_OF_SETUP}[where][name]
     documents = copy.deepcopy(good[where])
-    before = manifests.problems(documents)
+    before = rules_lib.problems(documents)
     mistake(documents)
-    found = [problem for problem in manifests.problems(documents) if problem not in before]
+    found = [problem for problem in rules_lib.problems(documents) if problem not in before]
     assert any(said in problem for problem in found), found
 
 
@@ -460,7 +470,7 @@ def test_each_worker_finds_the_host_names_of_all(good):
     names = {"job": "first-{}.first:2222", "jobset": "first-worker-0-{}.first:2222"}
     for backend in names:
         documents = good[backend]
-        found = manifests.clusters(documents)
+        found = documents_lib.clusters(documents)
         assert [one.index for one in found] == [0, 1]
         assert {one.addresses for one in found} == {tuple(names[backend].format(i) for i in range(2))}
 
@@ -469,16 +479,16 @@ def test_two_runs_share_no_selector(good):
     others = render(name="second")
     for document in good["job"]:
         if document["kind"] == "Service":
-            assert not manifests._matches(document["spec"]["selector"], pod(others))
+            assert not rules_lib.matches(document["spec"]["selector"], pod(others))
         if document["kind"] == "NetworkPolicy":
-            assert not manifests._matches(document["spec"]["podSelector"]["matchLabels"], pod(others))
+            assert not rules_lib.matches(document["spec"]["podSelector"]["matchLabels"], pod(others))
     assert {d["metadata"]["name"] for d in good["job"]} == {"first"}
 
 
 def test_an_evaluator_is_no_worker():
     documents = render(evaluator=True, gpus=0)
-    other = next(t for _, _, t in manifests.workloads(documents) if not manifests.is_trainer(t))
-    assert not manifests._matches(one(documents, "Service")["spec"]["selector"], other)
+    other = next(t for _, _, t in documents_lib.workloads(documents) if not documents_lib.is_trainer(t))
+    assert not rules_lib.matches(one(documents, "Service")["spec"]["selector"], other)
     words = other["spec"]["containers"][0]["args"]
     assert words[:2] == ["--mode=evaluate", "--run_dir=/work/runs/first"]
     assert other["spec"]["containers"][0]["resources"]["limits"] == {"memory": "2Gi"}
@@ -555,7 +565,7 @@ def workload(*conditions, **changes):
     return json.dumps(
         {
             "kind": "Job",
-            "metadata": {"name": "first", "annotations": {manifests.SUBMISSION: text}, "labels": {}},
+            "metadata": {"name": "first", "annotations": {documents_lib.SUBMISSION: text}, "labels": {}},
             "spec": {},
             "status": {"active": 2, "failed": 1, "conditions": [{"type": c, "status": "True"} for c in conditions]},
         }
@@ -570,13 +580,13 @@ def test_submit_renders_and_applies_what_the_flags_ask_for(cluster):
     assert "batch      256 examples = 16 × 16" in done.stderr
     assert 'worker 1   first-1.first:2222  TF_CONFIG={"cluster": {"worker": ["first-0.first:2222"' in done.stderr
     documents = given_to(cluster)
-    assert manifests.problems(documents) == []
+    assert rules_lib.problems(documents) == []
     assert container(documents)["args"] == [
         "--strategy=multi_worker", "--run_dir=/work/runs/first", "--data_dir=/work/runs/data", "--startup_timeout=3600",
         "--model=resnet", "--batch_size=256", "--learning_rate=0.01",
     ]  # fmt: skip
     assert one(documents, "Job")["spec"]["suspend"] is True
-    assert one(documents, "Job")["metadata"]["labels"][manifests.QUEUE_LABEL] == "team"
+    assert one(documents, "Job")["metadata"]["labels"][documents_lib.QUEUE_LABEL] == "team"
 
 
 def test_a_dry_run_prints_the_objects_and_asks_no_cluster(cluster):
@@ -589,13 +599,13 @@ def test_a_dry_run_prints_the_objects_and_asks_no_cluster(cluster):
 
 
 REFUSALS = {
-    "a bad name": (("--name=First_1",), (), "'First_1' is no DNS label"),
+    "a bad name": (("--name=First_1",), (), "'First_1' is not a DNS label"),
     "a long name": ((f"--name={'n' * 62}",), (), "gives a pod a name of 64 characters; 63 are allowed; use 1 fewer"),
     "a tag": (("--image=lockstep:gpu",), (), "has no digest"),
     "a batch that does not divide": ((), ("--batch_size=100",), "does not divide over 16 replicas; use 96 or 112"),
     "an unknown model": ((), ("--model=nothing",), "--model 'nothing' is not known"),
-    "a name of setup": (("--name=deny-all",), (), "--name deny-all is one that k8s/ uses itself"),
-    "a name of an evaluator": (("--name=a-evaluator",), (), "is one that k8s/ uses itself"),
+    "a name of setup": (("--name=deny-all",), (), "--name deny-all is a name that k8s/ uses itself"),
+    "a name of an evaluator": (("--name=a-evaluator",), (), "is a name that k8s/ uses itself"),
     "an empty digest": (("--image=lockstep@sha256:",), (), "has no digest"),
     "a flag of the launcher": ((), ("--run_dir=/elsewhere",), "--run_dir /elsewhere: the launcher sets it"),
     "a strategy with one dash": ((), ("-strategy=mirrored",), "--strategy mirrored: the launcher sets it"),
@@ -638,7 +648,7 @@ def test_no_kubectl_no_cluster_and_a_name_that_exists_are_one_line(cluster):
 
 
 def a_pod(index, **status):
-    labels = {"batch.kubernetes.io/job-completion-index": str(index), manifests.COMPONENT: "trainer"}
+    labels = {"batch.kubernetes.io/job-completion-index": str(index), documents_lib.COMPONENT: "trainer"}
     return {
         "metadata": {"name": f"first-{index}-abcde", "labels": labels},
         "spec": {"nodeName": f"n{index}"},
@@ -723,7 +733,7 @@ def test_delete_takes_the_pods_first_and_leaves_the_run(cluster):
     cluster.answer(NO_JOBSETS | {"delete job": 'job.batch "first" deleted\n'})
     done = cluster("delete", "--name=first")
     assert done.returncode == 0 and "the run stays at /work/runs/first" in done.stderr
-    chosen = f"--selector=app.kubernetes.io/name=lockstep,{manifests.INSTANCE}=first"
+    chosen = f"--selector=app.kubernetes.io/name=lockstep,{documents_lib.INSTANCE}=first"
     calls = [words[2:] for words, _ in cluster.calls() if "delete" in words]
     # While workers save they need each other, so the names and the policy go last.
     assert calls[0] == ["delete", "job", chosen, "--wait=true", "--cascade=foreground"]
@@ -763,7 +773,7 @@ def test_an_evaluator_knows_when_its_run_was_submitted(cluster):
     cluster.answer(NO_JOBSETS)
     assert cluster(*SUBMIT, "--evaluator").returncode == 0
     documents = given_to(cluster)
-    other = next(t for _, _, t in manifests.workloads(documents) if not manifests.is_trainer(t))
+    other = next(t for _, _, t in documents_lib.workloads(documents) if not documents_lib.is_trainer(t))
     (variable,) = other["spec"]["containers"][0]["env"]
     assert variable["name"] == RUN_AFTER and re.fullmatch(r"20..-..-..T..:..:..\+00:00", variable["value"])
 
@@ -792,8 +802,8 @@ def test_a_submission_survives_its_annotation():
 
 
 def test_names_of_evaluators_and_jobsets_count():
-    manifests.check_name(submission(name="n" * 61))
-    manifests.check_name(submission(name="n" * 46, backend="jobset"))
+    check_name(submission(name="n" * 61))
+    check_name(submission(name="n" * 46, backend="jobset"))
     for changes in ({"name": "n" * 47, "backend": "jobset"}, {"name": "n" * 54, "evaluator": True}):
         with pytest.raises(BadConfiguration, match="63 are allowed"):
-            manifests.check_name(submission(**changes))
+            check_name(submission(**changes))
