@@ -71,12 +71,12 @@ def test_every_public_module_says_what_it_is_for_in_workspace_md():
     assert missing == []
 
 
-def test_the_readme_names_every_flag():
+def test_the_page_of_flags_names_every_flag():
     import dataclasses
 
     from trainers.settings.config import Config
 
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/flags.md").read_text()
     assert [field.name for field in dataclasses.fields(Config) if f"`--{field.name}`" not in text] == []
 
 
