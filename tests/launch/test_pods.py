@@ -16,8 +16,8 @@ import yaml
 from conftest import metrics
 from engine import INSIDE, images, podman  # noqa: F401 - fixtures
 
-from launch import k8s
-from launch.kube import documents as documents_lib
+from launch.kube.documents import COMPONENT, size, workloads
+from launch.kube.kubectl import Kubectl
 from launch.kube.submission import Submission
 
 pytestmark = [
@@ -33,7 +33,7 @@ class Cluster:
     def __init__(self, podman, folder, submission):
         self.podman, self.folder, self.submission = podman, folder, submission
         self.folders = set()
-        self.documents = k8s.Kubectl("", "lockstep").render(submission)
+        self.documents = Kubectl("", "lockstep").render(submission)
         self.claim = self.network = f"{submission.name}-runs"
         subnet = f"10.{os.getpid() % 200 + 20}.{len(submission.name) % 200}"
         done = podman("network", "create", "--subnet", f"{subnet}.0/24", self.network, check=False)
@@ -43,7 +43,7 @@ class Cluster:
         podman("volume", "create", self.claim)
         mount = podman("volume", "inspect", self.claim, "--format", "{{.Mountpoint}}").stdout.strip()
         self.runs = type(folder)(mount)
-        _, _, template = next(documents_lib.workloads(self.documents))
+        _, _, template = next(workloads(self.documents))
         os.chown(self.runs, -1, template["spec"]["securityContext"]["fsGroup"])
         self.runs.chmod(0o2775)
 
@@ -55,8 +55,8 @@ class Cluster:
     def pods(self, component):
         """`[(name, pod)]`: what the controller makes of a template, one pod for each index."""
         service = next(d for d in self.documents if d["kind"] == "Service")["metadata"]["name"]
-        for document, spec, template in documents_lib.workloads(self.documents):
-            if template["metadata"]["labels"][documents_lib.COMPONENT] != component:
+        for document, spec, template in workloads(self.documents):
+            if template["metadata"]["labels"][COMPONENT] != component:
                 continue
             job = document["metadata"]["name"]
             for index in range(spec.get("completions", 1)):
@@ -105,7 +105,7 @@ class Cluster:
             self.podman("volume", "create", name)
             mount = self.podman("volume", "inspect", name, "--format", "{{.Mountpoint}}").stdout.strip()
             if kind.get("medium") == "Memory":
-                options = f"size={int(documents_lib.size(kind['sizeLimit']))}"
+                options = f"size={int(size(kind['sizeLimit']))}"
                 subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", mount], check=True)
             places.append(mount)
             self.folders.add(name)

@@ -5,6 +5,7 @@ figures are printed as a table at the end.
 """
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -237,6 +238,44 @@ def test_lost_after_the_last_step_the_run_is_complete_and_nobody_waits_for_who_h
     (code,), (output,), _ = ends(gang(2, *flags, "--train_steps=60", "--startup_timeout=3", only=[1]))
     assert code == 75 and "waited 3 s" in output
     ROWS.append(("kill -9 of worker 1 after the last step", str(codes[0]), f"{seconds:.1f}", "0", "yes"))
+
+
+# A worker that ends right after all have met, before TensorFlow connects to it.
+LEAVES = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+from trainers.world import rendezvous
+meet = rendezvous.meet
+rendezvous.meet = lambda *arguments: (meet(*arguments), os._exit(1))
+from trainers import custom_loop
+from trainers.run.command import config_from
+custom_loop.train(config_from(["worker", *sys.argv[1:]], ""))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("leaving", [0, 1])
+def test_a_worker_that_ends_right_after_the_meeting_ends_the_other(gang, tmp_path, data_dir, leaving):
+    flags = (*SGD, f"--run_dir={tmp_path / 'run'}", "--startup_timeout=40", "--step_timeout=15")
+    ports = free_ports(2)
+    other = gang(2, *flags, ports=ports, only=[1 - leaving])
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": leaving}})
+    words = [sys.executable, "-c", LEAVES, "--strategy=multi_worker", f"--data_dir={data_dir}", *flags]
+    left = subprocess.run(words, env=os.environ | {"TF_CONFIG": config}, cwd=ROOT, check=False, timeout=200)
+    assert left.returncode == 1
+    codes, outputs, seconds = ends(other)
+    assert set(codes) <= {75, 134, -6}, outputs
+    ROWS.append((f"worker {leaving} ended right after the meeting", str(codes[0]), f"{seconds:.1f}", "0", "–"))
+
+
+@pytest.mark.long
+def test_the_workers_own_traffic_does_not_go_through_a_proxy(tmp_path, data_dir, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    code, output = workers(2, *SGD, "--step_timeout=60", f"--run_dir={tmp_path / 'run'}", data_dir=data_dir)
+    assert code == 0, output
+    assert "retracing" not in output
 
 
 @pytest.mark.long

@@ -50,4 +50,4 @@ def main(module: str, summary: str) -> NoReturn:
             reason = f"the disk of --run_dir {config.run_dir} is full; free space and start again"
             raise BadConfiguration(reason) from error
 
-    process.main(lambda argv: config_from(argv, summary), work)
+    process.main(lambda argv: config_from(argv, summary or ""), work)  # python -OO has no docstrings

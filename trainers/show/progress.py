@@ -1,8 +1,9 @@
 """What a person sees while it trains: a bar with the time left on a terminal, plain lines otherwise."""
 
+import contextlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import tqdm
@@ -52,29 +53,41 @@ class Progress:
     def __init__(self, first: int, total: int, silent: bool = False):
         self.total, self.silent = total, silent
         self._bar = None
-        if sys.stderr.isatty() and not silent:
+        if not silent and sys.stderr.isatty():
             self._bar = tqdm.tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, file=sys.stderr)
 
     def advance(self, step: int) -> None:
         """Moves to a step."""
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
+        with self._shown():
+            if self._bar is not None:
+                self._bar.update(step - self._bar.n)
 
     def metrics(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Shows the metrics of a split: those of training behind the bar, if there is one."""
         if split == "train" and self._bar is not None:
-            self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {shares(values)}")
+            with self._shown():
+                self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {shares(values)}")
         else:
             self.line(line_of(split, step, self.total, values))
 
     def line(self, text: str) -> None:
         """Prints a line above the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        elif not self.silent:
-            print(text, file=sys.stderr, flush=True)
+        with self._shown():
+            if self._bar is not None:
+                self._bar.write(text, file=sys.stderr)
+            elif not self.silent:
+                print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Ends the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        with self._shown():
+            if self._bar is not None:
+                self._bar.close()
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Within the block a terminal that has gone is no error; nothing more is shown on it."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self._bar, self.silent = None, True

@@ -36,9 +36,24 @@ def check_requirements(*packages: str) -> None:
             sys.exit(BAD_CONFIGURATION)
 
 
+def open_streams() -> None:
+    """Makes the standard streams fit to be written to, whoever has closed them and whatever their encoding is."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, mode, errors="replace", closefd=False))  # noqa: SIM115 - for the process
+        elif name != "stdin" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def say(line: str) -> None:
-    """Prints a line for the user, on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    """Prints a line for the user, on standard error. Where nobody can read it, nothing happens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def run(work: Callable[[], int | None]) -> int:
@@ -52,18 +67,24 @@ def run(work: Callable[[], int | None]) -> int:
         return error.exit_code
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            traceback.print_exc()
+            _print_traceback()
             return CRASHED
         where = f" that holds {error.filename}" if error.filename else ""
         say(f"{sys.argv[0]}: the disk{where} is full; free space and start again")
         return BadConfiguration.exit_code
     except Exception:
-        traceback.print_exc()
+        _print_traceback()
         return CRASHED
+
+
+def _print_traceback() -> None:
+    with contextlib.suppress(OSError, ValueError):
+        traceback.print_exc()
 
 
 def main(read: Callable[[Sequence[str]], T], work: Callable[[T], int | None]) -> NoReturn:
     """Reads the command line with `read(argv)`, does `work` with what it returns, and ends the process."""
+    open_streams()
     signals.end_at_once_on_signal()
     leave(run(lambda: work(read(sys.argv))))
 

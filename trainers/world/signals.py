@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT: the first asks for a checkpoint at the end of the running call, a second ends at once."""
+"""SIGTERM, SIGINT, and SIGHUP of a terminal that closes.
+
+The first asks for a checkpoint at the end of the running call, a second ends at once.
+"""
 
 import os
 import signal
@@ -9,19 +12,24 @@ from types import FrameType
 from trainers.settings.exit_codes import PREEMPTED
 from trainers.world import last_resort
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def end_at_once_on_signal() -> None:
     """Until a run has begun there is nothing to save; and as process 1 of a container, no handler would mean deaf."""
-    for number in _SIGNALS:
+    for number in _heeded():
         signal.signal(number, lambda *_: os._exit(PREEMPTED))
     # What asks a running loop for a profile must not end a process that has none yet. It waits until it is asked for.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
 
 
+def _heeded() -> list[signal.Signals]:
+    """The signals, without SIGHUP where it is ignored: nohup wants a process that outlives its terminal."""
+    return [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+
+
 class Preemption:
-    """Context in which the two signals are caught; `requested` tells the loop. Outside the main thread: inactive."""
+    """Context in which the signals are caught; `requested` tells the loop. Outside the main thread: inactive."""
 
     def __init__(self):
         self.signal_name = ""
@@ -41,7 +49,7 @@ class Preemption:
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in _heeded():
                 self._previous[number] = signal.signal(number, self._handle)
             pipe, self._pipe = os.pipe()
             os.set_blocking(self._pipe, False)
