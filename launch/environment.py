@@ -7,9 +7,20 @@
     python launch/environment.py k8s            # .venv.k8s, what checks the manifests, for the tests
 
 Standard library only: this runs on a machine that has bash and Python 3.11 and nothing else. A lock that is
-installed already (a stamp holds its digest) costs one small file read, and reaches no network.
+installed already (a stamp holds its digest) costs a small file read and reaches no network.
 The run-time lock is `gpu.txt` where an NVIDIA driver answers, else `cpu.txt`; `LOCKSTEP_DEVICE=cpu|gpu` overrides.
 """
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 11):  # noqa: UP036 - this runs before anything is installed
+        version = sys.version.split()[0]
+        print(f"{sys.argv[0]}: Python {version} is too old; use 3.11 or newer: PYTHON=python3.11", file=sys.stderr)
+        sys.exit(2)
+    # Run as a script, this folder stands first on the path; the packages lie one above.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import fcntl
 import hashlib
@@ -17,14 +28,16 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Sequence
+
+from trainers.record import files
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.world import process
 
 ROOT = Path(__file__).resolve().parent.parent
-# Those with an environment of their own, and those that share `.venv`.
+# Purposes with an environment of their own; the others share `.venv`.
 ALONE = ("tensorboard", "sbom", "k8s")
 PURPOSES = ("runtime", "test", *ALONE)
-USAGE_ERROR = 2
 
 
 def venv(purpose: str) -> Path:
@@ -37,17 +50,15 @@ def stamp_of(place: Path) -> Path:
     return place / "lockstep.json"
 
 
-def fail(message: str) -> None:
-    """Ends the program with one line and the exit code of a bad configuration."""
-    print(f"launch/environment.py: {message}", file=sys.stderr)
-    raise SystemExit(USAGE_ERROR)
-
-
 def device() -> str:
-    """`gpu` where an NVIDIA driver answers, else `cpu`; the variable LOCKSTEP_DEVICE decides if it is set."""
+    """`gpu` where an NVIDIA driver answers, else `cpu`; the variable LOCKSTEP_DEVICE decides if it is set.
+
+    Raises:
+      BadConfiguration: the variable has another value.
+    """
     chosen = os.environ.get("LOCKSTEP_DEVICE", "")
     if chosen not in ("", "cpu", "gpu"):
-        fail(f"LOCKSTEP_DEVICE is {chosen!r}; it must be cpu or gpu; unset it to detect the device")
+        raise BadConfiguration(f"LOCKSTEP_DEVICE is {chosen!r}; it must be cpu or gpu; unset it to detect the device")
     if chosen:
         return chosen
     driver = shutil.which("nvidia-smi")
@@ -78,20 +89,28 @@ def read_stamp(place: Path) -> dict[str, str]:
 
 
 def install(lock: str, place: Path) -> None:
-    """Installs one lock file into an environment, every file checked against its hash."""
-    print(f"launch/environment.py: installing requirements/{lock}.txt into {place} …", file=sys.stderr)
+    """Installs a lock file into an environment, every file checked against its hash.
+
+    Raises:
+      BadConfiguration: pip has failed, and has printed why.
+    """
+    process.say(f"launch/environment.py: installing requirements/{lock}.txt into {place} …")
     command = [place / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--require-hashes", "--no-deps", "--no-build-isolation", "--only-binary=:all:"]
     command += ["--no-binary=promise", "-r", ROOT / "requirements" / f"{lock}.txt"]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
-        fail(f"requirements/{lock}.txt could not be installed; the lines above say why; fix that and call again")
+        raise BadConfiguration(
+            f"requirements/{lock}.txt could not be installed; the lines above say why; fix that and call again"
+        )
 
 
 def ensure(purpose: str) -> Path:
-    """Makes the environment of a purpose hold its locks and returns its interpreter."""
+    """Makes the environment of a purpose hold its locks and returns its interpreter.
+
+    Raises:
+      BadConfiguration: it cannot be made.
+    """
     place = venv(purpose)
-    if sys.version_info < (3, 11):  # noqa: UP036 - this runs before anything is installed
-        fail(f"Python {sys.version.split()[0]} is too old; 3.11 or newer is needed; set PYTHON=python3.11")
     needed = {lock: digest(lock) for lock in locks(purpose)}
     if needed.items() <= read_stamp(place).items():
         return place / "bin/python"
@@ -102,19 +121,24 @@ def ensure(purpose: str) -> Path:
             shutil.rmtree(place, ignore_errors=True)
             made = subprocess.run([sys.executable, "-m", "venv", place], stdout=sys.stderr, check=False)
             if made.returncode:
-                fail(f"{sys.executable} cannot make a virtual environment; on Debian: apt-get install python3-venv")
+                raise BadConfiguration(
+                    f"{sys.executable} cannot make a virtual environment; on Debian: apt-get install python3-venv"
+                )
             stamp = {"python": sys.version}
         for lock, wanted in needed.items():
             if stamp.get(lock) != wanted:
                 install(lock, place)
                 stamp[lock] = wanted
-                aside = stamp_of(place).with_suffix(".tmp")
-                aside.write_text(json.dumps(stamp))
-                aside.replace(stamp_of(place))
+                files.write_text(stamp_of(place), json.dumps(stamp))
     return place / "bin/python"
 
 
+def purpose_from(argv: Sequence[str]) -> str:
+    """The word of a command line; `argv[0]` is the program."""
+    if len(argv) != 2 or argv[1] not in PURPOSES:
+        raise BadConfiguration(f"call it with one word: {', '.join(PURPOSES)}")
+    return argv[1]
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in PURPOSES:
-        fail(f"call it with one word: {', '.join(PURPOSES)}")
-    print(ensure(sys.argv[1]))
+    process.main(purpose_from, lambda purpose: print(ensure(purpose)))

@@ -165,8 +165,8 @@ COMMANDS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def command_line() -> argparse.ArgumentParser:
+    """The flags of each command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -204,9 +204,9 @@ def main(arguments: Sequence[str]) -> int:
     if "--" in arguments:
         cut = list(arguments).index("--")
         arguments, flags = arguments[:cut], list(arguments[cut + 1 :])
-    options = parser().parse_args(list(arguments))
+    options = command_line().parse_args(list(arguments))
     if flags and options.command not in ("submit", "resume"):
-        parser().error(f"{options.command} takes no flags of the trainer")
+        command_line().error(f"{options.command} takes no flags of the trainer")
     try:
         return COMMANDS[options.command](options, flags)
     except KeyboardInterrupt:

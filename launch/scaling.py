@@ -5,8 +5,18 @@
 
 Each point is `trainers/custom_loop.py` in a process of its own (one for each worker), as it is run: with input, metrics
 and log lines. The rounds are interleaved; a point is the median over them. Virtual CPU devices share the cores, so two
-have no more to compute with than one: there, a perfect loop keeps its throughput, and an efficiency of 1/N is perfect.
+have no more to compute with than one: there a perfect loop keeps its throughput, and an efficiency of 1/N is perfect.
 """
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a script, this folder stands first on the path; the packages lie one above.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from trainers.world import process
+
+    process.check_requirements(*process.REQUIREMENTS, "matplotlib")
 
 import argparse
 import json
@@ -14,35 +24,55 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
-from pathlib import Path
-from typing import Any, NamedTuple
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from trainers.world import process
-
-process.check_requirements()
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from launch.workers import visible_gpus
-from trainers.measure.charts import write_png
+from trainers.measure.charts import new_figure, write_png
 from trainers.record import files, reading
 from trainers.settings.config import Config
-from trainers.settings.exit_codes import BAD_CONFIGURATION, OK, PREEMPTED, BadConfiguration
+from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
 from trainers.settings.flags import config_from
 from trainers.show.tables import table
+from trainers.world import process
 
+ROOT = Path(__file__).resolve().parent.parent
 CALIBRATION_STEPS = 50
+# A run finds out how long a step is before it is timed: what that takes, on top of `--seconds`.
+UNTIMED_SECONDS = 3
+HEAD = ("scaling", "size", "global batch", "steps/s", "examples/s", "lowest–highest", "efficiency")
 
 
 class Point(NamedTuple):
-    """One size: `kind` is `replicas` of one process or `workers` of one replica each."""
+    """A size: `kind` is `replicas` of one process or `workers` of one replica each."""
 
     kind: str
     count: int
     batch_size: int
+
+
+# Points by the name of the series, the smallest first.
+Series = Mapping[str, Sequence[Point]]
+
+
+class Settings(NamedTuple):
+    """The command line: the script's own options, the trainer's flags, and the points that they ask for."""
+
+    options: argparse.Namespace
+    flags: list[str]
+    series: Series
+
+
+class Measurements(NamedTuple):
+    """Updates a second of each point in each round, and the devices that it ran on."""
+
+    rates: dict[Point, list[float]]
+    devices: dict[Point, list[str]]
+
+    def median(self, point: Point) -> float:
+        """The median over the rounds, updates a second."""
+        return statistics.median(self.rates[point])
 
 
 def measure(point: Point, flags: list[str], steps: int) -> tuple[float, list[str]]:
@@ -79,7 +109,11 @@ def measure(point: Point, flags: list[str], steps: int) -> tuple[float, list[str
 
 
 def points_of(config: Config, replicas: list[int], workers: list[int]) -> dict[str, list[Point]]:
-    """Strong and weak scaling's points by the name of the series, the smallest first."""
+    """The points of strong and of weak scaling.
+
+    Raises:
+      BadConfiguration: there is none, or the batch does not divide over one.
+    """
     batch, series = config.batch_size, {}
     for kind, counts in (("replicas", replicas), ("workers", workers)):
         counts = sorted(set(counts))
@@ -90,72 +124,70 @@ def points_of(config: Config, replicas: list[int], workers: list[int]) -> dict[s
                 raise BadConfiguration(f"--batch_size {batch} does not divide over {count} {kind}; pass a multiple")
         series[f"strong, {kind}"] = [Point(kind, count, batch) for count in counts]
         series[f"weak, {kind}"] = [Point(kind, count, batch * count // counts[0]) for count in counts]
+    if not series:
+        raise BadConfiguration("--replicas and --workers are both empty; pass e.g. --replicas=1,2")
     return series
 
 
-def efficiency(points: list[Point], rates: dict[Point, float]) -> list[float]:
+def efficiency(points: Sequence[Point], measured: Measurements) -> list[float]:
     """Examples a second for each replica, relative to the smallest size."""
-    each = [rates[point] * point.batch_size / point.count for point in points]
+    each = [measured.median(point) * point.batch_size / point.count for point in points]
     return [value / each[0] for value in each]
 
 
-def write_chart(path: Path, series: dict[str, list[Point]], rates: dict[Point, float]) -> None:
-    """Throughput over size, relative to the smallest, beside the line of perfect scaling."""
-    from matplotlib.figure import Figure
+def measure_all(settings: Settings) -> Measurements:
+    """Measures every point in interleaved rounds."""
+    options, flags = settings.options, settings.flags
+    points = list(dict.fromkeys(point for members in settings.series.values() for point in members))
+    measured, steps = Measurements({point: [] for point in points}, {}), {}
+    for point in points:
+        rate, measured.devices[point] = measure(point, flags, CALIBRATION_STEPS)
+        steps[point] = max(int(rate * (options.seconds + UNTIMED_SECONDS)), CALIBRATION_STEPS)
+    for turn in range(options.repeats):
+        for point in points[turn % len(points) :] + points[: turn % len(points)]:
+            rate = measure(point, flags, steps[point])[0]
+            measured.rates[point].append(rate)
+            print(f"round {turn + 1}: {point.count} {point.kind}, batch {point.batch_size}: {rate:.4g}/s")
+    return measured
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def report(series: Series, measured: Measurements) -> str:
+    """The table, and under it what virtual devices mean for it."""
+    rows = []
+    for name, members in series.items():
+        for point, share in zip(members, efficiency(members, measured), strict=True):
+            rate, rates = measured.median(point), measured.rates[point]
+            examples, low, high = (value * point.batch_size for value in (rate, min(rates), max(rates)))
+            numbers = f"{rate:.4g}", f"{examples:.4g}", f"{low:.4g}–{high:.4g}", f"{share:.2f}"
+            rows.append([name, str(point.count), str(point.batch_size), *numbers])
+    text = table(HEAD, rows)
+    if any("CPU" in device for devices in measured.devices.values() for device in devices):
+        text += (
+            f"\n{num_cores()} CPU cores; virtual CPU devices and workers share them: an efficiency of 1/size is "
+            "perfect here."
+        )
+    return text
+
+
+def write_chart(path: Path, series: Series, measured: Measurements) -> None:
+    """Throughput over size, relative to the smallest, beside the line of perfect scaling."""
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
     for name, points in series.items():
         sizes = [point.count / points[0].count for point in points]
-        axes.plot(sizes, [s * e for s, e in zip(sizes, efficiency(points, rates), strict=True)], "o-", label=name)
+        speedups = [size * e for size, e in zip(sizes, efficiency(points, measured), strict=True)]
+        axes.plot(sizes, speedups, "o-", label=name)
     longest = max(points[-1].count / points[0].count for points in series.values())
     axes.plot([1, longest], [1, longest], "k--", lw=0.8, label="each replica has a device of its own")
-    axes.axhline(1, color="k", lw=0.8, ls=":", label="all replicas share what one had")
+    axes.axhline(1, color="k", lw=0.8, ls=":", label="all replicas share the device of one")
     axes.set(xlabel="size ÷ the smallest", ylabel="examples a second ÷ those of the smallest", ylim=(0, None))
     axes.legend(fontsize=8)
     write_png(path, figure)
-
-
-def scale(options: argparse.Namespace, flags: list[str]) -> str:
-    """Measures every point, writes JSON and chart, and returns the table."""
-    config = config_from(["scaling", *flags], "")
-    series = points_of(config, options.replicas, options.workers)
-    points = list(dict.fromkeys(point for members in series.values() for point in members))
-    if not points:
-        raise BadConfiguration("--replicas and --workers are both empty; pass e.g. --replicas=1,2")
-    out = Path(options.out_dir).expanduser()
-    out.mkdir(parents=True, exist_ok=True)
-    steps, devices = {}, {}
-    for point in points:
-        rate, devices[point] = measure(point, flags, CALIBRATION_STEPS)
-        # The first calls, which find out how long a step is, are not timed: three seconds' worth on top.
-        steps[point] = max(int(rate * (options.seconds + 3)), CALIBRATION_STEPS)
-    rates_of: dict[Point, list[float]] = {point: [] for point in points}
-    for turn in range(options.repeats):
-        for point in points[turn % len(points) :] + points[: turn % len(points)]:
-            rates_of[point].append(measure(point, flags, steps[point])[0])
-            print(
-                f"round {turn + 1}: {point.count} {point.kind}, batch {point.batch_size}: {rates_of[point][-1]:.4g}/s"
-            )
-    rates = {point: statistics.median(values) for point, values in rates_of.items()}
-    rows = []
-    for name, members in series.items():
-        for point, share in zip(members, efficiency(members, rates), strict=True):
-            each = [rate * point.batch_size for rate in (rates[point], min(rates_of[point]), max(rates_of[point]))]
-            numbers = f"{rates[point]:.4g}", f"{each[0]:.4g}", f"{each[1]:.4g}–{each[2]:.4g}", f"{share:.2f}"
-            rows.append([name, str(point.count), str(point.batch_size), *numbers])
-    head = ["scaling", "size", "global batch", "steps/s", "examples/s", "lowest–highest", "efficiency"]
-    virtual = any("CPU" in device for names in devices.values() for device in names)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    note = f"\n{cores} CPU cores; virtual CPU devices and workers share them: an efficiency of 1/size is perfect here."
-    text = table(head, rows) + (note if virtual else "")
-    figures: list[dict[str, Any]] = [
-        {**point._asdict(), "steps_per_second": rates_of[point], "devices": devices[point]} for point in points
-    ]
-    files.write_text(out / "scaling.json", json.dumps({"flags": flags, "cores": cores, "points": figures}, indent=2))
-    files.write_text(out / "scaling.md", text + "\n")
-    write_chart(out / "scaling.png", series, rates)
-    return f"{text}\nwritten to {out}: scaling.json, scaling.md, scaling.png"
 
 
 def counts(text: str) -> list[int]:
@@ -166,8 +198,12 @@ def counts(text: str) -> list[int]:
     return values
 
 
-def main(arguments: list[str]) -> int:
-    """Parses the command line and measures. Returns the exit code."""
+def settings_from(argv: Sequence[str]) -> Settings:
+    """Reads a command line; `argv[0]` is the program.
+
+    Raises:
+      BadConfiguration: a flag is wrong.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicas", type=counts, default=[1, 2], help="replicas of one process (default: 1,2)")
     parser.add_argument("--workers", type=counts, default=[1, 2], help="worker processes (default: 1,2; empty: none)")
@@ -175,22 +211,36 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, about (default: 4)")
     parser.add_argument("--out_dir", default="runs/scaling", help="where table, figures and chart go")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="-- and flags of trainers/custom_loop.py")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv[1:])
     flags = options.flags[1:] if options.flags[:1] == ["--"] else options.flags
+    config = config_from(["scaling", *flags], "")
+    return Settings(options, flags, points_of(config, options.replicas, options.workers))
+
+
+def main(settings: Settings) -> int:
+    """Measures every point, writes JSON, table and chart, and prints the table. Returns the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+    out = Path(settings.options.out_dir).expanduser()
     try:
-        print(scale(options, flags))
+        out.mkdir(parents=True, exist_ok=True)
+        measured = measure_all(settings)
+        text = report(settings.series, measured)
+        points = [
+            {**point._asdict(), "steps_per_second": rates, "devices": measured.devices[point]}
+            for point, rates in measured.rates.items()
+        ]
+        facts = {"flags": settings.flags, "cores": num_cores(), "points": points}
+        files.write_text(out / "scaling.json", json.dumps(facts, indent=2))
+        files.write_text(out / "scaling.md", text + "\n")
+        write_chart(out / "scaling.png", settings.series, measured)
     except KeyboardInterrupt:
         return PREEMPTED
-    except BadConfiguration as error:
-        print(f"launch/scaling.py: {error}", file=sys.stderr)
-        return BAD_CONFIGURATION
     except OSError as error:
-        print(f"launch/scaling.py: --out_dir {options.out_dir}: {error.strerror}; name another", file=sys.stderr)
-        return BAD_CONFIGURATION
+        raise BadConfiguration(f"--out_dir {out}: {error.strerror}; name another") from None
+    print(f"{text}\nwritten to {out}: scaling.json, scaling.md, scaling.png")
     return OK
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.main(settings_from, main)

@@ -1,4 +1,4 @@
-"""Start N workers of one run on this machine, each with its TF_CONFIG: several machines, rehearsed on one.
+"""Start N workers of one run on this machine, each with its TF_CONFIG: a rehearsal of several machines.
 
     python launch/workers.py --workers=2 -- --model=mlp --run_dir=runs/two
     python launch/workers.py --workers=4 --restarts=3 -- --flagfile=flags.txt
@@ -9,24 +9,30 @@ fails the others are ended and its code is returned; `--restarts=K` starts all a
 that this helps (75, 143, or a crash). Standard library only.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a script, this folder stands first on the path; the packages lie one above.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+
+from trainers.settings.exit_codes import NEVER_RETRIED, OK, PREEMPTED
+from trainers.world import process
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from trainers.settings.exit_codes import BAD_CONFIGURATION, NEVER_RETRIED, OK, PREEMPTED
-from trainers.world.process import check_requirements
-
+TRAINER = ROOT / "trainers/custom_loop.py"
 GRACE_SECONDS = 30.0
 
 
@@ -34,12 +40,12 @@ def free_ports(count: int) -> list[int]:
     """Ports that nothing on this machine listens at."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
     finally:
-        for one in sockets:
-            one.close()
+        for each in sockets:
+            each.close()
 
 
 def visible_gpus() -> list[str]:
@@ -68,15 +74,15 @@ def environments(count: int, ports: list[int]) -> list[dict[str, str]]:
 
 
 class Gang:
-    """The workers of one attempt."""
+    """The workers of an attempt. `added`: what the environment of each adds."""
 
-    def __init__(self, command: list[str], added: list[dict[str, str]]):
+    def __init__(self, command: Sequence[str], added: Sequence[Mapping[str, str]]):
         self.processes = [
             subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=os.environ | own,
+                env=os.environ | dict(own),
                 start_new_session=True,
                 text=True,
                 errors="replace",
@@ -89,23 +95,25 @@ class Gang:
 
     def _copy(self, index: int) -> None:
         for line in self.processes[index].stdout:
-            sys.stdout.write(f"[{index}] {line}")
-            sys.stdout.flush()
+            # Read on where nobody reads us any more: a worker would wait for ever at a full pipe.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.write(f"[{index}] {line}")
+                sys.stdout.flush()
 
     def send(self, number: int) -> None:
         """Sends a signal to every worker that runs."""
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(number)
+        for worker in self.processes:
+            if worker.poll() is None:
+                worker.send_signal(number)
 
     def wait(self, grace: float) -> int:
-        """Waits for all; once one has failed the others have `grace` seconds. The first failure's code, or 0."""
+        """Waits for all; once a worker has failed the others have `grace` seconds. The first failure's code, or 0."""
         first, ended_at = OK, None
-        while any(process.poll() is None for process in self.processes):
-            failed = [process.returncode for process in self.processes if process.returncode]
+        while any(worker.poll() is None for worker in self.processes):
+            failed = [worker.returncode for worker in self.processes if worker.returncode]
             if failed and ended_at is None:
                 first, ended_at = failed[0], time.monotonic()
-                # What was told to stop is still saving; what lost a peer finds out by itself, but later.
+                # Workers that were told to stop still save; those that lost a peer notice it themselves, but later.
                 if first != PREEMPTED:
                     self.send(signal.SIGTERM)
             if ended_at is not None and time.monotonic() - ended_at > grace:
@@ -113,13 +121,18 @@ class Gang:
             time.sleep(0.05)
         for reader in self.readers:
             reader.join()
-        codes = [process.returncode for process in self.processes]
+        codes = [worker.returncode for worker in self.processes]
         first = first or next((code for code in codes if code), OK)
         return 128 - first if first < 0 else first
 
 
-def plan(added: list[dict[str, str]], flags: list[str]) -> str:
-    """What `--dry_run` prints: each worker's TF_CONFIG, and which examples of the global batch are its own."""
+def plan(added: Sequence[Mapping[str, str]], flags: Sequence[str]) -> str:
+    """What `--dry_run` prints: each worker's TF_CONFIG, and which examples of the global batch are its own.
+
+    Raises:
+      BadConfiguration: a flag is wrong, or the batch does not divide over the workers.
+    """
+    process.check_requirements("absl")
     from trainers.settings.flags import config_from
     from trainers.settings.rules import check_batch
 
@@ -133,40 +146,39 @@ def plan(added: list[dict[str, str]], flags: list[str]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str]) -> int:
-    """Parses the command line, runs the gang, restarts it as asked. Returns the exit code."""
+def options_from(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads a command line; `argv[0]` is the program. `flags`: those of the trainer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2, help="number of workers (default: 2)")
     parser.add_argument("--restarts", type=int, default=0, help="how often all are started again (default: 0)")
     parser.add_argument("--grace", type=float, default=GRACE_SECONDS, help="seconds that the others have to end")
     parser.add_argument("--dry_run", action="store_true", help="print each worker's TF_CONFIG and examples, and stop")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="-- and the flags of trainers/custom_loop.py")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(argv[1:])
     if options.workers < 1 or options.restarts < 0:
         parser.error(f"--workers {options.workers} --restarts {options.restarts}: pass 1 or more, and 0 or more")
-    flags = options.flags[1:] if options.flags[:1] == ["--"] else options.flags
-    flags = ["--strategy=multi_worker", *flags]
     gpus = visible_gpus()
     if gpus and len(gpus) < options.workers:
         parser.error(f"--workers {options.workers} is above the {len(gpus)} GPUs; use {len(gpus)} or fewer")
-    if options.dry_run:
-        check_requirements("absl")
-        try:
-            print(plan(environments(options.workers, free_ports(options.workers)), flags))
-        except Exception as error:
-            if getattr(error, "exit_code", None) != BAD_CONFIGURATION:
-                raise
-            print(f"launch/workers.py: {error}", file=sys.stderr)
-            return BAD_CONFIGURATION
-        return OK
-    if not any(flag.startswith("--run_dir") or flag.startswith("--flagfile") for flag in flags):
+    flags = options.flags[1:] if options.flags[:1] == ["--"] else options.flags
+    options.flags = ["--strategy=multi_worker", *flags]
+    if not any(flag.startswith(("--run_dir", "--flagfile")) for flag in flags):
         # One name for all: each worker's default would hold its own time.
-        flags.append(f"--run_dir=runs/workers-{time.strftime('%Y%m%d-%H%M%S')}")
+        options.flags.append(f"--run_dir=runs/workers-{time.strftime('%Y%m%d-%H%M%S')}")
+    return options
+
+
+def main(options: argparse.Namespace) -> int:
+    """Runs the gang, and restarts it as asked. Returns the exit code."""
+    if options.dry_run:
+        print(plan(environments(options.workers, free_ports(options.workers)), options.flags))
+        return OK
+    process.check_requirements()
     stopped = []
     for attempt in range(options.restarts + 1):
         added = environments(options.workers, free_ports(options.workers))
-        gang = Gang([sys.executable, str(ROOT / "trainers/custom_loop.py"), *flags], added)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        gang = Gang([sys.executable, str(TRAINER), *options.flags], added)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda n, _, gang=gang: (stopped.append(n), gang.send(n)))
         code = gang.wait(options.grace)
         if code in (OK, *NEVER_RETRIED) or stopped or attempt == options.restarts:
@@ -176,4 +188,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.main(options_from, main)

@@ -147,7 +147,7 @@ class Follower:
         return any(thread.is_alive() for thread in self._threads.values())
 
     def wait(self) -> bool:
-        """Waits for all logs to end. Returns whether there was one."""
+        """Waits for all logs to end. Returns whether there was any."""
         for thread in self._threads.values():
             thread.join()
         return bool(self._threads)

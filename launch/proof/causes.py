@@ -112,14 +112,14 @@ class Variants:
 
     def agree(self, variant: str) -> bool:
         """Whether both sizes end with the same weights."""
-        one, other = self.pair(variant)
+        single, several = self.pair(variant)
         base, perturbed = self.pair(AS_IT_IS)[0], self.prover.runs[f"{AS_IT_IS}, perturbed"]
-        return differences.agree(one.saved, other.saved, base.saved, perturbed.saved)
+        return differences.agree(single.saved, several.saved, base.saved, perturbed.saved)
 
     def wrong_scale(self, variant: str) -> str:
         """The cause that the ratio of the first gradients shows, or nothing."""
-        one, other = (run.lines["train", 1]["gradient_norm"] for run in self.pair(variant))
-        ratio, size = other / max(one, 1e-30), self.size
+        single, several = (run.lines["train", 1]["gradient_norm"] for run in self.pair(variant))
+        ratio, size = several / max(single, 1e-30), self.size
         text = f"the first gradient of {size} replicas is {ratio:.2f} times that of 1"
         if is_ratio(ratio, size):
             return f"the loss is divided by the local batch: {text}"

@@ -54,7 +54,7 @@ def scope_of(config: Config, rows: Sequence[str], gpus: int) -> Scope:
     Where a single GPU is visible, all rows are asked for and only some can be judged, the others are skipped.
 
     Raises:
-      BadConfiguration: a row is unknown, or one that compares sizes is named and there is but one size.
+      BadConfiguration: a row is unknown, or a row that compares sizes is named and there is only one size.
     """
     if unknown := [row for row in rows if row not in ROWS]:
         raise BadConfiguration(f"--rows names {unknown[0]!r}; choose among {', '.join(ROWS)}")
@@ -66,7 +66,7 @@ def scope_of(config: Config, rows: Sequence[str], gpus: int) -> Scope:
     if gpus != 1:
         raise BadConfiguration(
             f"--batch_size {config.batch_size} does not divide over 2 replicas on {gpus or 'virtual'} devices; "
-            "pass an even one"
+            "pass an even number"
         )
     if set(rows) != set(ROWS):
         raise BadConfiguration(
@@ -103,7 +103,7 @@ def specs_of(prover: Prover, scope: Scope) -> list[dict[str, Any]]:
 
 
 def make_runs(prover: Prover, scope: Scope) -> Verdict | None:
-    """Makes all runs that the rows need. Returns the verdict on `resume`, whose runs are made until one fits."""
+    """Makes all runs that the rows need. Returns the verdict on `resume`, which repeats its own until one is killed."""
     tasks: list[Callable[[], Any]] = []
     if set(scope.rows) - {"resume"}:
         specs = specs_of(prover, scope)

@@ -1,4 +1,4 @@
-"""The commands of the README, and the rules that the code keeps."""
+"""The commands of launch/, and the rules that the code keeps."""
 
 import os
 import subprocess
@@ -22,7 +22,8 @@ def test_ruff_finds_nothing():
 
 
 def test_shellcheck_finds_nothing():
-    scripts = [*map(str, (ROOT / "launch").glob("*.sh")), ".ci/run"]
+    scripts = [*map(str, (ROOT / "launch").rglob("*.sh")), ".ci/run"]
+    assert len(scripts) > 5
     found = run_command(BIN / "shellcheck", *scripts)
     assert found.returncode == 0, found.stdout
 
@@ -62,11 +63,16 @@ def test_launch_says_what_is_wrong_with_its_own_variables():
     assert "LOCKSTEP_DEVICE is 'tpu'; it must be cpu or gpu" in done.stderr
 
 
-def test_every_public_module_says_what_it_is_for_in_workspace_md():
+def test_every_public_module_is_on_the_map_of_the_workspace():
+    """By its own name, or by that of a folder whose files are of a kind."""
     text = (ROOT / "WORKSPACE.md").read_text()
-    modules = [path for folder in ("trainers", "models", "launch") for path in (ROOT / folder).iterdir()]
+    modules = [path for room in ("trainers", "models", "launch") for path in (ROOT / room).rglob("*")]
+    modules = [path for path in modules if path.is_file() and path.suffix in (".py", ".sh", ".sbatch")]
+    assert len(modules) > 60
     missing = [
-        path.name for path in modules if path.is_file() and path.stem != "__init__" and f"`{path.name}`" not in text
+        str(path.relative_to(ROOT))
+        for path in modules
+        if path.stem != "__init__" and f"`{path.name}`" not in text and f"`{path.parent.name}/`" not in text
     ]
     assert missing == []
 
@@ -81,5 +87,7 @@ def test_the_page_of_flags_names_every_flag():
 
 
 def test_models_know_nothing_of_trainers():
-    for path in (ROOT / "models").glob("*.py"):
+    paths = list((ROOT / "models").rglob("*.py"))
+    assert len(paths) > 5
+    for path in paths:
         assert "trainers" not in path.read_text(), path

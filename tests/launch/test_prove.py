@@ -1,4 +1,4 @@
-"""launch/prove.py: it passes what is right, and finds and names what is planted.
+"""launch/prove.py: it passes what is right, and finds the cause of what is planted.
 
 Each mutant is the project's own code, copied and edited in one place as a user might, and proved by the script.
 """
@@ -13,6 +13,11 @@ import time
 
 import pytest
 from conftest import ROOT, short
+
+from launch.proof.rows import ROWS, scope_of
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.rules import resolve
 
 
 def prove(folder, data_dir, *flags, timeout=500):
@@ -169,13 +174,14 @@ MUTANTS = {
     "an operation that is not deterministic": (
         {
             LOOP: [
+                ("import keras\nimport tensorflow", "import keras\nimport numpy as np\nimport tensorflow"),
                 (
                     "                losses = self.task.loss(targets, outputs)\n                penalty",
                     "                losses = self.task.loss(targets, outputs)\n"
                     "                drawn = lambda: np.float32(1 + 1e-3 * np.random.default_rng().normal())\n"
                     "                losses *= tf.ensure_shape(tf.numpy_function(drawn, [], tf.float32), [])\n"
                     "                penalty",
-                )
+                ),
             ]
         },
         ("--model=mlp", "--rows=resume"),
@@ -228,7 +234,7 @@ def test_statistics_of_each_replica_are_said_to_be_inexact_and_do_not_fail(mutan
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--model=nothing",), "'nothing' is not known"),
         (("--rows=everything",), "--rows names 'everything'; choose among replicas, workers"),
@@ -236,12 +242,41 @@ def test_statistics_of_each_replica_are_said_to_be_inexact_and_do_not_fail(mutan
         (("--steps=1",), "--steps 1 is below 2"),
     ],
 )
-def test_a_wrong_flag_is_one_line_and_code_2(tmp_path, flags, said):
+def test_a_wrong_flag_is_one_line_and_code_2(tmp_path, flags, message):
     done = subprocess.run(
         [sys.executable, str(ROOT / "launch/prove.py"), *flags], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 2
-    assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.long
+def test_on_a_single_gpu_the_rows_of_one_size_are_judged(mutant, data_dir, monkeypatch):
+    """The script counts the GPUs by the variable; TensorFlow takes what there is."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    code, output, rows = prove(mutant({}), data_dir, "--model=mlp", "--steps=20", "--optimizer=sgd")
+    assert code == 0, output
+    assert {name for name, row in rows.items() if row["holds"]} == {"resume", "graph", "retrace"}
+    for name in ("replicas", "workers", "metrics", "resize", "input"):
+        assert rows[name]["holds"] is None
+        assert "needs two devices, and one GPU is visible" in rows[name]["found"]
+    assert "every row that was judged holds" in output
+
+
+def test_rows_that_need_two_devices_are_refused_where_they_are_named():
+    config = resolve(Config(model="mlp", batch_size=64))
+    assert scope_of(config, ROWS, gpus=0).sizes == (2, 4)
+    assert scope_of(config, ROWS, gpus=2).sizes == (2,) and not scope_of(config, ROWS, gpus=2).skipped
+    single = scope_of(config, ROWS, gpus=1)
+    assert single.rows == ("resume", "graph", "retrace") and set(single.skipped) == set(ROWS) - set(single.rows)
+    assert not scope_of(config, ("resume", "graph"), gpus=1).skipped
+    with pytest.raises(BadConfiguration, match="--rows names 'input', which needs two devices, and one GPU is visible"):
+        scope_of(config, ("resume", "input"), gpus=1)
+    # Rows of one size ask nothing of the batch.
+    odd = resolve(Config(model="mlp", batch_size=7))
+    assert scope_of(odd, ("resume",), gpus=0).sizes == ()
+    with pytest.raises(BadConfiguration, match="--batch_size 7 does not divide over 2 replicas"):
+        scope_of(odd, ROWS, gpus=0)
 
 
 def test_a_signal_ends_it_with_its_children_and_leaves_nothing(mutant, data_dir, tmp_path):
@@ -263,5 +298,5 @@ def test_a_signal_ends_it_with_its_children_and_leaves_nothing(mutant, data_dir,
 
 
 def children_of(pid):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(word) for word in found.stdout.split()]
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in listed.stdout.split()]
