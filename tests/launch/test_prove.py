@@ -178,6 +178,7 @@ MUTANTS = {
                 (
                     "                losses = self.task.loss(targets, outputs)\n                penalty",
                     "                losses = self.task.loss(targets, outputs)\n"
+                    "                import numpy as np\n"
                     "                drawn = lambda: np.float32(1 + 1e-3 * np.random.default_rng().normal())\n"
                     "                losses *= tf.ensure_shape(tf.numpy_function(drawn, [], tf.float32), [])\n"
                     "                penalty",
