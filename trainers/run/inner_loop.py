@@ -15,13 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 import tensorflow as tf
 
 from models.sums import Sums
-from trainers.input.batches import ResidentBatches, StreamedBatches
+from trainers.input.batches import Batches as Source
 from trainers.input.dataset import Dataset
 from trainers.settings.config import Config
 from trainers.show.summaries import Summaries
 from trainers.world.devices import World
-
-Source = ResidentBatches | StreamedBatches
 
 
 class Update(NamedTuple):
