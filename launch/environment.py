@@ -30,7 +30,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
-from trainers.record import files
+from trainers.world import files
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import process
 

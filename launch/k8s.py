@@ -34,7 +34,7 @@ from launch.kube import pods, rules
 from launch.kube.documents import Document, clusters
 from launch.kube.kubectl import Kubectl, as_yaml, ended, existing, workload_of
 from launch.kube.submission import PLACEHOLDER, RUNS, Submission, check, has_digest
-from trainers.record import files
+from trainers.world import files
 from trainers.settings.exit_codes import OK, BadConfiguration
 from trainers.show.tables import table
 from trainers.world import process

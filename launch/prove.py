@@ -31,7 +31,7 @@ from launch.proof.prover import Prover, Stopped
 from launch.proof.rows import ROWS, Scope, judge, scope_of
 from launch.proof.verdicts import Verdict
 from launch.workers import visible_gpus
-from trainers.record import files
+from trainers.world import files
 from trainers.run.command import config_from
 from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
 from trainers.show.tables import table

@@ -75,7 +75,8 @@ class ModelCard:
 
     `build`: `module:function` of `(spec: models.tasks.DataSpec) -> (keras.Model, models.tasks.Task)`. `task`: the kind
     of data that it takes. `dataset`: what it trains on unless a flag says otherwise. `quality`: the eval metric and the
-    value that the recipe reaches there, at least (at most for an error).
+    value that the recipe reaches there, at least (at most for an error). `mean`, `deviation`: of the red, green and
+    blue of images, in [0, 1]; the model is given differences from the mean, in deviations. The default gives [-1, 1].
     """
 
     build: str
@@ -84,6 +85,8 @@ class ModelCard:
     dataset: str
     recipe: Recipe
     quality: tuple[str, float]
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    deviation: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def builder(self) -> Callable[..., Any]:
         """The function that `build` names. Imports TensorFlow."""

@@ -105,3 +105,12 @@ def normal(shape: Any, stream: str) -> tf.Tensor:
     """Standard normal numbers for the current place, float32, by Box and Muller's transform of two uniform draws."""
     radius = tf.sqrt(-2.0 * tf.math.log1p(-uniform(shape, stream + "/radius")))
     return radius * tf.cos(2.0 * math.pi * uniform(shape, stream + "/angle"))
+
+
+def uniform_of_step(stream: str) -> tf.Tensor:
+    """A uniform number in [0, 1), float32 scalar, that all examples of the current step share."""
+    place = _PLACE.get()
+    if place is None:
+        return tf.random.uniform([])
+    with at(place.seed, place.step, tf.zeros([], tf.int64)):
+        return uniform([1, 1], stream)[0, 0]

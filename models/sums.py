@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from models.metrics import StreamingMetric
+from models.tasks import Mixed
 
 
 class Sums:
@@ -25,10 +26,16 @@ class Sums:
     def of_examples(self, targets: Any, outputs: Any, losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """The sums over a batch, each example times its weight: `[width]`, float32.
 
-        `losses`, `weights`: `[batch]`, float32. A weight of 0 leaves an example out, also of the count.
+        `losses`, `weights`: `[batch]`, float32. A weight of 0 leaves an example out, also of the count. For `Mixed`
+        targets the statistics are those of both, each by its share.
         """
         columns = [losses[:, None], tf.ones_like(losses)[:, None]]
-        columns += [metric.statistics(targets, outputs) for metric in self.metrics.values()]
+        if isinstance(targets, Mixed):
+            for metric in self.metrics.values():
+                own, other = (metric.statistics(side, outputs) for side in (targets.own, targets.other))
+                columns.append(targets.share[:, None] * own + (1 - targets.share[:, None]) * other)
+        else:
+            columns += [metric.statistics(targets, outputs) for metric in self.metrics.values()]
         return tf.reduce_sum(tf.concat(columns, axis=1) * weights[:, None], axis=0)
 
     def values(self, sums: tf.Tensor) -> tf.Tensor:

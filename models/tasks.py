@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -38,6 +38,14 @@ def _same(value: Any) -> Any:
     return value
 
 
+class Mixed(NamedTuple):
+    """Targets of examples that are blends of two: `share [batch]` of `own`, the rest of `other`, `[batch, …]` each."""
+
+    own: Any
+    other: Any
+    share: tf.Tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """The loss and the metrics of a model.
@@ -53,6 +61,17 @@ class Task:
     best_metric: str = "loss"
     best_mode: str = "min"
     inputs: Callable[[Any], Any] = _same
+
+    def losses(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The loss of each example, `[batch]`. For `Mixed` targets that of both, each by its share.
+
+        Source: Zhang et al., "mixup", ICLR 2018, section 2. For cross-entropy this is that of the blended labels.
+        """
+        if not isinstance(targets, Mixed):
+            return self.loss(targets, outputs)
+        own, other = self.loss(targets.own, outputs), self.loss(targets.other, outputs)
+        share = tf.cast(targets.share, own.dtype)
+        return share * own + (1 - share) * other
 
 
 def named_loss(spec: DataSpec) -> Callable[[Any, Any], tf.Tensor]:

@@ -26,13 +26,12 @@ from absl import flags, logging
 from models.cards import MODELS
 from trainers.measure import charts, rounds
 from trainers.measure.rounds import KINDS, Result, Row
-from trainers.record import files
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.flags import fill, short_help_page
 from trainers.settings.rules import resolve
 from trainers.show.tables import paragraph, readable, table
-from trainers.world import machine, process, quiet
+from trainers.world import files, machine, process, quiet
 
 DEFAULT_ROWS = "mlp:32:1,mlp:32:2,resnet:128:1,resnet:128:2,vit:128:1,vit:128:2,transformer:64:1"
 

@@ -100,7 +100,7 @@ class Supervised(InnerLoop):
         with tf.GradientTape() as tape, randomness.at(config.seed, step, first):
             outputs = model(inputs, training=True)
             with tf.name_scope("loss"):
-                losses = self.task.loss(targets, outputs)
+                losses = self.task.losses(targets, outputs)
                 penalty = tf.add_n(model.losses) / parts if model.losses else tf.constant(0.0)
                 loss = tf.reduce_sum(losses) / config.batch_size + tf.cast(penalty, tf.float32)
                 scaled = loss * self.loss_scale.factor if self.loss_scale else loss

@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING, Any
 from absl import flags, logging
 
 from models.cards import MODELS
-from trainers.record import files
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, RunEnded
 from trainers.settings.flags import fill, short_help_page
 from trainers.settings.rules import resolve
 from trainers.show.tables import paragraph, readable, table, times
-from trainers.world import machine, process, quiet
+from trainers.world import files, machine, process, quiet
 
 if TYPE_CHECKING:
     from trainers.measure.steps import TrainStep

@@ -20,10 +20,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trainers.record import files, reading
+from trainers.record import reading
 from trainers.settings.config import NO_DIFFERENCE
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import process
+from trainers.world import files, process
 
 # No curve is drawn of these, nor of shares of time, which have a table.
 _NO_CURVE = ("step", "split", "examples_per_second", "model_flops_per_second")

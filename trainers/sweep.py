@@ -30,12 +30,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainers.record import files, reading
+from trainers.record import reading
 from trainers.settings.config import NO_DIFFERENCE, Config
 from trainers.settings.exit_codes import CRASHED, OK, PREEMPTED, BadConfiguration
 from trainers.settings.flags import config_from
 from trainers.show.tables import table
-from trainers.world import process
+from trainers.world import files, process
 
 _TRAINER = Path(__file__).resolve().parent / "custom_loop.py"
 _NAMES = {field.name for field in dataclasses.fields(Config)}

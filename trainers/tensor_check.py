@@ -29,11 +29,10 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from trainers.record import files
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import OK, BadConfiguration, RunEnded
 from trainers.settings.flags import fill
-from trainers.world import machine, process, quiet
+from trainers.world import files, machine, process, quiet
 
 if TYPE_CHECKING:
     from trainers.measure.comparison import Operation, Result

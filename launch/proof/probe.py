@@ -34,7 +34,8 @@ import tensorflow as tf
 
 from trainers import custom_loop
 from trainers.custom_loop import Supervised
-from trainers.record import files, reading, state
+from trainers.record import reading, state
+from trainers.world import files
 from trainers.run.hooks import Hooks
 from trainers.settings.exit_codes import CRASHED, OK, RunEnded
 from trainers.settings.flags import config_from

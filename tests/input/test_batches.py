@@ -4,12 +4,30 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainers.input import batches
+from trainers.input import batches, source
 from trainers.input.dataset import Split
+from trainers.input.records import Records
+
+
+class Numbers(Records):
+    """Records that are their own numbers."""
+
+    size = 50
+
+    def read(self, index):
+        return {"x": index}
+
+    def decode(self, stored, crop=None):
+        return stored
+
+    def where(self, index):
+        return f"number {index}"
+
 
 SIZE, BATCH = 50, 12
 ARRAYS = {"x": np.arange(SIZE, dtype=np.int64)}
 RESIDENT = Split(SIZE, arrays=ARRAYS)
+INDEXED = Split(SIZE, records=Numbers())
 STREAMED = Split(SIZE, stream=lambda: tf.data.Dataset.from_tensor_slices(ARRAYS))
 
 
@@ -22,21 +40,23 @@ def strategy_of(replicas):
 def global_batches(split, replicas, steps, first=0, seed=3, parts=1):
     """The ids of the global batches `first … first + steps`, each in order of position, and their weights."""
     strategy = strategy_of(replicas)
-    source = batches.batches(strategy, split, BATCH, seed, parts)
-    source.start(first)
+    batch_source = batches.batches(strategy, split, BATCH, seed, parts)
+    batch_source.start(first)
     count = BATCH // replicas // parts
 
     def replica(feed, order, step):
         start = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64) * count
         pieces = [
-            source.share(feed, order, step, start + part * (BATCH // parts), part, count) for part in range(parts)
+            batch_source.share(feed, order, step, start + part * (BATCH // parts), part, count) for part in range(parts)
         ]
         return [features["x"] for features, _ in pieces], [weights for _, weights in pieces]
 
     @tf.function
     def batch(step):
-        order = strategy.run(source.order, args=(tf.constant(first, tf.int64), tf.constant(first + steps, tf.int64)))
-        return strategy.run(replica, args=(source.feed()[0], order, step))
+        order = strategy.run(
+            batch_source.order, args=(tf.constant(first, tf.int64), tf.constant(first + steps, tf.int64))
+        )
+        return strategy.run(replica, args=(batch_source.feed()[0], order, step))
 
     ids, weights = [], []
     for step in range(first, first + steps):
@@ -46,7 +66,7 @@ def global_batches(split, replicas, steps, first=0, seed=3, parts=1):
     return np.array(ids), np.array(weights)
 
 
-@pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("split", [RESIDENT, INDEXED, STREAMED], ids=["resident", "indexed", "streamed"])
 def test_replicas_and_parts_do_not_change_the_batches(split):
     expected, _ = global_batches(split, 1, 9)
     for replicas, parts in ((2, 1), (4, 1), (2, 3)):
@@ -54,14 +74,14 @@ def test_replicas_and_parts_do_not_change_the_batches(split):
         np.testing.assert_array_equal(ids, expected)
 
 
-@pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("split", [RESIDENT, INDEXED, STREAMED], ids=["resident", "indexed", "streamed"])
 def test_a_run_that_starts_in_the_middle_sees_the_same_batches(split):
     expected, _ = global_batches(split, 2, 12)
     ids, _ = global_batches(split, 2, 5, first=7)
     np.testing.assert_array_equal(ids, expected[7:])
 
 
-@pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("split", [RESIDENT, INDEXED, STREAMED], ids=["resident", "indexed", "streamed"])
 def test_each_epoch_holds_each_example_once_in_an_order_of_its_own(split):
     ids, _ = global_batches(split, 2, 25)  # 300 examples: 6 epochs
     epochs = ids.reshape(6, SIZE)
@@ -72,7 +92,7 @@ def test_each_epoch_holds_each_example_once_in_an_order_of_its_own(split):
     assert not np.array_equal(other[0], ids[0])
 
 
-@pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("split", [RESIDENT, INDEXED, STREAMED], ids=["resident", "indexed", "streamed"])
 def test_evaluation_goes_over_each_example_once_with_padding_of_weight_0(split):
     ids, weights = global_batches(split, 4, 5, seed=None)
     assert list(ids[weights == 1]) == list(range(SIZE))
@@ -82,16 +102,16 @@ def test_evaluation_goes_over_each_example_once_with_padding_of_weight_0(split):
 
 @pytest.mark.parametrize("seed", [3, None], ids=["training", "evaluation"])
 @pytest.mark.parametrize(("replicas", "parts"), [(1, 1), (4, 1), (1, 3), (2, 3)])
-@pytest.mark.parametrize("split", [RESIDENT, STREAMED], ids=["resident", "streamed"])
+@pytest.mark.parametrize("split", [RESIDENT, INDEXED, STREAMED], ids=["resident", "indexed", "streamed"])
 def test_a_part_is_the_share_of_its_position(split, replicas, parts, seed):
     """Of the step that fills the batch up in an evaluation, and of the first step in training."""
     strategy = strategy_of(replicas)
-    source = batches.batches(strategy, split, BATCH, seed, parts)
+    own = batches.batches(strategy, split, BATCH, seed, parts)
     step = 0 if seed else SIZE // BATCH
-    source.start(step)
-    if not seed and split.arrays is None:
+    own.start(step)
+    if not seed and split.stream:
         for _ in range(step):
-            source.feed()
+            own.feed()
     count = BATCH // parts // replicas
 
     def replica(feed, order):
@@ -99,16 +119,16 @@ def test_a_part_is_the_share_of_its_position(split, replicas, parts, seed):
         position = tf.constant(step, tf.int64)
         results = []
         for number in range(parts):
-            features, weights, first = source.part(feed, order, position, number)
+            features, weights, first = own.part(feed, order, position, number)
             expected_first = number * (BATCH // parts) + tf.cast(replica_id, tf.int64) * count
-            shared, shared_weights = source.share(feed, order, position, expected_first, number, count)
+            shared, shared_weights = own.share(feed, order, position, expected_first, number, count)
             results.append((features["x"], shared["x"], weights, shared_weights, first, expected_first))
         return results
 
     @tf.function
     def compare():
-        order = strategy.run(source.order, args=(tf.constant(step, tf.int64), tf.constant(step + 1, tf.int64)))
-        return strategy.run(replica, args=(source.feed()[0], order))
+        order = strategy.run(own.order, args=(tf.constant(step, tf.int64), tf.constant(step + 1, tf.int64)))
+        return strategy.run(replica, args=(own.feed()[0], order))
 
     positions, total = [], 0
     for results in compare():
@@ -128,11 +148,32 @@ def test_a_part_is_the_share_of_its_position(split, replicas, parts, seed):
     assert total == (BATCH if seed else SIZE % BATCH)
 
 
-def test_seeking_far_ahead_costs_nothing():
-    ids, _ = global_batches(RESIDENT, 1, 1, first=10**12)
+@pytest.mark.parametrize("split", [RESIDENT, INDEXED], ids=["resident", "indexed"])
+def test_seeking_far_ahead_costs_nothing(split):
+    ids, _ = global_batches(split, 1, 1, first=10**12)
     assert ids.shape == (1, BATCH)
 
 
+@pytest.mark.parametrize("first", [0, 10**9])
+def test_what_is_read_by_index_has_the_order_of_resident_data(first):
+    ids, _ = global_batches(INDEXED, 2, 9, first=first, parts=3)
+    expected, _ = global_batches(RESIDENT, 1, 9, first=first)
+    np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_read_their_own_examples_alone_and_together_all(workers):
+    """Each worker's pipeline, as its `InputContext` describes it."""
+    expected, _ = global_batches(RESIDENT, 4, 3)
+    read = []
+    for worker in range(workers):
+        own = batches.batches(strategy_of(4), INDEXED, BATCH, 3)
+        context = tf.distribute.InputContext(workers, worker, 4)
+        elements = list(own.pipeline(0, context).take(3 * 4 // workers).as_numpy_iterator())
+        read.append(np.concatenate([features["x"] for features, _ in elements]).reshape(3, -1))
+    np.testing.assert_array_equal(np.concatenate(read, axis=1), expected)
+
+
 def test_one_example_is_a_data_set():
-    index = batches.shuffled_index(tf.range(5, dtype=tf.int64), 1, 0)
+    index = source.shuffled_index(tf.range(5, dtype=tf.int64), 1, 0)
     assert index.numpy().tolist() == [0] * 5

@@ -98,32 +98,6 @@ def test_preparing_for_the_first_time_warns_of_nothing(tmp_path, caplog):
     assert caplog.records == []
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "classes", "resident"),
-    [("mnist", (28, 28, 1), 10, True), ("tf_flowers", (224, 224, 3), 5, False)],
-)
-def test_a_set_of_tensorflow_datasets_is_loaded_by_its_name(tmp_path, monkeypatch, name, shape, classes, resident):
-    monkeypatch.setenv("https_proxy", "http://proxy")  # nobody asks whether its host can be reached
-    with tfds.testing.mock_data(num_examples=12, policy=tfds.testing.MockPolicy.USE_CODE):
-        dataset = data.load(name, str(tmp_path))
-        assert (dataset.name, dataset.train.size, dataset.eval.size) == (name, 12, 12)
-        assert (dataset.spec.input_shape, dataset.spec.num_classes) == (shape, classes)
-        assert (dataset.train.arrays is not None) == resident
-        with pytest.raises(BadConfiguration, match="'wine_quality' has features.*image and label are needed"):
-            data.load("wine_quality", str(tmp_path))
-
-
-def test_prepared_data_that_are_damaged_may_be_prepared_again(tmp_path):
-    data.load("digits", str(tmp_path))
-    for path in tmp_path.rglob("*.tfrecord*"):
-        path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(
-        BadConfiguration, match="'digits' in .* cannot be read: truncated.*; delete its folder"
-    ) as error:
-        data.load("digits", str(tmp_path))
-    assert "{{" not in str(error.value) and "[Op" not in str(error.value)
-
-
 def test_a_kind_of_data_that_is_not_used_is_not_imported(tmp_path):
     (tmp_path / "text").write_bytes(bytes(5000))
     code = f"""

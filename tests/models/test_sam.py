@@ -5,7 +5,7 @@ import tensorflow as tf
 from conftest import largest_relative_difference, weights
 
 from trainers import custom_loop
-from trainers.input import batches
+from trainers.input import batches, source
 from trainers.input.load import load
 from trainers.settings.config import Config
 from trainers.settings.rules import resolve
@@ -24,7 +24,7 @@ def test_sam_takes_the_gradient_at_the_worst_neighbour(run, tmp_path, data_dir):
     )
     dataset = load(config.dataset, config.data_dir)
     loop = custom_loop.Supervised(config, devices.set_up(config), dataset)
-    index = batches.shuffled_index(tf.range(32, dtype=tf.int64), dataset.train.size, config.seed).numpy()
+    index = source.shuffled_index(tf.range(32, dtype=tf.int64), dataset.train.size, config.seed).numpy()
     features = {key: tf.constant(array[index]) for key, array in dataset.train.arrays.items()}
     start = [v.numpy() for v in loop.weights]
 

@@ -12,7 +12,7 @@ from conftest import ROOT, metrics, weights
 from tensorboard.backend.event_processing import plugin_event_multiplexer as event_multiplexer
 
 from models import mlp, tasks
-from trainers.input import batches, builders, load
+from trainers.input import builders, load, resident
 from trainers.record import state
 from trainers.run import driver
 from trainers.run.cadence import due, next_due
@@ -216,7 +216,7 @@ def test_steps_per_call_does_not_change_a_bit(run, tmp_path):
 def test_how_many_steps_are_ordered_at_once_does_not_change_a_bit(run, tmp_path, monkeypatch):
     flags = {"deterministic": True, "train_steps": 23, "steps_per_call": 23, "log_every": 10, "batch_size": 24}
     for name, steps in (("all", 1000), ("three", 3), ("one", 1)):
-        monkeypatch.setattr(batches, "_ORDERED", 24 * steps)
+        monkeypatch.setattr(resident, "_ORDERED", 24 * steps)
         run(name, replicas=2, accumulate=2, **flags)
     every, lines = weights(tmp_path / "all"), metrics(tmp_path / "all")
     for name in ("three", "one"):

@@ -13,13 +13,12 @@ from conftest import ROOT, metrics, weights
 
 from trainers import custom_loop
 from trainers.input import load as data
-from trainers.record import files
 from trainers.record.run_record import RunRecord
 from trainers.settings import flags
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, Diverged
 from trainers.settings.rules import resolve
-from trainers.world import process
+from trainers.world import files, process
 
 
 def answer(*arguments):

@@ -3,30 +3,38 @@
 import contextlib
 import errno
 import fcntl
-import math
 import os
 import socket
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
 
 from models.tasks import DataSpec
+from trainers.input import tfrecords
 from trainers.input.dataset import (
-    COMMON_IMAGE_SIZE,
     Dataset,
     Features,
     Request,
     Split,
+    are_resident,
+    augmented,
     fingerprint,
-    prepare_image,
+    image_preparation,
+    pictures_for,
     read_whole,
+    split_of,
 )
 from trainers.input.errors import reason_of
+from trainers.input.pictures import Pictures
 from trainers.settings.exit_codes import BadConfiguration
 
+# Splits for evaluation, the first that is there: the labels of a test split are sometimes kept secret.
+HELD_OUT = ("validation", "test")
 _PROBE_SECONDS = 10.0
 _NO_NETWORK_NEEDED = "--dataset=digits needs no network"
 
@@ -112,27 +120,79 @@ def readable_errors(request: Request) -> Iterator[None]:
 def image_classification(builder: tfds.core.DatasetBuilder, name: str, request: Request) -> Dataset:
     """The data of a builder with features `image` and `label`, as the data set `name`.
 
-    `test` is for evaluation; where there is none, `validation`. Images that vary in size are resized to
-    224×224 and stream.
+    `validation` is for evaluation; where there is none, `test`. Images that vary in size are resized.
 
     Raises:
       BadConfiguration: it has other features or splits, or images of varying size are asked to be resident.
     """
     _check_features(builder, name)
-    held_out = _held_out_split(builder, name)
-    shape = builder.info.features["image"].shape
-    num_bytes = math.inf if None in shape else math.prod(shape) * _size(builder, "train")
-    resident = request.is_resident(num_bytes)
-    if None in shape:
-        if resident:
-            raise BadConfiguration(f"--input=resident: the images of {name!r} vary in size; use --input=stream")
-        shape = (COMMON_IMAGE_SIZE, COMMON_IMAGE_SIZE, shape[-1] or 3)
-    splits = [
-        read_split(builder, split) if resident else _streamed_split(builder, split, shape)
-        for split in ("train", held_out)
-    ]
-    spec = DataSpec("classification", tuple(shape), num_classes=builder.info.features["label"].num_classes)
-    return Dataset(name, spec, *splits, fingerprint(builder.info.full_name, *splits), prepare_image)
+    image = builder.info.features["image"]
+    names = ("train", _held_out_split(builder, name))
+    stored = None if None in image.shape else image.shape[:2]
+    pictures = pictures_for(stored, image.shape[-1] or 3, request.images)
+    resident = are_resident(request, pictures, stored, builder.info.splits["train"].num_examples)
+    read = _by_index if can_be_indexed(builder) else _from_the_begin
+    train, held_out = (read(builder, split, pictures, resident) for split in names)
+    train = augmented(train, request.images, pictures.size)
+    identity = builder.info.full_name
+    if train.records:
+        identity = tfrecords.identity_of(identity, [each.records.shards for each in (train, held_out)])
+    spec = DataSpec("classification", pictures.shape, num_classes=builder.info.features["label"].num_classes)
+    prepare = image_preparation(request.images, pictures.channels)
+    return Dataset(name, spec, train, held_out, fingerprint(identity, train, held_out), prepare)
+
+
+def can_be_indexed(builder: tfds.core.DatasetBuilder) -> bool:
+    """Whether its images can be read one by one: they lie encoded in TFRecord files."""
+    image = builder.info.features["image"]
+    return (
+        builder.info.file_format == tfds.core.FileFormat.TFRECORD
+        and isinstance(image, tfds.features.Image)
+        and image.np_dtype == np.uint8
+    )
+
+
+def _by_index(builder: tfds.core.DatasetBuilder, split: str, pictures: Pictures, resident: bool) -> Split:
+    """A split whose records are read where they lie."""
+    info = builder.info.splits[split]
+    paths = tuple(Path(path) for path in info.filepaths)
+    index = Path(builder.data_path) / f"{split}.index.npz"
+    shards = tfrecords.Shards(paths, tuple(info.shard_lengths), index)
+    features = tfds.features.FeaturesDict({name: builder.info.features[name] for name in ("image", "label")})
+    encoded = {"image": tfds.decode.SkipDecoding()}
+
+    def parse(record: tf.Tensor) -> Features:
+        return features.deserialize_example(record, decoders=encoded)
+
+    records = tfrecords.TFRecordImages(shards, parse, pictures)
+    if not resident:
+        _ = shards.offsets  # what is wrong with the files is said before anything begins
+    return split_of(records, resident)
+
+
+def _from_the_begin(builder: tfds.core.DatasetBuilder, split: str, pictures: Pictures, resident: bool) -> Split:
+    """A split whose files can only be read from their begin."""
+
+    def example(features: Features) -> Features:
+        image = features["image"]
+        if image.shape.as_list() != list(pictures.shape):
+            image = tf.cast(tf.image.resize(image, pictures.size, antialias=True), tf.uint8)
+        return {"image": tf.ensure_shape(image, pictures.shape), "label": features["label"]}
+
+    def stream() -> tf.data.Dataset:
+        order = tfds.ReadConfig(try_autocache=False)
+        return builder.as_dataset(split=split, shuffle_files=False, read_config=order).map(
+            example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+
+    if resident:
+        return read_whole(stream)
+    logging.warning(
+        "%s cannot be read by index: it is read from its begin and shuffled in a window; TFRecord files of 8-bit "
+        "images could be",
+        builder.info.full_name,
+    )
+    return Split(builder.info.splits[split].num_examples, stream=stream)
 
 
 def _check_features(builder: tfds.core.DatasetBuilder, name: str) -> None:
@@ -145,34 +205,15 @@ def _check_features(builder: tfds.core.DatasetBuilder, name: str) -> None:
 
 def _held_out_split(builder: tfds.core.DatasetBuilder, name: str) -> str:
     splits = builder.info.splits
-    held_out = next((split for split in ("test", "validation") if split in splits or not splits), None)
-    if (splits and "train" not in splits) or held_out is None:
+    held_out = next((split for split in HELD_OUT if split in splits), None)
+    if "train" not in splits or held_out is None:
         raise BadConfiguration(
-            f"--dataset {name!r} has splits {sorted(splits)}; train and test or validation are needed; choose another"
+            f"--dataset {name!r} has splits {sorted(splits)}; train and validation or test are needed; choose another"
         )
     return held_out
 
 
 def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
     """A split as arrays, in the order of its files."""
-    return read_whole(lambda: builder.as_dataset(split=split, shuffle_files=False))
-
-
-def _streamed_split(builder: tfds.core.DatasetBuilder, split: str, shape: tuple[int, ...]) -> Split:
-    def example(features: Features) -> Features:
-        image = features["image"]
-        if image.shape.as_list() != list(shape):
-            image = tf.cast(tf.image.resize(image, shape[:2], antialias=True), tf.uint8)
-        return {"image": tf.ensure_shape(image, shape), "label": features["label"]}
-
-    def stream() -> tf.data.Dataset:
-        order = tfds.ReadConfig(try_autocache=False)
-        return builder.as_dataset(split=split, shuffle_files=False, read_config=order).map(
-            example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
-
-    return Split(_size(builder, split), stream=stream)
-
-
-def _size(builder: tfds.core.DatasetBuilder, split: str) -> int:
-    return int(builder.as_dataset(split=split, shuffle_files=False).cardinality())
+    order = tfds.ReadConfig(interleave_cycle_length=1)
+    return read_whole(lambda: builder.as_dataset(split=split, shuffle_files=False, read_config=order))

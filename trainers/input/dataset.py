@@ -2,20 +2,28 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from models.tasks import DataSpec
+from models.tasks import DataSpec, Mixed
+from trainers.input.augment.augmentation import Augmentation
+from trainers.input.pictures import Pictures
+from trainers.input.records import Records
+from trainers.settings.exit_codes import BadConfiguration
 
 # A split up to this size is held on each device; a larger one streams. Set --input to decide otherwise.
 RESIDENT_BYTES = 1 << 30
 # What images of varying size are resized to.
 COMMON_IMAGE_SIZE = 224
 _READ_BATCH = 1024
+
+# Mean and deviation of channels that are scaled to [-1, 1].
+HALF = (0.5, 0.5, 0.5)
 
 Features = dict[str, Any]
 
@@ -26,7 +34,7 @@ class Request:
 
     `name`: the part of `--dataset` before the colon; `argument`: what follows it, a file or a folder of the user's.
     `data_dir`: where prepared data lie. `placement`: `resident`, `stream`, or `auto` by size. `label`: the column of a
-    table to predict.
+    table to predict. `images`: how images are prepared.
     """
 
     name: str
@@ -34,6 +42,7 @@ class Request:
     data_dir: str = ""
     placement: str = "auto"
     label: str = ""
+    images: "ImageOptions" = dataclasses.field(default_factory=lambda: ImageOptions())
 
     @property
     def full_name(self) -> str:
@@ -51,15 +60,38 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-    """The examples of one split: `arrays` `[size, …]` by feature name, or `stream()`, one example an element.
+class ImageOptions:
+    """What flags and the model's card say of images.
 
-    `stream` always yields the examples in the same order; `arrays` stand in that order too.
+    `augment`: words of `trainers.settings.augmentation` with their numbers. `size`: height and width that models see; 0
+    = that of the images if they are all alike, else `COMMON_IMAGE_SIZE`. `mean`, `deviation`: of each channel, in [0,
+    1]; pixels are given to models as differences from the mean, in deviations.
+    """
+
+    augment: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    size: int = 0
+    mean: tuple[float, ...] = HALF
+    deviation: tuple[float, ...] = HALF
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The examples of one split: `arrays` `[size, …]` by feature name, `records`, or `stream()`, an example an element.
+
+    All have the same order. `augmentation`: what is done to the examples in training.
     """
 
     size: int
     arrays: dict[str, np.ndarray] | None = None
     stream: Callable[[], tf.data.Dataset] | None = None
+    records: Records | None = None
+    augmentation: Augmentation | None = None
+
+    def examples(self) -> tf.data.Dataset:
+        """All examples in order, one an element, as evaluation has them."""
+        if self.arrays is not None:
+            return tf.data.Dataset.from_tensor_slices(self.arrays)
+        return self.records.examples() if self.records else self.stream()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +128,72 @@ def read_whole(stream: Callable[[], tf.data.Dataset]) -> Split:
     return Split(len(next(iter(arrays.values()))), arrays=arrays)
 
 
-def prepare_image(features: Features) -> tuple[tf.Tensor, tf.Tensor]:
-    """`image: [batch, height, width, channels]` uint8 → float32 in [-1, 1]; `label: [batch]` int64."""
-    return tf.cast(features["image"], tf.float32) * (2 / 255) - 1, features["label"]
+def split_of(records: Records, resident: bool) -> Split:
+    """The records as a split, held in memory or read by index.
+
+    Raises:
+      BadConfiguration: a record of a resident split cannot be read.
+    """
+    if not resident:
+        return Split(records.size, records=records)
+    try:
+        return read_whole(records.examples)
+    except tf.errors.OpError:
+        # An error of a pipeline does not tell which example it was.
+        for fault in filter(None, map(records.fault, range(records.size))):
+            raise fault from None
+        raise
+
+
+def pictures_for(stored: tuple[int, int] | None, channels: int, options: ImageOptions) -> Pictures:
+    """How images are prepared. `stored`: height and width of all of them; None where they differ."""
+    size = (options.size, options.size) if options.size else stored or (COMMON_IMAGE_SIZE, COMMON_IMAGE_SIZE)
+    same_aspect = stored is not None and stored[0] * size[1] == stored[1] * size[0]
+    return Pictures(tuple(size), channels, whole=same_aspect)
+
+
+def are_resident(request: Request, pictures: Pictures, stored: tuple[int, int] | None, count: int) -> bool:
+    """Whether images are held on each device. Where they are held, they are resized already.
+
+    Raises:
+      BadConfiguration: they are asked to be, and `inception` needs them as they are stored.
+    """
+    if "inception" in request.images.augment and stored != pictures.size:
+        if request.placement == "resident":
+            raise BadConfiguration(
+                "--input=resident holds resized images, and --augment inception needs them as they are stored; use "
+                "--input=stream"
+            )
+        return False
+    return request.is_resident(count * math.prod(pictures.shape))
+
+
+def augmented(train: Split, options: ImageOptions, size: tuple[int, int]) -> Split:
+    """The training split with what `--augment` names, for images that models see in `size`."""
+    if not options.augment:
+        return train
+    return dataclasses.replace(train, augmentation=Augmentation(options.augment, size))
+
+
+def image_preparation(options: ImageOptions, channels: int) -> Callable[[Features], tuple[tf.Tensor, Any]]:
+    """The function that turns a batch of images into inputs and targets.
+
+    `image: [batch, height, width, channels]` → float32, normalized by channel; `label: [batch]` int64, or `Mixed`
+    labels where examples are blends of two.
+    """
+    if (options.mean, options.deviation) == (HALF, HALF) or channels != len(options.mean):
+        scale, offset = 2 / 255, 1  # [-1, 1]
+    else:
+        scale = np.array([1 / (255 * each) for each in options.deviation], np.float32)
+        offset = np.array(options.mean, np.float32) / np.array(options.deviation, np.float32)
+
+    def prepare(features: Features) -> tuple[tf.Tensor, Any]:
+        label = features["label"]
+        if "share" in features:
+            label = Mixed(label, features["other_label"], features["share"])
+        return tf.cast(features["image"], tf.float32) * scale - offset, label
+
+    return prepare
 
 
 def standardized_rows(name: str, train: Split, evaluation: Split, num_classes: int, identity: str) -> Dataset:

@@ -5,25 +5,40 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from trainers.input.dataset import Dataset, Request
+from trainers.input.dataset import Dataset, ImageOptions, Request
 from trainers.input.errors import reason_of
+from trainers.settings import augmentation
+from trainers.settings.config import Config
 from trainers.settings.data_cards import data_card, split_name
 from trainers.settings.exit_codes import BadConfiguration
 
 
-def load(name: str, data_dir: str, placement: str = "auto", label: str = "") -> Dataset:
+def load(
+    name: str, data_dir: str, placement: str = "auto", label: str = "", images: ImageOptions | None = None
+) -> Dataset:
     """Prepares a data set in `data_dir` if it is not there yet, and loads it.
 
     `name`: of `trainers.settings.data_cards`, with its argument, or of TensorFlow Datasets. `placement`: `resident`,
-    `stream`, or `auto` by size. `label`: the column of a table to predict.
+    `stream`, or `auto` by size. `label`: the column of a table to predict. `images`: how images are prepared.
 
     Raises:
       BadConfiguration: no such data set, no network for it, no space, or unusable data.
     """
-    request = Request(*split_name(name), data_dir, placement, label)
+    request = Request(*split_name(name), data_dir, placement, label, images or ImageOptions())
     load_kind = data_card(name).loader()
     with _readable_errors(request):
         return load_kind(request)
+
+
+def load_for(config: Config) -> Dataset:
+    """The data set of a configuration, prepared as its flags and its model's card say.
+
+    Raises:
+      BadConfiguration: as `load`.
+    """
+    card = config.card
+    options = ImageOptions(augmentation.parse(config.augment), config.image_size, card.mean, card.deviation)
+    return load(config.dataset, config.data_dir, config.input, config.label, options)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainers.measure.rounds import KINDS, Result
-from trainers.record import files
 from trainers.show.tables import readable
+from trainers.world import files
 
 if TYPE_CHECKING:
     from trainers.measure.traces import Timing

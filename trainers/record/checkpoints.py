@@ -20,9 +20,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainers.record import files, reading
+from trainers.record import reading
 from trainers.record.state import State
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.world import files
 
 _ASIDE = ".writing-"
 _FORMAT = 1

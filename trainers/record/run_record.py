@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.record import files, reading
+from trainers.record import reading
 from trainers.settings.config import FIXED, REPEATED, Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import machine
+from trainers.world import files, machine
 
 
 def _now() -> str:

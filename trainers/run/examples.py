@@ -30,12 +30,7 @@ def predict(model: keras.Model, task: Task, dataset: Dataset, size: int) -> Pred
 
 def _parts(split: Split, size: int) -> Iterator[Features]:
     """The first examples of a split, `size` of them at a time."""
-    if split.arrays is None:
-        yield from split.stream().take(MOST_EXAMPLES).batch(size)
-        return
-    for start in range(0, min(split.size, MOST_EXAMPLES), size):
-        end = min(start + size, MOST_EXAMPLES)
-        yield {key: tf.constant(array[start:end]) for key, array in split.arrays.items()}
+    yield from split.examples().take(MOST_EXAMPLES).batch(size)
 
 
 def continued_text(model: keras.Model, task: Task, dataset: Dataset) -> str:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 import tensorflow as tf
 
 from models.sums import Sums
-from trainers.input.batches import Batches as Source
 from trainers.input.dataset import Dataset
+from trainers.input.source import Batches as Source
 from trainers.settings.config import Config
 from trainers.show.summaries import Summaries
 from trainers.world.devices import World

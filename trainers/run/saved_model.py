@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainers.record import files
+from trainers.world import files
 
 
 def write(path: Path, model: keras.Model, inputs_of: Callable[[Any], Any], spec: tf.TensorSpec) -> None:

@@ -75,7 +75,7 @@ def build(config: Config, cluster: Cluster | None, make_loop: MakeLoop, hooks: H
     if config.mode == "train":
         check_batch(config, world.replicas)
     watchdog.feed("loading the data and building the model", allowed)
-    dataset = load.load(config.dataset, config.data_dir, config.input, config.label)
+    dataset = load.load_for(config)
     check_task(config, dataset.spec.task)
     loop = make_loop(config, world, dataset)
     with world.strategy.scope():

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from models.cards import MODELS, OPTIMIZERS, SCHEDULES, ModelCard
+from trainers.settings.augmentation import described
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
 MODES = ("train", "evaluate")
@@ -68,9 +69,20 @@ class Config:
     input: str = _flag(
         "auto",
         "model and data",
-        "resident = the data set on the device, gathered in the compiled loop; stream = tf.data; auto = by size",
+        "resident = the data set on the device, gathered in the compiled loop; stream = read by index; auto = by size",
         choices=("auto", "resident", "stream"),
         fixed=True,
+    )
+    image_size: int = _flag(
+        0,
+        "model and data",
+        "height and width of images; 0 = as they are if all are alike, else 224",
+        low=0,
+        high=4096,
+        fixed=True,
+    )
+    augment: str = _flag(
+        "", "model and data", f"how training images are changed, words with commas: {described()}", fixed=True
     )
     batch_size: int = _flag(128, "training", "the GLOBAL batch, over all replicas", low=1, fixed=True)
     train_steps: int | None = _flag(None, "training", "optimizer updates in the whole run", low=1, shared=True)

@@ -12,7 +12,7 @@ class DataCard:
 
     `task`: the kind of data, which a model's card must name; empty where only the data tells. `load`: `module:function`
     of `(trainers.input.dataset.Request) -> trainers.input.dataset.Dataset`. `argument`: what follows the name, as
-    `--help` shows it. `needs_label`: whether `--label` names a column.
+    `--help` shows it. `needs_label`: whether `--label` names a column. `images`: whether its examples are images.
     """
 
     task: str
@@ -20,6 +20,7 @@ class DataCard:
     summary: str = ""
     argument: str = ""
     needs_label: bool = False
+    images: bool = False
 
     def loader(self) -> Callable[[Any], Any]:
         """The function that `load` names. Imports TensorFlow."""
@@ -30,7 +31,9 @@ class DataCard:
 _EMBEDDED = "trainers.input.kinds.embedded:load"
 
 DATASETS: dict[str, DataCard] = {
-    "digits": DataCard("classification", _EMBEDDED, "1,797 hand-written digits of 8×8 pixels, from scikit-learn"),
+    "digits": DataCard(
+        "classification", _EMBEDDED, "1,797 hand-written digits of 8×8 pixels, from scikit-learn", images=True
+    ),
     "diabetes": DataCard("regression", _EMBEDDED, "442 patients, 10 measurements → progression, from scikit-learn"),
     "linnerud": DataCard("regression", _EMBEDDED, "20 people, 3 exercises → 3 measurements, from scikit-learn"),
     "text": DataCard(
@@ -51,9 +54,10 @@ DATASETS: dict[str, DataCard] = {
         "trainers.input.kinds.image_folder:load",
         "image files, one folder a class, or those in train/ and test/",
         ":DIR",
+        images=True,
     ),
 }
-_TENSORFLOW_DATASETS = DataCard("classification", "trainers.input.kinds.tfds:load", "TensorFlow Datasets")
+_TENSORFLOW_DATASETS = DataCard("classification", "trainers.input.kinds.tfds:load", "TensorFlow Datasets", images=True)
 
 
 def split_name(name: str) -> tuple[str, str]:

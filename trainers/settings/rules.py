@@ -1,23 +1,17 @@
 """The rules of the configuration, checked before TensorFlow is imported, and the recipe's values filled in."""
 
 import dataclasses
-import difflib
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from models.cards import LOSSES, MODELS
+from trainers.settings import augmentation
+from trainers.settings.augmentation import mixes
 from trainers.settings.config import Config
 from trainers.settings.data_cards import data_card
 from trainers.settings.exit_codes import BadConfiguration
-
-
-def unknown(kind: str, name: str, choices: Collection[str]) -> str:
-    """The line for a name that is in no registry: nearest names first, then all of them."""
-    near = difflib.get_close_matches(name, choices, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{kind} {name!r} is not known{hint}; choose one of: {', '.join(sorted(choices))}"
+from trainers.settings.names import unknown
 
 
 def _check_field(field: dataclasses.Field, value: Any) -> None:
@@ -79,6 +73,7 @@ def resolve(config: Config) -> Config:
     if card.needs_label != bool(config.label):
         need = "needs --label=COLUMN" if card.needs_label else "takes no --label; leave it out"
         raise BadConfiguration(f"--dataset {config.dataset} {need}")
+    _check_images(config, card.images)
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=default_run_dir(config))
     return dataclasses.replace(
@@ -86,6 +81,15 @@ def resolve(config: Config) -> Config:
         run_dir=str(Path(config.run_dir).expanduser()),
         data_dir=str(Path(config.data_dir).expanduser()),
     )
+
+
+def _check_images(config: Config, images: bool) -> None:
+    augmentation.parse(config.augment)
+    for name, value in (("augment", config.augment), ("image_size", config.image_size)):
+        if value and not images:
+            raise BadConfiguration(
+                f"--{name} {value} is for images, and --dataset {config.dataset} has none; leave it out"
+            )
 
 
 def check_task(config: Config, task: str) -> None:
@@ -118,9 +122,12 @@ def check_batch(config: Config, replicas: int) -> int:
       BadConfiguration: the batch does not divide over the replicas and the accumulated parts.
     """
     parts = replicas * config.accumulate
+    if mixes(augmentation.parse(config.augment)):
+        parts *= 2  # neighbours are mixed, and no pair is divided
     if config.batch_size % parts == 0:
         return config.batch_size // replicas
     below, above = config.batch_size // parts * parts, -(-config.batch_size // parts) * parts
     nearest = f"{below} or {above}" if below else f"{above}"
     over = f"{replicas} replicas" + (f" × {config.accumulate} accumulated parts" if config.accumulate > 1 else "")
+    over += " × pairs of mixed examples" if parts > replicas * config.accumulate else ""
     raise BadConfiguration(f"--batch_size {config.batch_size} does not divide over {over}; use {nearest}")

@@ -1,39 +1,51 @@
-"""Image files in folders: `images:DIR`, with `DIR/train/CLASS/…` and `DIR/test/CLASS/…`, or with `DIR/CLASS/…`."""
+"""Image files in folders: `images:DIR`, with `DIR/train/CLASS/…` and `DIR/val/CLASS/…`, or with `DIR/CLASS/…`."""
 
-import functools
-import math
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import tensorflow as tf
-import tensorflow_datasets as tfds
+from absl import logging
 
 from models.tasks import DataSpec
-from trainers.input import builders
 from trainers.input.dataset import (
-    COMMON_IMAGE_SIZE,
     Dataset,
-    Features,
     Request,
-    Split,
+    are_resident,
+    augmented,
     fingerprint,
-    prepare_image,
-    read_whole,
+    image_preparation,
+    pictures_for,
+    split_of,
 )
-from trainers.input.errors import reason_of
+from trainers.input.image_files import ImageFiles, Look, look_at
 from trainers.settings.exit_codes import BadConfiguration
 
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP")
+TRAIN = "train"
+# Folders of what is held out, the first that is there.
+HELD_OUT = ("val", "valid", "validation", "test")
+# Files of these kinds are meant to be images: one that is not is an error. Others are left out, and counted.
+_MEANT = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif"),
+    *(".jp2", ".mpo", ".ppm", ".pgm", ".svg", ""),
+}
 _HELD_OUT_EVERY = 5
+_LEAST_FILES, _LEAST_CLASSES = 10, 2
+_NAMED = 3
 
-LabelledFile = tuple[Path, int]
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """Files below a folder, relative to it, in order, and the index of the class of each."""
+
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: tuple[int, ...]
 
 
 def load(request: Request) -> Dataset:
-    """Images by class. Where they are not split into `train` and `test`, every fifth file is for evaluation.
-
-    Images of several sizes are resized to 224×224.
+    """Images by class. Where nothing is held out in a folder of its own, every fifth file is for evaluation.
 
     Raises:
       BadConfiguration: there is no such folder, it holds too few images, or a file is not an image.
@@ -43,86 +55,99 @@ def load(request: Request) -> Dataset:
         raise BadConfiguration(
             f"--dataset images:{request.argument} is not a folder; write images:DIR, with one folder a class"
         )
-    if (root / "train").is_dir():
-        builder = tfds.folder_dataset.ImageFolder(str(root))
-        return builders.image_classification(builder, request.full_name, request)
-    classes, files = _labelled_files(root)
-    shape = _common_shape([path for path, _ in files])
-    resident = request.is_resident(len(files) * math.prod(shape))
-    splits = [
-        _split([file for i, file in enumerate(files) if _is_held_out(i) == held_out], shape, resident)
-        for held_out in (False, True)
-    ]
-    spec = DataSpec("classification", shape, num_classes=len(classes))
-    return Dataset(request.full_name, spec, *splits, fingerprint(f"{classes}", *splits), prepare_image)
+    skipped: list[str] = []
+    listing, is_held_out = _listed(root, skipped)
+    if skipped:
+        named = ", ".join(skipped[:_NAMED]) + (", …" if len(skipped) > _NAMED else "")
+        logging.warning("%d files in %s are left out, they are not images: %s", len(skipped), root, named)
+    look = look_at(root, listing.names, Path(request.data_dir) / "lockstep")
+    pictures = pictures_for(look.common_size, 3, request.images)
+    resident = are_resident(request, pictures, look.common_size, int((~is_held_out).sum()))
+    splits = []
+    for chosen in (np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)):
+        part = Look(*(getattr(look, field.name)[chosen] for field in dataclasses.fields(Look)))
+        names, labels = [listing.names[i] for i in chosen], np.array(listing.labels)[chosen]
+        splits.append(split_of(ImageFiles(root, names, labels, part, pictures), resident))
+    train, held_out = augmented(splits[0], request.images, pictures.size), splits[1]
+    identity = _identity(listing, look, resident)
+    spec = DataSpec("classification", pictures.shape, num_classes=len(listing.classes))
+    prepare = image_preparation(request.images, pictures.channels)
+    return Dataset(request.full_name, spec, train, held_out, fingerprint(identity, train, held_out), prepare)
 
 
-def _is_held_out(index: int) -> bool:
-    return index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+def _identity(listing: Listing, look: Look, resident: bool) -> str:
+    """Names the data: its classes and, where the pixels are not at hand, each file with its size."""
+    rows = [] if resident else [f"{name}:{size}" for name, size in zip(listing.names, look.bytes, strict=True)]
+    return "\n".join([str(list(listing.classes)), *rows])
 
 
-def _labelled_files(root: Path) -> tuple[list[str], list[LabelledFile]]:
-    """The classes, and each file with the index of its class."""
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = [(path, i) for i, c in enumerate(classes) for path in sorted((root / c).iterdir()) if path.is_file()]
-    if len(classes) < 2 or len(files) < 10:
+def _listed(root: Path, skipped: list[str]) -> tuple[Listing, np.ndarray]:
+    """All files, and which of them are held out."""
+    held_out = next((name for name in HELD_OUT if _has_classes(root / name)), None)
+    if not _has_classes(root / TRAIN):
+        listing = _by_class(root, "", None, skipped)
+        _check_enough(root, listing)
+        return listing, _every_fifth(listing.names)
+    train = _by_class(root, TRAIN, None, skipped)
+    _check_enough(root / TRAIN, train)
+    if held_out is None:
+        return train, _every_fifth(train.names)
+    other = _by_class(root, held_out, train.classes, skipped)
+    if not other.names:
+        raise BadConfiguration(f"{root / held_out} holds no images; add some, or remove the folder")
+    listing = Listing(train.classes, train.names + other.names, train.labels + other.labels)
+    return listing, np.arange(len(listing.names)) >= len(train.names)
+
+
+def _every_fifth(names: Sequence[str]) -> np.ndarray:
+    return np.arange(len(names)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+
+
+def _has_classes(folder: Path) -> bool:
+    """Whether a folder holds folders with files, and is no class itself."""
+    return folder.is_dir() and any(next(_files_in(each), None) for each in _folders_in(folder))
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Files at any depth of folders that are not hidden, and links that lead nowhere."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in sorted(names))
+
+
+def _by_class(root: Path, part: str, classes: Sequence[str] | None, skipped: list[str]) -> Listing:
+    """The files of `root/part/CLASS`. `classes`: those that there may be; None = those that there are."""
+    found = {folder.name: folder for folder in _folders_in(root / part)}
+    if classes is not None and (strange := sorted(set(found) - set(classes))):
         raise BadConfiguration(
-            f"{root} holds {len(files)} files in {len(classes)} folders; at least 10 files of 2 classes are needed"
+            f"{found[strange[0]]} is a class that {root / TRAIN} does not have; add it there, or remove it"
         )
-    return classes, files
+    order, names, labels = tuple(classes or found), [], []
+    for label, name in enumerate(order):
+        before = len(names)
+        for path in sorted(_files_in(found[name])) if name in found else ():
+            if _is_meant(path):
+                names.append(str(path.relative_to(root)))
+            else:
+                skipped.append(str(path))
+        labels += [label] * (len(names) - before)
+        if classes is None and len(names) == before:
+            raise BadConfiguration(f"{found[name]} holds no images; add some, or remove the folder")
+    return Listing(order, tuple(names), tuple(labels))
 
 
-def _common_shape(paths: list[Path]) -> tuple[int, int, int]:
-    """Height, width and channels of all images, or what they are resized to where they differ."""
-    sizes = {_image_size(path) for path in paths}
-    return (*(sizes.pop() if len(sizes) == 1 else (COMMON_IMAGE_SIZE, COMMON_IMAGE_SIZE)), 3)
+def _is_meant(path: Path) -> bool:
+    """Whether a file should be an image: neither hidden nor of another kind, nor a link that leads nowhere."""
+    return path.suffix.lower() in _MEANT and not path.name.startswith(".") and path.exists()
 
 
-def _image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file that opens; anything else is an error that names it."""
-    try:
-        with PIL.Image.open(path) as image:
-            image.verify()
-            if image.format not in _FORMATS:
-                raise ValueError(f"{image.format} is not JPEG, PNG, GIF or BMP")
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError) as error:
-        raise _unusable(path, error) from None
-
-
-def _unusable(path: Path, reason: object) -> BadConfiguration:
-    return BadConfiguration(f"{path} is not a usable image ({reason}); remove or replace it")
-
-
-def _split(files: list[LabelledFile], shape: tuple[int, int, int], resident: bool) -> Split:
-    paths, labels = [str(path) for path, _ in files], np.array([label for _, label in files], np.int64)
-    read = functools.partial(_example, shape=shape)
-
-    def stream() -> tf.data.Dataset:
-        listed = tf.data.Dataset.from_tensor_slices((paths, labels))
-        return listed.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-    if not resident:
-        return Split(len(paths), stream=stream)
-    try:
-        return read_whole(stream)
-    except tf.errors.OpError:
-        _raise_for_unreadable(paths, shape)
-        raise
-
-
-def _example(path: tf.Tensor, label: tf.Tensor, shape: tuple[int, int, int]) -> Features:
-    """Reads an image: `image: shape` uint8 and its label."""
-    image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
-    if shape[:2] == (COMMON_IMAGE_SIZE, COMMON_IMAGE_SIZE):
-        image = tf.cast(tf.image.resize(image, shape[:2], antialias=True), tf.uint8)
-    return {"image": tf.ensure_shape(image, shape), "label": label}
-
-
-def _raise_for_unreadable(paths: list[str], shape: tuple[int, int, int]) -> None:
-    """Names the first file that TensorFlow cannot decode: an error of a stream does not tell which it was."""
-    for path in paths:
-        try:
-            _example(tf.constant(path), tf.constant(0, tf.int64), shape)
-        except tf.errors.OpError as error:
-            raise _unusable(Path(path), reason_of(error)) from error
+def _check_enough(folder: Path, listing: Listing) -> None:
+    if len(listing.classes) < _LEAST_CLASSES or len(listing.names) < _LEAST_FILES:
+        raise BadConfiguration(
+            f"{folder} holds {len(listing.names)} files in {len(listing.classes)} folders; at least {_LEAST_FILES} "
+            f"files of {_LEAST_CLASSES} classes are needed"
+        )

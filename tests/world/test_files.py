@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from trainers.record import files
+from trainers.world import files
 
 
 def test_a_reader_sees_the_old_text_or_the_new(tmp_path):
@@ -41,7 +41,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     files.write_text(path, "old")
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom trainers.record import files\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom trainers.world import files\n"
         "with files.aside(Path(sys.argv[1])) as place:\n"
         "    place.write_text('new')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

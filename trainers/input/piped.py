@@ -1,0 +1,61 @@
+"""A source whose examples come through tf.data, from beside the compiled loop."""
+
+import abc
+from typing import Any
+
+import tensorflow as tf
+
+from trainers.input.dataset import Features, Split
+from trainers.input.source import Batches, Order
+from trainers.world import private_api
+
+# There is no order to compute: as many steps at once as anybody wants.
+_ORDERED = 1 << 16
+
+
+class Piped(Batches):
+    """Its pipeline gives each replica of this worker one element a step: all its parts, one after another."""
+
+    def __init__(
+        self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
+    ):
+        super().__init__(strategy, split, batch_size, seed, parts)
+        self.ordered = _ORDERED
+        self.strategy, self.split = strategy, split
+        self._iterator = None
+
+    @abc.abstractmethod
+    def pipeline(self, step: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
+        """Elements `(features, weights)`, `[batch_size / replicas, …]`, from a step on, for a worker's replicas."""
+
+    def start(self, step: int) -> None:
+        """Begins a pipeline at the step."""
+        self._iterator = iter(
+            self.strategy.distribute_datasets_from_function(lambda context: self.pipeline(step, context))
+        )
+
+    def order(self, first: tf.Tensor, last: tf.Tensor) -> Order:
+        """Nothing: the pipeline has its own."""
+        return first, tf.zeros([0], tf.int64)
+
+    def feed(self) -> tuple[Any, tf.Tensor]:
+        """The next global batch, split over the replicas in order, and the seconds waited for it, float64.
+
+        With deterministic kernels TensorFlow has no clock in the graph: the seconds are 0 then.
+        """
+        if private_api.is_deterministic():
+            return next(self._iterator), tf.constant(0.0, tf.float64)
+        asked = tf.timestamp()
+        with tf.control_dependencies([asked]):
+            feed = next(self._iterator)
+        own = [tensor for value in tf.nest.flatten(feed) for tensor in self.strategy.experimental_local_results(value)]
+        with tf.control_dependencies(own):
+            return feed, tf.timestamp() - asked
+
+    def share(
+        self, feed: Any, order: Order, step: tf.Tensor, first: tf.Tensor, part: int, count: int
+    ) -> tuple[Features, tf.Tensor]:
+        """Part number `part` of this replica's examples, `count` of them, and their weights `[count]`."""
+        features, weights = feed
+        window = slice(part * count, (part + 1) * count)
+        return {key: value[window] for key, value in features.items()}, weights[window]

@@ -1,0 +1,65 @@
+"""Examples that are read one at a time, by index, in tf.data's own threads: no Python for each example."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from trainers.input.errors import reason_of
+from trainers.settings.exit_codes import BadConfiguration
+
+Example = dict[str, Any]
+# Of images: height and width `[2]` int32 → top, left, height, width of a crop `[4]` int32.
+Crop = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Records(abc.ABC):
+    """`size` examples of a split. Which one has an index never changes.
+
+    `read` and `decode` are traced into a `tf.data` pipeline; an error there does not say which example it was, so that
+    `fault` looks for it afterwards.
+    """
+
+    size: int
+
+    @abc.abstractmethod
+    def read(self, index: tf.Tensor) -> Example:
+        """The example as it is stored. `index`: int64 scalar. Its strings are what was read, by their lengths."""
+
+    @abc.abstractmethod
+    def decode(self, stored: Example, crop: Crop | None = None) -> Example:
+        """Features of a fixed shape. `crop`: which part of an image is taken; None = as evaluation has it."""
+
+    @abc.abstractmethod
+    def where(self, index: int) -> str:
+        """What holds the example, for messages: a file, or a file and the number of a record in it."""
+
+    def changed(self, index: int) -> str:
+        """How what holds the example differs from what was indexed; empty where it does not."""
+        return ""
+
+    def in_order(self) -> tf.data.Dataset:
+        """All examples as stored, in order. Where reading a file from its begin is faster, that is done."""
+        return tf.data.Dataset.range(self.size).map(self.read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def examples(self) -> tf.data.Dataset:
+        """All examples in order, as evaluation has them."""
+        return self.in_order().map(self.decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def fault(self, index: int) -> BadConfiguration | None:
+        """What is wrong with an example, as an error that names it; None if it can be read."""
+        try:
+            self.decode(self.read(tf.constant(index, tf.int64)))
+        except (tf.errors.OpError, ValueError) as error:
+            reason = self.changed(index) or reason_of(error)
+            return BadConfiguration(f"{self.where(index)} cannot be read ({reason}); remove or replace it")
+        reason = self.changed(index)
+        return BadConfiguration(f"{self.where(index)} has changed ({reason}); begin another run") if reason else None
+
+
+def num_bytes(stored: Example) -> tf.Tensor:
+    """The bytes of an example's strings: int64."""
+    strings = [value for value in stored.values() if value.dtype == tf.string]
+    lengths = [tf.cast(tf.strings.length(value), tf.int64) for value in strings]
+    return tf.add_n(lengths) if lengths else tf.constant(0, tf.int64)
