@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from conftest import ROOT
 
 from trainers.input import load as data

@@ -30,7 +30,11 @@ class Stripes(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, description="stripes", features=features)
 
     def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(30, 0), "validation": self._generate_examples(9, 0), "test": self._generate_examples(3, -1)}
+        return {
+            "train": self._generate_examples(30, 0),
+            "validation": self._generate_examples(9, 0),
+            "test": self._generate_examples(3, -1),
+        }
 
     def _generate_examples(self, count, label):
         for i in range(count):

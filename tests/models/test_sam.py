@@ -5,7 +5,7 @@ import tensorflow as tf
 from conftest import largest_relative_difference, weights
 
 from trainers import custom_loop
-from trainers.input import batches, source
+from trainers.input import source
 from trainers.input.load import load
 from trainers.settings.config import Config
 from trainers.settings.rules import resolve

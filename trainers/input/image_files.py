@@ -128,7 +128,7 @@ class ImageFiles(Records):
     def __init__(self, root: Path, names: Sequence[str], labels: np.ndarray, look: Look, pictures: Pictures):
         self.root, self.names, self.size, self.look, self.pictures = root, names, len(names), look, pictures
         with tf.init_scope(), tf.device("CPU:0"):
-            self._names = tf.constant([os.fsencode(name) for name in names])
+            self._paths = tf.constant([os.fsencode(root / name) for name in names])
             self._labels = tf.constant(labels, tf.int64)
             self._bytes = tf.constant(look.bytes, tf.int64)
             self._orientations = tf.constant(look.orientation, tf.int32)
@@ -136,8 +136,7 @@ class ImageFiles(Records):
 
     def read(self, index: tf.Tensor) -> Example:
         """The bytes of the file, as many as there were when it was looked at."""
-        path = tf.strings.join([os.fsencode(f"{self.root}{os.sep}"), tf.gather(self._names, index)])
-        content = tf.io.read_file(path)
+        content = tf.io.read_file(tf.gather(self._paths, index))
         length = tf.cast(tf.strings.length(content), tf.int64)
         with tf.control_dependencies([tf.debugging.assert_equal(length, tf.gather(self._bytes, index), "size")]):
             stored = {"image": tf.identity(content), "label": tf.gather(self._labels, index)}

@@ -19,6 +19,7 @@ from trainers.record import reading
 from trainers.record.clock import Clock
 from trainers.record.run_record import RunRecord
 from trainers.record.state import State, assign
+from trainers.run.faults import faults_named
 from trainers.run.inner_loop import InnerLoop
 from trainers.run.training import checkpoints_of
 from trainers.settings.exit_codes import CRASHED, OK, PeerLost, Preempted, RunEnded
@@ -97,6 +98,7 @@ class Follower:
         world = self.loop.world
         source = batches(world.strategy, self.loop.dataset.eval, share * world.replicas, None)
         source.start(0)
+        self.source = source
         return self.loop.make_evaluation(source)
 
     def next_step(self) -> tuple[int | None, bool]:
@@ -139,7 +141,8 @@ class Follower:
 
     def tell(self, step: int, state: State) -> None:
         """Evaluates the values of a step and writes the line."""
-        with self.clock.phase("evaluate"), evaluated_as(self.loop, state):
+        steps = -(-self.source.size // self.source.batch_size)
+        with self.clock.phase("evaluate"), evaluated_as(self.loop, state), faults_named(self.source, 0, steps):
             values = self.evaluate().numpy().tolist()
         line = dict(zip(self.loop.eval_names, values, strict=True))
         self.record.append_metrics([{"step": step, "split": "eval", **line}])

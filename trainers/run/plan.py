@@ -8,7 +8,8 @@ def plan(loop: InnerLoop) -> str:
     """Devices, batch arithmetic, data, models and cadences, a row each."""
     config, replicas, dataset = loop.config, loop.world.replicas, loop.dataset
     share = check_batch(config, replicas)
-    placement = "resident on the device" if dataset.train.arrays is not None else "streamed"
+    reading = "read by index" if dataset.train.records else "streamed"
+    placement = "resident on the device" if dataset.train.arrays is not None else reading
     call = config.steps_per_call or "about a second's worth"
     devices = ", ".join(device.split("device:")[-1] for device in loop.world.strategy.extended.worker_devices)
     rows = {

@@ -17,6 +17,10 @@ from trainers.settings.config import COMPARED
 from trainers.show import graphs
 from trainers.show.progress import Progress
 from trainers.show.summaries import Summaries
+from trainers.world import machine
+
+# Share of the time from which on waiting for input is told.
+WAIT_WORTH_A_LINE = 0.2
 
 
 @contextlib.contextmanager
@@ -46,6 +50,7 @@ class Reporter:
     ):
         self.loop, self.record, self.summaries, self.progress = loop, record, summaries, progress
         self.flops, self.peak, self.columns = flops, peak, Columns(loop)
+        self._reports, self._advised = 0, False
 
     def lines(self, split: str, steps: Sequence[int], lines: Sequence[Mapping[str, float]]) -> None:
         """Lines of a split, one for each step."""
@@ -67,6 +72,18 @@ class Reporter:
                 line |= {"utilization": rate * self.flops / self.peak / self.loop.world.replicas}
             lines.append(line | dict(spent))
         self.lines("train", [int(step) for step in self.columns.column(rows, "step")], lines)
+        self._advise(spent.get("share_input", 0.0))
+
+    def _advise(self, waited: float) -> None:
+        """Says once that input is what training waits for. The first report pays for the begin of reading."""
+        self._reports += 1
+        if self._advised or self._reports == 1 or waited < WAIT_WORTH_A_LINE:
+            return
+        self._advised = True
+        self.progress.line(
+            f"{waited:.0%} of the time is spent waiting for input, which {machine.cores()} CPU cores read and decode; "
+            "use more cores, smaller images, or --input=resident if the data fits"
+        )
 
     def introduction(self, step: int, forward: Mapping[str, tf.Graph], concrete: Any) -> None:
         """What TensorBoard shows of a run before its first update: what it is, and its graphs."""

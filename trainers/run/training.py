@@ -17,6 +17,7 @@ from trainers.record.clock import Clock, Shares
 from trainers.record.run_record import RunRecord
 from trainers.run import driver, workers
 from trainers.run.cadence import due, next_due
+from trainers.run.faults import faults_named
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import InnerLoop
 from trainers.run.pace import Pace
@@ -136,6 +137,7 @@ class Training:
             source.start(self.step)
             eval_source = batches(world.strategy, loop.dataset.eval, config.batch_size, None)
             eval_source.start(0)
+            self.source, self.eval_source = source, eval_source
             self.summaries = Summaries(self.record.directory, self.step, silent=not world.chief)
             train_call = driver.make_train_call(loop, self.hooks.source(loop, source), self.summaries)
             evaluation = loop.make_evaluation(eval_source)
@@ -207,7 +209,8 @@ class Training:
             self.watchdog.feed(f"steps {self.step} to {stop}", allowed)
             news = tf.constant([float(self.preemption.requested), self.pace.own_seconds], tf.float64)
             span = tf.constant(self.step, tf.int64), tf.constant(stop, tf.int64)
-            results = self.train_call(*span, tf.constant(self.sums), news)
+            with faults_named(self.source, self.step, stop):
+                results = self.train_call(*span, tf.constant(self.sums), news)
             rows, self.sums, finite, (stops, agreed), waited = (result.numpy() for result in results)
             self.clock.move("train", "input_wait", waited)
         self.took = self.pace.end_call(self.step, int(self.columns.column(rows, "step")[-1]))
@@ -253,7 +256,8 @@ class Training:
         if not due(self.step, self.config.eval_every, self.config.train_steps):
             return None
         self.watchdog.feed(f"the evaluation at step {self.step}")
-        with self.clock.phase("evaluate"), self.loop.evaluated():
+        steps = -(-self.eval_source.size // self.eval_source.batch_size)
+        with self.clock.phase("evaluate"), self.loop.evaluated(), faults_named(self.eval_source, 0, steps):
             values = dict(zip(self.loop.eval_names, self.evaluation().numpy().tolist(), strict=True))
         self.background.do(self.reporter.lines, "eval", [self.step], [values])
         return values
@@ -297,12 +301,18 @@ class Training:
         self.summaries.end_of_session(self.step, self.step >= self.config.train_steps)
 
     def wait_for_others(self) -> None:
-        """Nobody leaves before the chief's last checkpoint is there."""
+        """Nobody leaves before the chief's last checkpoint is there. What each has read is told, where it reads."""
+        own, read = self.source.examples_read(), None
         if self.world.cluster:
             self.watchdog.feed("waiting for the other workers to finish")
-            workers.leave_together(
-                self.world, lambda: self.world.chief or reading.has_checkpoint(self.record.directory, self.step)
+            read = workers.leave_together(
+                self.world,
+                lambda: self.world.chief or reading.has_checkpoint(self.record.directory, self.step),
+                own or 0,
             )
+        if own is not None:
+            counts = [own] if read is None else [round(count) for count in read]
+            self.record.facts.update(examples_read=counts, input_bytes=self.source.bytes_read())
 
     def check_ended(self) -> None:
         """Raises Preempted if the run was stopped before its last step."""

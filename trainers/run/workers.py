@@ -19,27 +19,41 @@ def mean(world: World, values: tf.Tensor) -> tf.Tensor:
 
 
 @functools.cache
-def _compiled_mean(world: World) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`mean` of a float64 scalar, compiled once: each call of another tf.function would trace, and TensorFlow warn."""
-    return tf.function(lambda value: mean(world, value), input_signature=[tf.TensorSpec([], tf.float64)])
+def _compiled_sum(world: World) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The sum over workers of a float64 vector, compiled once: each call of another tf.function would trace."""
+
+    def total(values: tf.Tensor) -> tf.Tensor:
+        own = world.strategy.run(lambda: values)
+        return world.strategy.reduce("SUM", own, axis=None) / (world.replicas // world.workers)
+
+    return tf.function(total, input_signature=[tf.TensorSpec([world.workers], tf.float64)])
+
+
+def gather(world: World, value: float) -> list[float]:
+    """The value of each worker, in their order, on all of them. Nobody passes before all have come: also a barrier."""
+    if world.cluster is None:
+        return [float(value)]
+    own = tf.one_hot(world.cluster.index, world.workers, dtype=tf.float64) * float(value)
+    return _compiled_sum(world)(own).numpy().tolist()
 
 
 def from_chief(world: World, value: float) -> float:
-    """The chief's value on all workers. Nobody passes before all have come: also a barrier."""
-    own = tf.constant(float(value) if world.chief else 0.0, tf.float64)
-    return float(_compiled_mean(world)(own).numpy() * world.workers)
+    """The chief's value on all workers; also a barrier."""
+    return gather(world, value)[0]
 
 
-def leave_together(world: World, ended: Callable[[], bool]) -> None:
+def leave_together(world: World, ended: Callable[[], bool], value: float = 0.0) -> list[float] | None:
     """Nobody passes before all have come, or are gone when `ended()`: what all waited for is done.
 
-    The first to leave may take with it what the last still waits for.
+    The first to leave may take with it what the last still waits for. Returns the value of each worker, or None if
+    they have gone.
     """
     try:
-        from_chief(world, 0)
+        return gather(world, value)
     except tf.errors.OpError as error:
         if peer_lost(error) is error or not ended():
             raise
+        return None
 
 
 def peer_lost(error: BaseException) -> BaseException:

@@ -33,16 +33,20 @@ def commit() -> str | None:
     return None
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def facts() -> dict[str, Any]:
     """Device, cores, load average and versions, for measurements."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "device": f"GPU:0 ({name})" if gpus else "CPU:0",
-        "cores": cores,
+        "cores": cores(),
         "load_average": round(os.getloadavg()[0], 2),
         "versions": versions(),
     }
