@@ -30,9 +30,8 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
-from trainers.world import files
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import process
+from trainers.world import files, process
 
 ROOT = Path(__file__).resolve().parent.parent
 # Purposes with an environment of their own; the others share `.venv`.

@@ -34,10 +34,9 @@ from launch.kube import pods, rules
 from launch.kube.documents import Document, clusters
 from launch.kube.kubectl import Kubectl, as_yaml, ended, existing, workload_of
 from launch.kube.submission import PLACEHOLDER, RUNS, Submission, check, has_digest
-from trainers.world import files
 from trainers.settings.exit_codes import OK, BadConfiguration
 from trainers.show.tables import table
-from trainers.world import process
+from trainers.world import files, process
 
 
 def prepare(kubectl: Kubectl, submission: Submission, allow_tag: bool) -> list[Document]:

@@ -31,11 +31,10 @@ from launch.proof.prover import Prover, Stopped
 from launch.proof.rows import ROWS, Scope, judge, scope_of
 from launch.proof.verdicts import Verdict
 from launch.workers import visible_gpus
-from trainers.world import files
 from trainers.run.command import config_from
 from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
 from trainers.show.tables import table
-from trainers.world import process
+from trainers.world import files, process
 
 FAILED = 1
 MARKS = {True: "holds", False: "FAILS", None: "–"}

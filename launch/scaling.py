@@ -31,12 +31,11 @@ from typing import NamedTuple
 from launch.workers import visible_gpus
 from trainers.measure.charts import new_figure, write_png
 from trainers.record import reading
-from trainers.world import files
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
 from trainers.settings.flags import config_from
 from trainers.show.tables import table
-from trainers.world import process
+from trainers.world import files, process
 
 ROOT = Path(__file__).resolve().parent.parent
 CALIBRATION_STEPS = 50

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launch.proof import differences
+from launch.proof import differences, inputs
 from launch.proof.differences import is_ratio
 from launch.proof.prover import LAST_BITS, SGD, Prover, Run, digests, untimed_lines
 from launch.proof.verdicts import NO_METRICS, NOT_SAVED, OTHER_INPUT, Verdict, failure
@@ -37,7 +37,9 @@ def explained(
             with_causes.append(verdict)
             continue
         prover.say(f"{verdict.row} does not hold; looking for the cause")
-        if verdict.row == "resume":
+        if verdict.row == "augment":
+            cause = inputs.diagnose_augmentation(prover, inputs.words_of(config, "augment"), sizes)
+        elif verdict.row == "resume":
             cause = diagnose_resume(prover, verdict.steps)
         elif verdict.row == "metrics" and not sizes_differ:
             cause = diagnose_metrics(prover, compared)

@@ -5,7 +5,7 @@ python launch/proof/probe.py SPECIFICATION.json
 The specification: `{"out": DIRECTORY, "devices": N, "runs": [{"name", "flags", "changes", "look"}, …]}`. Each run is
 `train` of `trainers/custom_loop.py` as it stands, edited or not, and leaves `NAME.json` and `NAME.npz` in DIRECTORY.
 `changes` are made to the model before it is traced (`CHANGES`); `look` says what else is recorded: `input`, `state`,
-`graph`.
+`graph`; with `examples`, nothing is trained, and the examples of some steps are read.
 """
 
 import sys
@@ -18,7 +18,6 @@ if __name__ == "__main__":
 
     process.check_requirements()
 
-import hashlib
 import json
 import traceback
 from collections.abc import Callable, Mapping
@@ -32,14 +31,14 @@ from trainers.world import private_api, process, quiet
 quiet.import_tensorflow()
 import tensorflow as tf
 
+from launch.proof.examples import digest, examples_of
 from trainers import custom_loop
 from trainers.custom_loop import Supervised
 from trainers.record import reading, state
-from trainers.world import files
 from trainers.run.hooks import Hooks
 from trainers.settings.exit_codes import CRASHED, OK, RunEnded
 from trainers.settings.flags import config_from
-from trainers.world import devices
+from trainers.world import devices, files
 
 # Steps whose examples are recorded.
 NUM_INPUT_STEPS = 15
@@ -119,8 +118,7 @@ class Observation(Hooks):
 
     def _record(self, step: np.ndarray, first: np.ndarray, *features: np.ndarray) -> None:
         if step < NUM_INPUT_STEPS:
-            rows = [b"".join(array[i].tobytes() for array in features) for i in range(len(features[0]))]
-            digests = [hashlib.blake2b(row, digest_size=8).hexdigest() for row in rows]
+            digests = [digest(*(array[i] for array in features)) for i in range(len(features[0]))]
             self.examples.setdefault(int(step), {})[int(first)] = digests
 
     def variables(self) -> dict[str, np.ndarray]:
@@ -182,7 +180,11 @@ def observe(run: Mapping[str, Any], out: Path) -> int:
     arrays: dict[str, np.ndarray] = {}
     observation = Observation(run)
     try:
-        summary = custom_loop.train(config_from(["probe", *run["flags"]], ""), observation)
+        config = config_from(["probe", *run["flags"]], "")
+        if "examples" in observation.look:
+            observation.examples = examples_of(config)
+            return _write(run["name"], out, facts | {"examples": observation.examples}, arrays)
+        summary = custom_loop.train(config, observation)
         world = observation.loop.world
         facts |= {"traces": summary.traces, "step": summary.step, "replicas": world.replicas, "chief": world.chief}
         if world.chief:
@@ -198,9 +200,12 @@ def observe(run: Mapping[str, Any], out: Path) -> int:
         traceback.print_exc()
         message = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}"
         facts |= {"exit_code": CRASHED, "message": message, "error": type(error).__name__}
-    facts["examples"] = observation.examples
-    np.savez(out / f"{run['name']}.npz", **arrays)
-    files.write_text(out / f"{run['name']}.json", json.dumps(facts))
+    return _write(run["name"], out, facts | {"examples": observation.examples}, arrays)
+
+
+def _write(name: str, out: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
+    np.savez(out / f"{name}.npz", **arrays)
+    files.write_text(out / f"{name}.json", json.dumps(facts))
     return facts["exit_code"]
 
 

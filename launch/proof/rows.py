@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.proof import verdicts
+from launch.proof import inputs, verdicts
 from launch.proof.causes import explained
 from launch.proof.prover import LAST_BITS, SGD, Prover, updates_of
 from launch.proof.verdicts import Verdict
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 
-ROWS = ("replicas", "workers", "metrics", "resume", "resize", "graph", "input", "retrace")
+ROWS = ("replicas", "workers", "metrics", "resume", "resize", "graph", "input", "augment", "retrace")
 # Rows that compare sizes; the others are judged on a single device too.
-COMPARED = ("replicas", "workers", "metrics", "resize", "input")
+COMPARED = ("replicas", "workers", "metrics", "resize", "input", "augment")
 # Replicas that are tried.
 SIZES = (2, 4)
 VIRTUAL_DEVICES = 4
@@ -60,22 +60,31 @@ def scope_of(config: Config, rows: Sequence[str], gpus: int) -> Scope:
         raise BadConfiguration(f"--rows names {unknown[0]!r}; choose among {', '.join(ROWS)}")
     most = gpus or VIRTUAL_DEVICES
     sizes = tuple(n for n in SIZES if n <= most and config.batch_size % (n * config.accumulate) == 0)
+    skipped = {}
+    if "augment" in rows and not inputs.has_images(config):
+        if set(rows) != set(ROWS):
+            raise BadConfiguration("--rows names 'augment', which is for images; leave it out")
+        rows, skipped = [row for row in rows if row != "augment"], {"augment": "not judged: it is for images"}
     compared = [row for row in rows if row in COMPARED]
     if sizes or not compared:
-        return Scope(config, tuple(rows), sizes, gpus)
+        return Scope(config, tuple(rows), sizes, gpus, skipped)
     if gpus != 1:
         raise BadConfiguration(
             f"--batch_size {config.batch_size} does not divide over 2 replicas on {gpus or 'virtual'} devices; "
             "pass an even number"
         )
-    if set(rows) != set(ROWS):
+    if {*rows, *skipped} != set(ROWS):
         raise BadConfiguration(
             f"--rows names {compared[0]!r}, which needs two devices, and one GPU is visible; leave it out, use a "
             "machine with two GPUs, or set CUDA_VISIBLE_DEVICES=-1 for virtual CPU devices"
         )
     reason = "not judged: it needs two devices, and one GPU is visible"
     return Scope(
-        config, tuple(row for row in rows if row not in COMPARED), sizes, gpus, dict.fromkeys(compared, reason)
+        config,
+        tuple(row for row in rows if row not in COMPARED),
+        sizes,
+        gpus,
+        skipped | dict.fromkeys(compared, reason),
     )
 
 
@@ -105,7 +114,7 @@ def specs_of(prover: Prover, scope: Scope) -> list[dict[str, Any]]:
 def make_runs(prover: Prover, scope: Scope) -> Verdict | None:
     """Makes all runs that the rows need. Returns the verdict on `resume`, which repeats its own until one is killed."""
     tasks: list[Callable[[], Any]] = []
-    if set(scope.rows) - {"resume"}:
+    if set(scope.rows) - {"resume", "augment"}:
         specs = specs_of(prover, scope)
         # GPUs reduce with collectives, of which one process has one kind; CPU devices may share a process.
         for part in [[spec] for spec in specs] if scope.gpus else [specs]:
@@ -115,12 +124,37 @@ def make_runs(prover: Prover, scope: Scope) -> Verdict | None:
             look = ["input"] if update == "SGD" else []
             spec = prover.spec(f"{update}, 2 workers", *flags, "--strategy=multi_worker", "--replicas=0", look=look)
             tasks.append(lambda spec=spec: prover.observe([spec], workers=2))
+    tasks += looks(prover, scope)
     resumed: list[Verdict] = []
     if scope.any_of("resume"):
         chance, steps = random.Random(time.monotonic()), max(prover.steps, LEAST_RESUME_STEPS)
         tasks.append(lambda: resumed.append(verdicts.compare_resumed(prover, steps, chance)))
     prover.in_parallel(tasks)
     return resumed[0] if resumed else None
+
+
+def looks(prover: Prover, scope: Scope) -> list[Callable[[], Any]]:
+    """What reads examples without training, for the rows on the input."""
+    tasks: list[Callable[[], Any]] = []
+    for row in ("input", "augment"):
+        if not (scope.any_of(row) and inputs.has_images(scope.config)):
+            continue
+        words = inputs.words_of(scope.config, row)
+        specs = inputs.specs_of(prover, row, words, scope.sizes)
+        for part in [[spec] for spec in specs] if scope.gpus else [specs]:
+            tasks.append(lambda part=part: prover.observe(part))
+        workers = inputs.worker_specs_of(prover, row, words)
+        tasks.append(lambda workers=workers: prover.observe(workers, workers=2))
+    return tasks
+
+
+def judge_input(prover: Prover, scope: Scope, compared: Sequence[str]) -> Verdict:
+    """The examples of the runs and, of images, those of each way of reading."""
+    verdict = verdicts.compare_inputs(prover, compared)
+    if not (verdict.holds and inputs.has_images(scope.config)):
+        return verdict
+    looked = inputs.compare(prover, "input", "")
+    return looked._replace(text=f"{verdict.text}; {looked.text}")
 
 
 def judge(prover: Prover, scope: Scope) -> list[Verdict]:
@@ -134,7 +168,8 @@ def judge(prover: Prover, scope: Scope) -> list[Verdict]:
         "resume": lambda: [resumed],
         "resize": lambda: [verdicts.compare_resized(prover, config, scope.sizes)],
         "graph": lambda: [verdicts.compare_graphs(prover)],
-        "input": lambda: [verdicts.compare_inputs(prover, compared)],
+        "input": lambda: [judge_input(prover, scope, compared)],
+        "augment": lambda: [inputs.compare(prover, "augment", inputs.words_of(config, "augment"))],
         "retrace": lambda: [verdicts.compare_traces(prover)],
     }
     results = []

@@ -50,6 +50,7 @@ def mutant(tmp_path):
 
 
 LOOP, OUTER, MLP = "trainers/custom_loop.py", "trainers/run/training.py", "models/mlp.py"
+INDEXED = "trainers/input/indexed.py"
 CLIPPED = """            values = [tf.stop_gradient(value) for value in (*gradients, sums)]
 """
 MUTANTS = {
@@ -171,13 +172,35 @@ MUTANTS = {
             "replicas, SGD": "the order of the data depends on the number of replicas",
         },
     ),
+    "a seed taken from the worker's index": (
+        {INDEXED: [("with randomness.at(self.seed, step", "with randomness.at(self.seed + self._first_replica, step")]},
+        ("--model=mlp", "--rows=input,augment", "--augment=flip,crop"),
+        {"augment": "what --augment does to an example depends on more than the seed and its position: flip, crop"},
+    ),
+    "a shuffle after sharding": (
+        {INDEXED: [("self.size, self.seed)[0]", "self.size, self.seed + self._first_replica)[0]")]},
+        ("--model=mlp", "--rows=input"),
+        {"input": "the order of the data depends on the number of replicas or workers"},
+    ),
+    "a mixing partner that depends on the replica": (
+        {
+            "trainers/input/augment/mixing.py": [
+                (
+                    "return tf.reshape(tf.reverse(pairs, axis=[1]), tf.shape(values))",
+                    "return tf.reverse(tf.reshape(pairs, tf.shape(values)), axis=[0])",
+                )
+            ]
+        },
+        ("--model=mlp", "--rows=augment", "--augment=flip,mixup"),
+        {"augment": "what --augment does to an example depends on more than the seed and its position: mixup"},
+    ),
     "an operation that is not deterministic": (
         {
             LOOP: [
                 ("import keras\nimport tensorflow", "import keras\nimport numpy as np\nimport tensorflow"),
                 (
-                    "                losses = self.task.loss(targets, outputs)\n                penalty",
-                    "                losses = self.task.loss(targets, outputs)\n"
+                    "                losses = self.task.losses(targets, outputs)\n                penalty",
+                    "                losses = self.task.losses(targets, outputs)\n"
                     "                import numpy as np\n"
                     "                drawn = lambda: np.float32(1 + 1e-3 * np.random.default_rng().normal())\n"
                     "                losses *= tf.ensure_shape(tf.numpy_function(drawn, [], tf.float32), [])\n"
@@ -200,7 +223,7 @@ SHORT += ("an order of the data that depends on the replicas",)
 def test_a_planted_mistake_is_found_and_named(mutant, data_dir, name):
     edits, flags, expected = MUTANTS[name]
     # A batch that two replicas divide and four do not: one size is enough to show it.
-    few = ("--steps=20", "--optimizer=sgd", "--batch_size=66")
+    few = ("--steps=20", "--optimizer=sgd", "--batch_size=68" if "--rows=augment" in str(flags) else "--batch_size=66")
     code, output, rows = prove(mutant(edits), data_dir, *few, *flags)
     assert code == 1, output
     for row, cause in expected.items():
@@ -215,6 +238,8 @@ def test_what_is_right_holds_in_every_row(mutant, data_dir):
     assert {"replicas, SGD", "replicas, adamw", "workers, SGD", "metrics", "resume", "resize", "graph"} <= rows.keys()
     assert all(row["holds"] for row in rows.values()), output
     assert "the same examples in 15 steps" in rows["input"]["found"]
+    assert "the same examples in 8 steps however they are read" in rows["input"]["found"]
+    assert "the same examples in 8 steps however they are read" in rows["augment"]["found"]
     assert "every row holds" in output
 
 
@@ -258,7 +283,7 @@ def test_on_a_single_gpu_the_rows_of_one_size_are_judged(mutant, data_dir, monke
     code, output, rows = prove(mutant({}), data_dir, "--model=mlp", "--steps=20", "--optimizer=sgd")
     assert code == 0, output
     assert {name for name, row in rows.items() if row["holds"]} == {"resume", "graph", "retrace"}
-    for name in ("replicas", "workers", "metrics", "resize", "input"):
+    for name in ("replicas", "workers", "metrics", "resize", "input", "augment"):
         assert rows[name]["holds"] is None
         assert "needs two devices, and one GPU is visible" in rows[name]["found"]
     assert "every row that was judged holds" in output
@@ -271,6 +296,10 @@ def test_rows_that_need_two_devices_are_refused_where_they_are_named():
     single = scope_of(config, ROWS, gpus=1)
     assert single.rows == ("resume", "graph", "retrace") and set(single.skipped) == set(ROWS) - set(single.rows)
     assert not scope_of(config, ("resume", "graph"), gpus=1).skipped
+    words = resolve(Config(model="transformer", batch_size=64))
+    assert set(scope_of(words, ROWS, gpus=0).skipped) == {"augment"}
+    with pytest.raises(BadConfiguration, match="--rows names 'augment', which is for images"):
+        scope_of(words, ("augment",), gpus=0)
     with pytest.raises(BadConfiguration, match="--rows names 'input', which needs two devices, and one GPU is visible"):
         scope_of(config, ("resume", "input"), gpus=1)
     # Rows of one size ask nothing of the batch.
