@@ -21,6 +21,15 @@ RUNS = {
         "--eval_every=30",
     ),
 }
+RUNS["mlp, read by index"] = (
+    "--model=mlp",
+    "--input=stream",
+    "--augment=crop,randaugment=5,erase,mixup,cutmix",
+    "--train_steps=600",
+    "--batch_size=32",
+    "--checkpoint_every=35",
+    "--eval_every=110",
+)
 EXACT = ("--deterministic", "--seed=3", "--replicas=2", "--ema=0.99", "--log_every=20")
 
 

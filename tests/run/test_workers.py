@@ -169,6 +169,28 @@ def test_a_fault_ends_all_within_a_bound_and_loses_nothing(gang, tmp_path, expec
     ROWS.append((event, ", ".join(map(str, codes)), f"{seconds:.1f}", str(max(lost, 0)), "yes"))
 
 
+@pytest.mark.parametrize("count", short((2, 4), (2,)))
+def test_a_worker_reads_its_own_examples_alone(tmp_path, data_dir, count):
+    """Of what one process reads, each of N workers reads an N-th, and all end with its weights."""
+    flags = (*SGD, "--input=stream", "--augment=crop,mixup", "--train_steps=300")
+    read = {}
+    for number in (1, count):
+        run_dir = tmp_path / str(number)
+        strategy = () if number > 1 else ("--strategy=one_device",)
+        if number > 1:
+            code, output = workers(number, *flags, f"--run_dir={run_dir}", data_dir=data_dir)
+        else:
+            code, output = Trainer(*flags, *strategy, f"--run_dir={run_dir}", data_dir=data_dir).wait()
+        assert code == 0, output
+        facts = reading.read_run(run_dir)
+        read[number] = facts["examples_read"]
+        assert len(read[number]) == number and facts["input_bytes"] > 50 * read[number][0]
+    assert abs(read[1][0] / (300 * 48) - 1) < 0.05
+    for own in read[count]:
+        assert abs(own * count / read[1][0] - 1) < 0.05
+    assert largest_relative_difference(weights(tmp_path / "1"), weights(tmp_path / str(count))) < 1e-4
+
+
 @pytest.mark.long
 def test_killed_during_a_save_nothing_is_lost(gang, tmp_path, expected):
     run_dir = tmp_path / "run"
