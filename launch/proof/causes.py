@@ -38,7 +38,7 @@ def explained(
             continue
         prover.say(f"{verdict.row} does not hold; looking for the cause")
         if verdict.row == "augment":
-            cause = inputs.diagnose_augmentation(prover, inputs.words_of(config, "augment"), sizes)
+            cause = inputs.diagnose_augmentation(prover, config, sizes)
         elif verdict.row == "resume":
             cause = diagnose_resume(prover, verdict.steps)
         elif verdict.row == "metrics" and not sizes_differ:

@@ -5,14 +5,12 @@ from typing import Any
 
 from launch.proof.prover import Prover
 from launch.proof.verdicts import OTHER_INPUT, Verdict, failure, in_order
-from trainers.settings.augmentation import WORDS, parse
+from trainers.settings.augmentation import MIXING, WORDS, mixes, parse
 from trainers.settings.config import Config
 from trainers.settings.data_cards import data_card
 
 OTHER_AUGMENTATION = "what --augment does to an example depends on more than the seed and its position"
 PLACEMENTS = ("resident", "stream")
-# What is tried where the run has no --augment of its own.
-ALL_WORDS = ",".join(name for name in WORDS if name != "inception")
 
 
 def has_images(config: Config) -> bool:
@@ -21,8 +19,19 @@ def has_images(config: Config) -> bool:
 
 
 def words_of(config: Config, row: str) -> str:
-    """The words of `--augment` under which a row looks at examples."""
-    return "" if row == "input" else config.augment or ALL_WORDS
+    """The words of `--augment` under which a row looks at examples: the run's, or all that its batch allows."""
+    if row == "input" or config.augment:
+        return config.augment if row == "augment" else ""
+    words = [word for word in WORDS if word != "inception"]
+    if not fits(config, MIXING[0], 1):
+        words = [word for word in words if word not in MIXING]
+    return ",".join(words)
+
+
+def fits(config: Config, words: str, replicas: int) -> bool:
+    """Whether the batch divides over so many replicas, and its pairs too if examples are mixed."""
+    pairs = 2 if mixes(parse(words)) else 1
+    return config.batch_size % (pairs * replicas * config.accumulate) == 0
 
 
 def specs_of(
@@ -76,17 +85,16 @@ def compare(prover: Prover, row: str, words: str) -> Verdict:
     return Verdict(row, not parts, text, OTHER_INPUT if parts and row == "input" else "")
 
 
-def diagnose_augmentation(prover: Prover, words: str, sizes: Sequence[int]) -> str:
+def diagnose_augmentation(prover: Prover, config: Config, sizes: Sequence[int]) -> str:
     """Which words are to blame: each is tried by itself."""
-    guilty = []
+    guilty, words = [], words_of(config, "augment")
     for name, value in parse(words).items():
         word = f"{name}={value:g}" if WORDS[name].default is not None else name
-        prover.in_parallel(
-            [
-                lambda word=word: prover.observe(specs_of(prover, "augment", word, sizes[:1], ("stream",))),
-                lambda word=word: prover.observe(worker_specs_of(prover, "augment", word), workers=2),
-            ]
-        )
+        fitting = [size for size in sizes if fits(config, word, size)][:1]
+        tasks = [lambda word=word: prover.observe(specs_of(prover, "augment", word, fitting, ("stream",)))]
+        if fits(config, word, 2):
+            tasks.append(lambda word=word: prover.observe(worker_specs_of(prover, "augment", word), workers=2))
+        prover.in_parallel(tasks)
         if compare(prover, "augment", word).holds is False:
             guilty.append(name)
     return f"{OTHER_AUGMENTATION}: {', '.join(guilty) if guilty else 'only together'}"

@@ -140,11 +140,12 @@ def looks(prover: Prover, scope: Scope) -> list[Callable[[], Any]]:
         if not (scope.any_of(row) and inputs.has_images(scope.config)):
             continue
         words = inputs.words_of(scope.config, row)
-        specs = inputs.specs_of(prover, row, words, scope.sizes)
+        specs = inputs.specs_of(prover, row, words, [n for n in scope.sizes if inputs.fits(scope.config, words, n)])
         for part in [[spec] for spec in specs] if scope.gpus else [specs]:
             tasks.append(lambda part=part: prover.observe(part))
-        workers = inputs.worker_specs_of(prover, row, words)
-        tasks.append(lambda workers=workers: prover.observe(workers, workers=2))
+        if inputs.fits(scope.config, words, 2):
+            workers = inputs.worker_specs_of(prover, row, words)
+            tasks.append(lambda workers=workers: prover.observe(workers, workers=2))
     return tasks
 
 

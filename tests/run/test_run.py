@@ -5,6 +5,7 @@ import logging
 
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -322,3 +323,15 @@ def test_a_weight_that_the_loss_does_not_use_keeps_its_value(run, tmp_path, monk
     run(optimizer="sgd", weight_decay=0.0)
     spare = [value for name, value in weights(tmp_path / "run").items() if "spare" in name and name.startswith("model")]
     np.testing.assert_array_equal(spare, [np.ones(3)])
+
+
+def test_waiting_for_input_is_told_once(run, tmp_path, capfd):
+    """Large images that take far longer to decode than a small model takes to train on them."""
+    for i in range(20):
+        path = tmp_path / "photos" / ("a" if i % 2 else "b") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.effect_noise((900, 900), 60).convert("RGB").save(path, compress_level=1)
+    flags = {"dataset": f"images:{tmp_path / 'photos'}", "input": "stream", "image_size": 8, "batch_size": 8}
+    run(**flags, train_steps=60, log_every=10, steps_per_call=10, eval_every=0, checkpoint_every=0, replicas=1)
+    told = [line for line in capfd.readouterr().err.splitlines() if "of the time is spent waiting for input" in line]
+    assert len(told) == 1 and "--input=resident" in told[0]
