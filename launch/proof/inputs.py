@@ -91,9 +91,11 @@ def diagnose_augmentation(prover: Prover, config: Config, sizes: Sequence[int]) 
     for name, value in parse(words).items():
         word = f"{name}={value:g}" if WORDS[name].default is not None else name
         fitting = [size for size in sizes if fits(config, word, size)][:1]
-        tasks = [lambda word=word: prover.observe(specs_of(prover, "augment", word, fitting, ("stream",)))]
+        specs = specs_of(prover, "augment", word, fitting, ("stream",))
+        tasks = [lambda specs=specs: prover.observe(specs)]
         if fits(config, word, 2):
-            tasks.append(lambda word=word: prover.observe(worker_specs_of(prover, "augment", word), workers=2))
+            workers = worker_specs_of(prover, "augment", word)
+            tasks.append(lambda workers=workers: prover.observe(workers, workers=2))
         prover.in_parallel(tasks)
         if compare(prover, "augment", word).holds is False:
             guilty.append(name)
