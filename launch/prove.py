@@ -20,7 +20,6 @@ if __name__ == "__main__":
     process.check_requirements()
 
 import argparse
-import json
 import shutil
 import signal
 import time
@@ -99,7 +98,7 @@ def write(path: Path, flags: list[str], holds: bool, verdicts: Sequence[Verdict]
     facts = {"flags": flags, "holds": holds, "rows": [verdict.facts() for verdict in verdicts]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        files.write_text(path, files.to_json(facts, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise BadConfiguration(f"--json {path} cannot be written: {error.strerror}; name another") from None
 

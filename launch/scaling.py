@@ -19,7 +19,6 @@ if __name__ == "__main__":
     process.check_requirements(*process.REQUIREMENTS, "matplotlib")
 
 import argparse
-import json
 import os
 import signal
 import statistics
@@ -231,7 +230,7 @@ def main(settings: Settings) -> int:
             for point, rates in measured.rates.items()
         ]
         facts = {"flags": settings.flags, "cores": num_cores(), "points": points}
-        files.write_text(out / "scaling.json", json.dumps(facts, indent=2))
+        files.write_text(out / "scaling.json", files.to_json(facts, indent=2))
         files.write_text(out / "scaling.md", text + "\n")
         write_chart(out / "scaling.png", settings.series, measured)
     except KeyboardInterrupt:

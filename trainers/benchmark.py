@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import dataclasses
 import functools
-import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -232,7 +231,7 @@ def write(out: Path, facts: dict[str, Any], settings: Settings, results: Sequenc
         "rows": [result.facts() for result in results],
     }
     try:
-        files.write_text(out / "benchmark.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        files.write_text(out / "benchmark.json", files.to_json(record, indent=2, ensure_ascii=False) + "\n")
         files.write_text(out / "benchmark.md", describe(results) + "\n")
         charts.write_throughputs(out / "benchmark.png", results, f"{facts['device']}, {facts['cores']} cores")
     except OSError as error:

@@ -17,7 +17,6 @@ if __name__ == "__main__":
     process.check_requirements()
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -248,7 +247,7 @@ def write(settings: Settings, facts: dict[str, Any], text: str, sums: "Sums", st
     }
     title = f"{facts['device']}, {facts['cores']} cores; n = {settings.n:,}; {config.model}, batch {config.batch_size}"
     try:
-        files.write_text(out / "graph_benchmark.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        files.write_text(out / "graph_benchmark.json", files.to_json(record, indent=2, ensure_ascii=False) + "\n")
         charts.write_timings(out / "graph_benchmark.png", sums.timings, step.timings, title)
         graphs = {"sum_up_to": sums.graph, "train_step": step.graph}
         charts.write_events(out / "tensorboard", text, graphs)

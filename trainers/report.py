@@ -47,7 +47,7 @@ class Loaded(NamedTuple):
     def last(self, split: str) -> Mapping[str, Any]:
         """The last metrics of a split: those of the end of the run or, before that, the last line."""
         final = self.facts.get("final", {}).get(split, {})
-        return final or next((line for line in reversed(self.lines) if line["split"] == split), {})
+        return reading.numbers(final) or next((line for line in reversed(self.lines) if line["split"] == split), {})
 
 
 def load(directory: Path) -> Loaded:

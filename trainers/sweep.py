@@ -23,6 +23,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import json
+import math
 import random
 import signal
 import subprocess
@@ -177,7 +178,9 @@ class Outcome:
     @property
     def score(self) -> float | None:
         """The value of the metric at the end of the run; None if it is not complete."""
-        return self.facts.get("final", {}).get("eval", {}).get(self.metric) if self.code == OK else None
+        return (
+            reading.numbers(self.facts.get("final", {}).get("eval", {})).get(self.metric) if self.code == OK else None
+        )
 
     def __str__(self) -> str:
         if self.score is not None:
@@ -249,7 +252,9 @@ def ranked(outcomes: Sequence[Outcome]) -> list[tuple[int, Outcome]]:
     ranks = []
     for metric in dict.fromkeys(outcome.metric for outcome in scored):
         group = [outcome for outcome in scored if outcome.metric == metric]
-        group.sort(key=lambda outcome: outcome.score, reverse=group[0].largest_first)
+        sign = -1 if group[0].largest_first else 1
+        # What is not a number is worse than any.
+        group.sort(key=lambda outcome: math.inf if math.isnan(outcome.score) else sign * outcome.score)
         ranks += enumerate(group, 1)
     return ranks
 
@@ -296,7 +301,7 @@ def main(settings: Settings) -> int:
     text = ranking(outcomes, settings.swept)
     facts = [{"run": o.name, "code": o.code} | ({o.metric: o.score} if o.metric else {}) for o in outcomes]
     files.write_text(folder / "ranking.md", text + "\n")
-    files.write_text(folder / "ranking.json", json.dumps(facts, indent=2) + "\n")
+    files.write_text(folder / "ranking.json", files.to_json(facts, indent=2) + "\n")
     print(text)
     if sweep.stopped:
         print("stopped; the same command continues")

@@ -20,7 +20,6 @@ if __name__ == "__main__":
     process.check_requirements()
 
 import dataclasses
-import json
 import os
 import platform
 import textwrap
@@ -175,7 +174,7 @@ def _write_json(settings: Settings, results: Sequence["Result"]) -> None:
         "flags": dataclasses.asdict(settings),
         "results": [dataclasses.asdict(result) | {"agrees": result.agrees} for result in results],
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = files.to_json(record, indent=2, ensure_ascii=False) + "\n"
     try:
         files.write_text(Path(settings.json), text)
     except OSError as error:

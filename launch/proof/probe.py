@@ -199,7 +199,7 @@ def observe(run: Mapping[str, Any], out: Path) -> int:
         facts |= {"exit_code": CRASHED, "message": message, "error": type(error).__name__}
     facts["examples"] = observation.examples
     np.savez(out / f"{run['name']}.npz", **arrays)
-    files.write_text(out / f"{run['name']}.json", json.dumps(facts))
+    files.write_text(out / f"{run['name']}.json", files.to_json(facts))
     return facts["exit_code"]
 
 

@@ -186,7 +186,7 @@ def compare_graphs(prover: Prover) -> Verdict:
     if failed := failure([("1 replica", run)]):
         return Verdict("graph", False, *failed)
     parts, holds = [], True
-    for name, value in run.facts["gradients"].items():
+    for name, value in reading.numbers(run.facts["gradients"]).items():
         if isinstance(value, str):
             parts.append(f"{name} cannot: {value}")
             continue
