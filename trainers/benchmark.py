@@ -4,12 +4,15 @@ python trainers/benchmark.py
 python trainers/benchmark.py --rows=mlp:32:1,resnet:128:2 --seconds=1
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements()
@@ -18,6 +21,7 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags, logging

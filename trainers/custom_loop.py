@@ -6,13 +6,16 @@ python trainers/custom_loop.py --flagfile=runs/first/flags.txt --run_dir=runs/ag
 python trainers/custom_loop.py --mode=evaluate --run_dir=runs/first
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above. Flags are checked before
     # TensorFlow is imported, which takes seconds; then `train` below is called.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.run.command import main
 
     main("trainers.custom_loop", __doc__)
@@ -20,6 +23,7 @@ if __name__ == "__main__":
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras

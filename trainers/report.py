@@ -4,12 +4,15 @@ python trainers/report.py runs/first
 python trainers/report.py runs/first runs/second --out=comparison.html
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements("matplotlib")
@@ -18,6 +21,7 @@ import argparse
 import html
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainers.record import files, reading

@@ -8,12 +8,15 @@ Each combination has a run_dir of its own under --sweep_dir. The same command co
 `launch/tensorboard.sh SWEEP_DIR` compares them in its HParams tab.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements()
@@ -29,6 +32,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trainers.record import files, reading

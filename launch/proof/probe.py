@@ -8,12 +8,15 @@ The specification: `{"out": DIRECTORY, "devices": N, "runs": [{"name", "flags", 
 `graph`.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie two above.
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements()
@@ -22,6 +25,7 @@ import hashlib
 import json
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
