@@ -162,7 +162,8 @@ class Deadline:
 
     def _begin(self) -> None:
         """Two chains, since who reads what is written may be stuck as well."""
-        faulthandler.register(_DUMP, all_threads=True)
+        # The descriptor: `sys.stderr` may be an object without one, in a notebook or a test.
+        faulthandler.register(_DUMP, file=2, all_threads=True)
         self._gates = Gate(), Gate()
         telling = [("sleep", GRACE_SECONDS), ("sem_wait", self._gates[0].address)]
         # At the end the first gate once more, which is closed by now: a chain that is done would end the process.
