@@ -11,8 +11,8 @@ installed already (a stamp holds its digest) costs a small file read and reaches
 The run-time lock is `gpu.txt` where an NVIDIA driver answers, else `cpu.txt`; `LOCKSTEP_DEVICE=cpu|gpu` overrides.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     if sys.version_info < (3, 11):  # noqa: UP036 - this runs before anything is installed
@@ -20,15 +20,18 @@ if __name__ == "__main__":
         print(f"{sys.argv[0]}: Python {version} is too old; use 3.11 or newer: PYTHON=python3.11", file=sys.stderr)
         sys.exit(2)
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
 
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import files, process

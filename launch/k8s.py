@@ -12,21 +12,24 @@ What follows `--` are the trainer's flags. Exit code 0: done; 2: a flag is wrong
 or has refused, in one line.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements("absl", "yaml", "tqdm")
 
 import argparse
 import dataclasses
-import os
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from launch.kube import kubectl as cluster

@@ -9,22 +9,25 @@ virtual devices (or the GPUs that are here) and with real processes for workers,
 variants that isolate the cause, and names it. Exit code 0: every row holds; 1: one does not; 2: a flag is wrong.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements()
 
 import argparse
-import json
 import shutil
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from launch.proof.prover import Prover, Stopped
@@ -98,7 +101,7 @@ def write(path: Path, flags: list[str], holds: bool, verdicts: Sequence[Verdict]
     facts = {"flags": flags, "holds": holds, "rows": [verdict.facts() for verdict in verdicts]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        files.write_text(path, files.to_json(facts, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise BadConfiguration(f"--json {path} cannot be written: {error.strerror}; name another") from None
 

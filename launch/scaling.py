@@ -8,24 +8,26 @@ and log lines. The rounds are interleaved; a point is the median over them. Virt
 have no more to compute with than one: there a perfect loop keeps its throughput, and an efficiency of 1/N is perfect.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements(*process.REQUIREMENTS, "matplotlib")
 
 import argparse
-import json
-import os
 import signal
 import statistics
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from launch.workers import visible_gpus
@@ -231,7 +233,7 @@ def main(settings: Settings) -> int:
             for point, rates in measured.rates.items()
         ]
         facts = {"flags": settings.flags, "cores": num_cores(), "points": points}
-        files.write_text(out / "scaling.json", json.dumps(facts, indent=2))
+        files.write_text(out / "scaling.json", files.to_json(facts, indent=2))
         files.write_text(out / "scaling.md", text + "\n")
         write_chart(out / "scaling.png", settings.series, measured)
     except KeyboardInterrupt:

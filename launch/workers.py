@@ -9,17 +9,19 @@ fails the others are ended and its code is returned; `--restarts=K` starts all a
 that this helps (75, 143, or a crash). Standard library only.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
 
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -27,6 +29,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from trainers.settings.exit_codes import NEVER_RETRIED, OK, PREEMPTED
 from trainers.world import process

@@ -4,21 +4,24 @@ python trainers/benchmark.py
 python trainers/benchmark.py --rows=mlp:32:1,resnet:128:2 --seconds=1
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements()
 
 import dataclasses
 import functools
-import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
@@ -231,7 +234,7 @@ def write(out: Path, facts: dict[str, Any], settings: Settings, results: Sequenc
         "rows": [result.facts() for result in results],
     }
     try:
-        files.write_text(out / "benchmark.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        files.write_text(out / "benchmark.json", files.to_json(record, indent=2, ensure_ascii=False) + "\n")
         files.write_text(out / "benchmark.md", describe(results) + "\n")
         charts.write_throughputs(out / "benchmark.png", results, f"{facts['device']}, {facts['cores']} cores")
     except OSError as error:

@@ -6,13 +6,16 @@ python trainers/custom_loop.py --flagfile=runs/first/flags.txt --run_dir=runs/ag
 python trainers/custom_loop.py --mode=evaluate --run_dir=runs/first
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above. Flags are checked before
     # TensorFlow is imported, which takes seconds; then `train` below is called.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.run.command import main
 
     main("trainers.custom_loop", __doc__)
@@ -20,6 +23,7 @@ if __name__ == "__main__":
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -30,12 +34,13 @@ from models import batch_norm, cards, optimizers, randomness
 from models.sums import Sums
 from trainers.input.dataset import Dataset
 from trainers.record.state import name_variables
-from trainers.run import examples, saved_model, start
+from trainers.run import examples, replica_layers, saved_model, start
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import InnerLoop, Source, Update
 from trainers.run.loss_scale import LossScale
 from trainers.run.replicas import MovingAverage, assign, first_local, on_replicas
 from trainers.settings.config import Config
+from trainers.settings.exit_codes import BadConfiguration
 from trainers.show import drawings, graphs
 from trainers.show.summaries import Summaries
 from trainers.world import private_api
@@ -64,7 +69,10 @@ class Supervised(InnerLoop):
             private_api.apply_without_reduction(self.optimizer)
             self.average = MovingAverage(self.weights, config.ema) if config.ema else None
             self.loss_scale = LossScale() if config.precision == "float16" else None
-        warn_of_equal_noise(self.model)
+            # On one replica they compute what they say.
+            for suspect in replica_layers.find(self.model, self.example_inputs()) if world.replicas > 1 else ():
+                logging.warning("%s", suspect)
+            self.ungraded: list[str] | None = None
 
     @property
     def weights(self) -> list[keras.Variable]:
@@ -107,6 +115,7 @@ class Supervised(InnerLoop):
         weights = self.weights
         with tf.name_scope("gradients"):
             gradients = tape.gradient(scaled, weights)
+            self.ungraded = [w.path for w, g in zip(weights, gradients, strict=True) if g is None]
             # A weight that the loss does not use has none; the tape's own zeros do not know Keras's variables.
             gradients = [
                 tf.zeros(w.shape, w.dtype) if g is None else g for g, w in zip(gradients, weights, strict=True)
@@ -193,6 +202,28 @@ class Supervised(InnerLoop):
             return Update(sums, (norm,), finite, gradients)
 
         return update
+
+    def check_traced(self) -> None:
+        """Refuses a model of which nothing is trained, and names weights that are not.
+
+        Raises:
+          BadConfiguration: no weight gets a gradient.
+        """
+        names, count = self.ungraded or [], len(self.weights)
+        if len(names) == count:
+            what = f"none of the {count} weights of the model gets a gradient" if count else "the model has no weight"
+            raise BadConfiguration(
+                f"--model {self.config.model}: {what}, so nothing would be trained; let the loss depend on the weights "
+                "through operations with a gradient, not argmax, round or a cast to whole numbers"
+            )
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            logging.warning("the loss does not depend on %s: no gradient trains it", shown)
+
+    @property
+    def metric_variables(self) -> dict[str, Any]:
+        """Those of Keras's metrics in the model, by the metric's name."""
+        return private_api.metric_variables_of(self.model)
 
     def rates(self, step: tf.Tensor) -> Sequence[tf.Tensor]:
         """The learning rate."""
@@ -324,15 +355,6 @@ def crosses_replicas(model: keras.Model, replicas: int) -> bool:
         if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
             return True
     return False
-
-
-def warn_of_equal_noise(model: keras.Model) -> None:
-    """Logs each layer of Keras that draws the same noise on every replica."""
-    for layer in private_api.layers_of(model):
-        if isinstance(layer, (keras.layers.Dropout, keras.layers.GaussianNoise)):
-            logging.warning(
-                "layer %s draws the same noise on every replica; use models.layers.Dropout instead", layer.path
-            )
 
 
 def train(config: Config, hooks: Hooks | None = None) -> start.Summary:

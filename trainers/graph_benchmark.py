@@ -1,25 +1,27 @@
 """What does @tf.function buy? Times a loop of small operations, and the trainer's own step, eager and compiled.
 
-python trainers/graph_benchmark.py
 python trainers/graph_benchmark.py --model=resnet --steps=10 --repeats=3
 python trainers/graph_benchmark.py --n=1000 --show_autograph
 tensorboard --logdir=runs/graph_benchmark
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements()
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 DEFAULT_STEPS_PER_CALL = 50
 # Beyond it the sum of squares exceeds int64.
 LARGEST_N = 3_000_000
-# The example that this repeats: seconds at n = 10,000, eager, and as a graph with its tracing.
+# What this repeats: seconds at n = 10,000, eager, and as a graph with its tracing.
 PUBLISHED = {"n": 10_000, "eager": 1.15, "graph": 0.31}
 
 
@@ -247,7 +249,7 @@ def write(settings: Settings, facts: dict[str, Any], text: str, sums: "Sums", st
     }
     title = f"{facts['device']}, {facts['cores']} cores; n = {settings.n:,}; {config.model}, batch {config.batch_size}"
     try:
-        files.write_text(out / "graph_benchmark.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        files.write_text(out / "graph_benchmark.json", files.to_json(record, indent=2, ensure_ascii=False) + "\n")
         charts.write_timings(out / "graph_benchmark.png", sums.timings, step.timings, title)
         graphs = {"sum_up_to": sums.graph, "train_step": step.graph}
         charts.write_events(out / "tensorboard", text, graphs)

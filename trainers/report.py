@@ -4,12 +4,15 @@ python trainers/report.py runs/first
 python trainers/report.py runs/first runs/second --out=comparison.html
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements("matplotlib")
@@ -18,6 +21,7 @@ import argparse
 import html
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainers.record import reading
@@ -47,7 +51,7 @@ class Loaded(NamedTuple):
     def last(self, split: str) -> Mapping[str, Any]:
         """The last metrics of a split: those of the end of the run or, before that, the last line."""
         final = self.facts.get("final", {}).get(split, {})
-        return final or next((line for line in reversed(self.lines) if line["split"] == split), {})
+        return reading.numbers(final) or next((line for line in reversed(self.lines) if line["split"] == split), {})
 
 
 def load(directory: Path) -> Loaded:

@@ -8,12 +8,15 @@ Each combination has a run_dir of its own under --sweep_dir. The same command co
 `launch/tensorboard.sh SWEEP_DIR` compares them in its HParams tab.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements()
@@ -23,11 +26,13 @@ import concurrent.futures
 import dataclasses
 import itertools
 import json
+import math
 import random
 import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trainers.record import reading
@@ -177,7 +182,9 @@ class Outcome:
     @property
     def score(self) -> float | None:
         """The value of the metric at the end of the run; None if it is not complete."""
-        return self.facts.get("final", {}).get("eval", {}).get(self.metric) if self.code == OK else None
+        return (
+            reading.numbers(self.facts.get("final", {}).get("eval", {})).get(self.metric) if self.code == OK else None
+        )
 
     def __str__(self) -> str:
         if self.score is not None:
@@ -249,7 +256,9 @@ def ranked(outcomes: Sequence[Outcome]) -> list[tuple[int, Outcome]]:
     ranks = []
     for metric in dict.fromkeys(outcome.metric for outcome in scored):
         group = [outcome for outcome in scored if outcome.metric == metric]
-        group.sort(key=lambda outcome: outcome.score, reverse=group[0].largest_first)
+        sign = -1 if group[0].largest_first else 1
+        # What is not a number is worse than any.
+        group.sort(key=lambda outcome: math.inf if math.isnan(outcome.score) else sign * outcome.score)
         ranks += enumerate(group, 1)
     return ranks
 
@@ -296,7 +305,7 @@ def main(settings: Settings) -> int:
     text = ranking(outcomes, settings.swept)
     facts = [{"run": o.name, "code": o.code} | ({o.metric: o.score} if o.metric else {}) for o in outcomes]
     files.write_text(folder / "ranking.md", text + "\n")
-    files.write_text(folder / "ranking.json", json.dumps(facts, indent=2) + "\n")
+    files.write_text(folder / "ranking.json", files.to_json(facts, indent=2) + "\n")
     print(text)
     if sweep.stopped:
         print("stopped; the same command continues")

@@ -9,22 +9,24 @@ TensorFlow's when another process takes a core. Values do not depend on the load
 Exit code: 0 if every value agrees with NumPy, 1 if a value does not, 2 for a flag that breaks a rule.
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.world import process
 
     process.check_requirements()
 
 import dataclasses
-import json
-import os
 import platform
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags, logging
@@ -174,7 +176,7 @@ def _write_json(settings: Settings, results: Sequence["Result"]) -> None:
         "flags": dataclasses.asdict(settings),
         "results": [dataclasses.asdict(result) | {"agrees": result.agrees} for result in results],
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = files.to_json(record, indent=2, ensure_ascii=False) + "\n"
     try:
         files.write_text(Path(settings.json), text)
     except OSError as error:

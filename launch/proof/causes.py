@@ -18,6 +18,8 @@ CHANGES = {
     "frozen statistics": "batch statistics per replica",
     "no penalties": "a penalty counted once per replica",
 }
+# What the probe calls the layers that a change is about.
+SUSPECTS = {"no noise": "noise", "frozen statistics": "statistics"}
 AS_IT_IS, UNCLIPPED, ALL_OFF = "as it is", "without clipping", "with all of it off"
 SHOWN_NAMES = 3
 
@@ -68,12 +70,15 @@ def diagnose_sizes(prover: Prover, config: Config, size: int) -> str:
         return cause
     for change, cause in CHANGES.items():
         if variants.agree(f"with {change}"):
-            return f"{cause}: with {change} the sizes agree (1 and {size})"
+            return f"{cause}{variants.layers(change)}: with {change} the sizes agree (1 and {size})"
     if cause := variants.wrong_scale(ALL_OFF):
         return cause
     if variants.agree(ALL_OFF):
-        return f"more than one of: {', '.join(CHANGES.values())}; or --weight_decay or --ema"
-    return f"not found: the sizes differ with {', '.join(CHANGES)} and without clipping too"
+        causes = (f"{cause}{variants.layers(change)}" for change, cause in CHANGES.items())
+        return f"more than one of: {', '.join(causes)}; or --weight_decay or --ema"
+    found = [names for change in CHANGES if (names := variants.layers(change))]
+    looked_at = f"; look at{','.join(found)}" if found else ""
+    return f"not found: the sizes differ with {', '.join(CHANGES)} and without clipping too{looked_at}"
 
 
 class Variants:
@@ -117,6 +122,12 @@ class Variants:
         single, several = self.pair(variant)
         base, perturbed = self.pair(AS_IT_IS)[0], self.prover.runs[f"{AS_IT_IS}, perturbed"]
         return differences.agree(single.saved, several.saved, base.saved, perturbed.saved)
+
+    def layers(self, change: str) -> str:
+        """The layers that the probe suspects of what the change takes away, in brackets; empty if there are none."""
+        paths = self.pair(AS_IT_IS)[0].facts.get("suspects", {}).get(SUSPECTS.get(change, ""), [])
+        more = f" and {len(paths) - SHOWN_NAMES} more" if len(paths) > SHOWN_NAMES else ""
+        return f" (layer {', '.join(paths[:SHOWN_NAMES])}{more})" if paths else ""
 
     def wrong_scale(self, variant: str) -> str:
         """The cause that the ratio of the first gradients shows, or nothing."""

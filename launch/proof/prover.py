@@ -34,7 +34,8 @@ class Run(NamedTuple):
     """What a run under observation left: facts, arrays, and its lines of metrics by (split, step).
 
     Facts: `exit_code`, `message`, `error` (name of the exception's class), `traces`, `replicas`, `resumed_from`,
-    `examples` (step → first example of a part → digests of its examples), `gradients`.
+    `examples` (step → first example of a part → digests of its examples), `gradients`, `suspects` (kind → paths of the
+    layers that depend on the number of replicas).
     """
 
     facts: Mapping[str, Any]

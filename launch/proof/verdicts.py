@@ -1,5 +1,6 @@
 """The rows of the table: what the runs of a prover say about each."""
 
+import math
 import random
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -181,17 +182,23 @@ def compare_traces(prover: Prover) -> Verdict:
 
 
 def compare_graphs(prover: Prover) -> Verdict:
-    """Gradients computed eagerly, in a graph, and under XLA."""
+    """Gradients computed eagerly, in a graph, and under XLA.
+
+    At a kink of a ReLU rounding alone makes a gradient jump. What is another computation differs nearby too.
+    """
     run = prover.runs["SGD, 1 replica"]
     if failed := failure([("1 replica", run)]):
         return Verdict("graph", False, *failed)
     parts, holds = [], True
-    for name, value in run.facts["gradients"].items():
-        if isinstance(value, str):
-            parts.append(f"{name} cannot: {value}")
+    for name, values in run.facts["gradients"].items():
+        if isinstance(values, str):
+            parts.append(f"{name} cannot: {values}")
             continue
-        parts.append(f"{name} {value:.1e} from eager")
-        holds &= value <= REORDERED
+        values = [math.inf if value is None else value for value in values]
+        least = min(values)
+        jump = f" ({values[0]:.1e} where the gradient jumps)" if least <= REORDERED < values[0] else ""
+        parts.append(f"{name} {least:.1e} from eager{jump}")
+        holds &= least <= REORDERED
     cause = "" if holds else "the step does not compute the same in a graph: it draws, counts or reads in Python"
     return Verdict("graph", holds, f"gradients: {'; '.join(parts)}; allowed {REORDERED:.0e}", cause)
 

@@ -14,7 +14,9 @@ import time
 import pytest
 from conftest import ROOT, short
 
+from launch.proof.prover import Prover, Run
 from launch.proof.rows import ROWS, scope_of
+from launch.proof.verdicts import compare_graphs
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.rules import resolve
@@ -53,6 +55,7 @@ LOOP, OUTER, MLP = "trainers/custom_loop.py", "trainers/run/training.py", "model
 INDEXED = "trainers/input/indexed.py"
 CLIPPED = """            values = [tf.stop_gradient(value) for value in (*gradients, sums)]
 """
+NOISE = "the same noise on all replicas, or noise that depends on their number"
 MUTANTS = {
     "loss divided by the local batch": (
         {LOOP: [("tf.reduce_sum(losses) / config.batch_size +", "tf.reduce_mean(losses) +")]},
@@ -100,12 +103,40 @@ MUTANTS = {
             ]
         },
         ("--model=mlp", "--rows=replicas"),
-        {"replicas, SGD": "batch statistics per replica"},
+        {"replicas, SGD": "batch statistics per replica (layer mlp/norm)"},
     ),
     "the same noise on all replicas": (
         {MLP: [("layers.Dropout(dropout, name=", "keras.layers.Dropout(dropout, name=")]},
         ("--model=mlp", "--rows=replicas"),
-        {"replicas, SGD": "the same noise on all replicas"},
+        {"replicas, SGD": NOISE + " (layer mlp/dropout_"},
+    ),
+    "an augmentation of Keras": (
+        {
+            MLP: [
+                (
+                    'self.flatten = keras.layers.Flatten(name="flatten")',
+                    'self.flatten = keras.layers.Flatten(name="flatten")\n'
+                    '        self.flip = keras.layers.RandomFlip(name="flip")',
+                ),
+                ("x = self.flatten(x)", "x = self.flatten(self.flip(x, training=training))"),
+            ]
+        },
+        ("--model=mlp", "--rows=replicas"),
+        {"replicas, SGD": NOISE + " (layer mlp/flip)"},
+    ),
+    "a recurrent layer of Keras with dropout": (
+        {
+            MLP: [
+                (
+                    'self.flatten = keras.layers.Flatten(name="flatten")',
+                    'self.flatten = keras.layers.LSTM(16, dropout=0.2, recurrent_dropout=0.2, name="lstm")\n'
+                    '        self.rows = keras.layers.Reshape((8, 8), name="rows")',
+                ),
+                ("x = self.flatten(x)", "x = self.flatten(self.rows(x), training=training)"),
+            ]
+        },
+        ("--model=mlp", "--rows=replicas"),
+        {"replicas, SGD": NOISE + " (layer mlp/lstm/lstm_cell)"},
     ),
     "a penalty for each replica": (
         {LOOP: [("tf.add_n(model.losses) / parts if", "tf.add_n(model.losses) if")]},
@@ -307,6 +338,31 @@ def test_rows_that_need_two_devices_are_refused_where_they_are_named():
     assert scope_of(odd, ("resume",), gpus=0).sizes == ()
     with pytest.raises(BadConfiguration, match="--batch_size 7 does not divide over 2 replicas"):
         scope_of(odd, ROWS, gpus=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "holds", "text"),
+    [
+        ([1.5e-6], True, "XLA 1.5e-06 from eager;"),
+        ([6e-4, 1.5e-6], True, "XLA 1.5e-06 from eager (6.0e-04 where the gradient jumps);"),
+        ([6e-4, 5e-4, 7e-4], False, "XLA 5.0e-04 from eager;"),
+        ([None, None], False, "XLA inf from eager;"),
+    ],
+)
+def test_a_gradient_that_jumps_where_it_stands_is_judged_nearby(tmp_path, values, holds, text):
+    prover = Prover([], 3, lambda line: None)
+    prover.runs["SGD, 1 replica"] = Run({"exit_code": 0, "gradients": {"graph": [0.0], "XLA": values}}, {}, {})
+    verdict = compare_graphs(prover)
+    assert verdict.holds is holds and text in verdict.text and bool(verdict.cause) is not holds
+    prover.folder.rmdir()
+
+
+def test_the_gradients_of_resnet_agree_where_a_relu_flips(tmp_path, data_dir):
+    """After 3 updates rounding under XLA switches one ReLU of 65,536 on this batch."""
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    flags = ("--model=resnet", "--rows=graph", "--steps=3", "--optimizer=sgd")
+    code, output, _ = prove(tmp_path, data_dir, *flags)
+    assert code == 0, output
 
 
 def test_a_signal_ends_it_with_its_children_and_leaves_nothing(mutant, data_dir, tmp_path):

@@ -18,6 +18,14 @@ def test_the_runs_say_which_direction_is_better(mode, names):
     assert sweep.ranking(outcomes, []).splitlines()[0].split(" | ")[1].strip() == "loss"
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("none", [None, float("nan")])
+def test_a_score_that_is_no_number_is_the_last(mode, none):
+    outcomes = [outcome("a", "loss", mode, none), outcome("b", "loss", mode, 0.3), outcome("c", "loss", mode, none)]
+    assert [ranked.name for _, ranked in sweep.ranked(outcomes)] == ["b", "a", "c"]
+    assert "nan" in sweep.ranking(outcomes, [])
+
+
 def test_runs_of_different_metrics_are_ranked_apart():
     outcomes = [
         outcome("a", "accuracy", "max", 0.8),

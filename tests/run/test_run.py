@@ -3,7 +3,6 @@
 import json
 import logging
 
-import keras
 import numpy as np
 import PIL.Image
 import pytest
@@ -275,17 +274,6 @@ def test_the_next_step_of_a_cadence_is_the_next_at_which_it_is_due():
         for step in range(20):
             following = next(s for s in range(step + 1, 21) if due(s, every, 20))
             assert next_due(step, every, 20) == following
-
-
-def test_a_keras_dropout_is_warned_of(run, monkeypatch, caplog):
-    class Old(mlp.MLP):
-        def __init__(self, *arguments, **keywords):
-            super().__init__(*arguments, **keywords)
-            self.drops = [keras.layers.Dropout(0.1, name=f"old_{i}") for i in range(2)]
-
-    monkeypatch.setattr(mlp, "build", lambda spec: (Old(spec.num_classes, name="mlp"), tasks.classification(spec)))
-    run(train_steps=1)
-    assert "draws the same noise on every replica" in caplog.text
 
 
 def test_the_checkpoint_holds_every_variable_of_model_optimizer_and_loop(run, tmp_path):

@@ -1,5 +1,6 @@
 """A process that is to end ends: with nobody to read what it says, or with its main thread stuck outside of Python."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -120,3 +121,65 @@ def test_a_demand_for_a_profile_before_the_loop_runs_ends_nothing():
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.stdout == "alive\n" and done.returncode == 0
+
+
+def test_contexts_one_after_another_leave_no_file_open():
+    code = """
+import os, signal
+from trainers.world.signals import Preemption
+def used():
+    return len(os.listdir("/proc/self/fd"))
+with Preemption():
+    pass
+before = used()
+for count in range(20):
+    with Preemption():
+        if count % 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+assert used() == before, used()
+print("alive")
+"""
+    process = start(code)
+    assert process.wait(60) == 0 and process.stdout.read() == "alive\n"
+
+
+SCRIPTS = [
+    *(f"trainers/{name}.py" for name in ("custom_loop", "benchmark", "graph_benchmark", "tensor_check")),
+    *("trainers/sweep.py", "trainers/report.py", "launch/prove.py", "launch/workers.py", "launch/k8s.py"),
+    *("launch/scaling.py", "launch/environment.py", "launch/proof/probe.py"),
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_from_its_first_statement_a_script_ends_quietly_on_a_signal(script):
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", ROOT / script],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    began, seen = False, []
+    for line in process.stderr:  # a line for each import, when it is done: any after that of signals is after the call
+        seen.append(line)
+        if began:
+            break
+        began = line.rpartition("|")[2].strip() == "trainers.world.signals"
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(60) == 143, rest
+    assert "Traceback" not in rest
+    ours = [line.rpartition("|")[2].strip() for line in seen]
+    heavy = {"argparse", "pathlib", "absl", "ctypes", "numpy", "json", "tensorflow"} & set(
+        ours[: ours.index("trainers.world.signals")]
+    )
+    assert not heavy - set(startup_imports()), "what takes time is imported after the call"
+
+
+@functools.cache
+def startup_imports():
+    """What Python itself imports before a script, with the site of this environment."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", ""], capture_output=True, text=True, check=True
+    ).stderr
+    return [line.rpartition("|")[2].strip() for line in done.splitlines()]

@@ -1,13 +1,21 @@
 """Files are whole or not there, whatever happens while they are written."""
 
+import json
+import math
 import os
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
+from models import metrics
+from trainers import report, sweep
+from trainers.record import reading
+from trainers.run import start
+from trainers.settings.config import Config
 from trainers.world import files
 
 
@@ -48,3 +56,39 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_old_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL and path.read_text() == "old"
     assert os.listdir(tmp_path) != []
+
+
+def test_what_is_not_finite_is_null_in_json_and_no_number_when_it_is_read():
+    facts = {"loss": math.nan, "final": {"eval": {"r2": -math.inf}, "all": (1.5, np.float64("inf"), True, None, "NaN")}}
+    text = files.to_json(facts)
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found == {"loss": None, "final": {"eval": {"r2": None}, "all": [1.5, None, True, None, "NaN"]}}
+    assert math.isnan(reading.numbers(found)["loss"])
+
+
+def test_every_file_of_json_is_written_by_the_one_function():
+    """The others write what no metric is in: messages between processes, digests, and what Kubernetes is given."""
+    messages = {"world/cluster.py", "world/rendezvous.py", "record/checkpoints.py", "world/files.py"}
+    messages |= {"workers.py", "environment.py", "proof/prover.py", "kube/submission.py"}
+    writers = {
+        str(path.relative_to(ROOT / room))
+        for room in ("trainers", "launch", "models")
+        for path in (ROOT / room).rglob("*.py")
+        if "json.dump" in path.read_text()
+    }
+    assert writers <= messages
+
+
+def test_a_run_whose_metrics_are_no_numbers_is_read_by_everybody(run, monkeypatch):
+    monkeypatch.setattr(metrics.Accuracy, "result_of", lambda self, total, count: total[0] * np.nan)
+    summary = run("first", train_steps=4, eval_every=2, log_every=1)
+    texts = [(summary.run_dir / "run.json").read_text()]
+    for text in (*texts, *(summary.run_dir / "metrics.jsonl").read_text().splitlines()):
+        json.loads(text, parse_constant=pytest.fail)
+    facts = reading.read_run(summary.run_dir)
+    assert facts["final"]["eval"]["accuracy"] is None
+    for again in (run("first", train_steps=4, eval_every=2), start.complete_already(Config(**facts["flags"]))):
+        assert math.isnan(again.eval["accuracy"]) and again.eval["loss"] == summary.eval["loss"]
+    assert "accuracy nan" in str(sweep.Outcome("first", 0, facts))
+    page = report.page([report.load(summary.run_dir)])
+    assert "<td>nan</td>" in page and "<svg" in page

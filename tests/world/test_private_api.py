@@ -16,6 +16,27 @@ def test_layers_of_a_model_are_found_at_every_depth():
     assert {"net", "hidden_1", "hidden_2", "logits"} <= names
 
 
+def test_a_layer_knows_its_own_layers_state_and_metrics():
+    class Holder(keras.Model):
+        def __init__(self):
+            super().__init__(name="holder")
+            self.rows = [[keras.layers.LSTM(2, dropout=0.1, name="lstm")], keras.layers.BatchNormalization(name="norm")]
+            self.mean = keras.metrics.Mean(name="mean")
+
+        def call(self, x, training=False):
+            return self.rows[1](self.rows[0][0](x, training=training), training=training)
+
+    model = Holder()
+    model(tf.zeros([1, 3, 4]))
+    assert [layer.name for layer in private_api.sublayers_of(model)] == ["lstm", "norm"]
+    lstm, norm = private_api.sublayers_of(model)
+    assert [variable.name for variable in private_api.own_state_of(norm)[1]] == ["moving_mean", "moving_variance"]
+    assert private_api.own_state_of(lstm) == ([], [])
+    (cell,) = private_api.sublayers_of(lstm)
+    assert [variable.name for variable in private_api.own_state_of(cell)[0]] == ["seed_generator_state"]
+    assert list(private_api.metric_variables_of(model)) == ["mean/total", "mean/count"]
+
+
 def test_an_optimizer_applies_gradients_as_they_are():
     devices = [device.name for device in tf.config.list_logical_devices("CPU")[:2]]
     strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())

@@ -21,6 +21,8 @@ RESIDENT_BYTES = 1 << 30
 # What images of varying size are resized to.
 COMMON_IMAGE_SIZE = 224
 _READ_BATCH = 1024
+# Standard deviations by which a prepared number may be off for being held in float32; relative beyond 1.
+DIGITS_LOST = 1e-5
 
 # Mean and deviation of channels that are scaled to [-1, 1].
 HALF = (0.5, 0.5, 0.5)
@@ -197,17 +199,27 @@ def image_preparation(options: ImageOptions, channels: int) -> Callable[[Feature
 
 
 def standardized_rows(name: str, train: Split, evaluation: Split, num_classes: int, identity: str) -> Dataset:
-    """Rows of numbers: splits with `features: [size, columns]` and `target: [size, …]`.
+    """Rows of numbers: splits with `features: [size, columns]` and `target: [size, …]`, float32 or float64.
 
     Features, and a target that is not a class, are prepared as standard deviations from the mean of the training split.
-    `num_classes`: 0 for regression. `identity`: goes into the fingerprint.
+    They are held in float32 as they are, except for columns that would lose digits there (a time in milliseconds):
+    these are held standardized, which is computed in float64. `num_classes`: 0 for regression. `identity`: goes into
+    the fingerprint.
     """
-    mean, deviation = _scale(train.arrays["features"])
-    target_mean, target_deviation = (0, 1) if num_classes else _scale(train.arrays["target"])
+    keys = ("features",) if num_classes else ("features", "target")
+    scales, held = {}, [dict(split.arrays) for split in (train, evaluation)]
+    for key in keys:
+        *arrays, scales[key], changed = _scaled(*(arrays[key] for arrays in held))
+        for split, array in zip(held, arrays, strict=True):
+            split[key] = array
+        identity += changed
+    train, evaluation = (
+        dataclasses.replace(split, arrays=arrays) for split, arrays in zip((train, evaluation), held, strict=True)
+    )
 
     def prepare(features: Features) -> tuple[tf.Tensor, tf.Tensor]:
-        inputs = (features["features"] - mean) / deviation
-        return inputs, features["target"] if num_classes else (features["target"] - target_mean) / target_deviation
+        scaled = {key: (features[key] - mean) / deviation for key, (mean, deviation) in scales.items()}
+        return scaled["features"], scaled.get("target", features["target"])
 
     columns, target_shape = train.arrays["features"].shape[1:], train.arrays["target"].shape[1:]
     task = "classification" if num_classes else "regression"
@@ -215,8 +227,22 @@ def standardized_rows(name: str, train: Split, evaluation: Split, num_classes: i
     return Dataset(name, spec, train, evaluation, fingerprint(identity, train, evaluation), prepare)
 
 
-def _scale(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column, float32; a column that is constant is divided by 1."""
-    wide = array.astype(np.float64)
-    deviation = wide.std(axis=0)
-    return wide.mean(axis=0).astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
+def _scaled(train: np.ndarray, evaluation: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple, str]:
+    """Both splits as they are held, float32; mean and deviation by which they are prepared; what tells changed columns.
+
+    The last is a part of the fingerprint, and empty if every column is held as it is.
+    """
+    wide = [array.astype(np.float64) for array in (train, evaluation)]
+    mean, deviation = wide[0].mean(axis=0), wide[0].std(axis=0)
+    # Of equal values the mean, and so the deviation, may be off by a rounding.
+    deviation = np.where((deviation > 0) & (np.ptp(wide[0], axis=0) > 0), deviation, 1)
+    exact = [(array - mean) / deviation for array in wide]
+    narrow_mean, narrow_deviation = mean.astype(np.float32), deviation.astype(np.float32)
+    with np.errstate(all="ignore"):
+        narrow = [(array.astype(np.float32) - narrow_mean) / narrow_deviation for array in wide]
+        apart = [np.abs(a - b) / np.maximum(np.abs(b), 1) for a, b in zip(narrow, exact, strict=True)]
+    changed = ~np.all(np.concatenate(apart) <= DIGITS_LOST, axis=0)  # not a number is not below it
+    held = [np.where(changed, a, b).astype(np.float32) for a, b in zip(exact, wide, strict=True)]
+    scale = np.where(changed, 0, narrow_mean), np.where(changed, 1, narrow_deviation)
+    told = f"{np.flatnonzero(changed)}{mean[changed]}{deviation[changed]}" if changed.any() else ""
+    return *held, scale, told

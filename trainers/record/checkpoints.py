@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -116,7 +117,7 @@ class Checkpoints:
             "format": _FORMAT,
             "step": step,
             "identity": self.identity,
-            "metrics": dict(metrics or {}),
+            "metrics": files.without_nan(metrics or {}),
             "variables": {n: {"shape": list(state[n].shape), "dtype": dtypes[n]} for n in names},
             "files": {path.name: digest(path) for path in sorted(aside.iterdir())},
         }
@@ -134,17 +135,24 @@ class Checkpoints:
         return reading.manifest(self.run_dir, step)
 
     def best(self) -> tuple[int, float] | None:
-        """Step and value of the best evaluated checkpoint, the earliest of equals; None if none was evaluated."""
+        """Step and value of the best evaluated checkpoint, the earliest of equals; None if there is none.
+
+        A value that is not finite is no evaluation.
+        """
         scored = []
         for step in self.steps():
             with contextlib.suppress(OSError, ValueError, KeyError):
-                scored.append((step, self._manifest(step)["metrics"][self.metric]))
+                value = self._manifest(step)["metrics"][self.metric]
+                if value is not None and math.isfinite(value):
+                    scored.append((step, value))
         sign = 1 if self.mode == "min" else -1
         return min(scored, key=lambda pair: (sign * pair[1], pair[0]), default=None)
 
     def improves(self, metrics: Mapping[str, float]) -> bool:
         """Whether an evaluation beats the best checkpoint on disk."""
         best, value = self.best(), metrics[self.metric]
+        if not math.isfinite(value):
+            return False
         return best is None or (value < best[1] if self.mode == "min" else value > best[1])
 
     def _retain(self) -> None:

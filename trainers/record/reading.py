@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import re
 import time
 from collections.abc import Collection, Mapping
@@ -42,13 +43,18 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         raise BadConfiguration(f"{path} cannot be read: {error}; move it away or name another --run_dir") from None
 
 
+def numbers(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics as it was measured: what is not finite is null in JSON, and not a number here."""
+    return {name: math.nan if value is None else value for name, value in line.items()}
+
+
 def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl. One that a killed process left unfinished is left out."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
         for line in (run_dir / METRICS).read_text().splitlines():
             with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
+                lines.append(numbers(json.loads(line)))
     return lines
 
 

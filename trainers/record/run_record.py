@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import errno
 import fcntl
-import json
 import platform
 import resource
 from collections.abc import Mapping, Sequence
@@ -102,7 +101,7 @@ class RunRecord:
         """Adds facts to run.json and writes it."""
         self.facts.update(facts)
         if self.writes:
-            files.write_text(self.directory / reading.RUN, json.dumps(self.facts, indent=2, allow_nan=True) + "\n")
+            files.write_text(self.directory / reading.RUN, files.to_json(self.facts, indent=2) + "\n")
 
     def end(self, exit_code: int, reason: str, **facts: Any) -> None:
         """Completes run.json."""
@@ -121,7 +120,7 @@ class RunRecord:
         if not self.writes:
             return
         with open(self.metrics_path, "a") as file:
-            file.write("".join(json.dumps(dict(line)) + "\n" for line in lines))
+            file.write("".join(files.to_json(line) + "\n" for line in lines))
 
     def sync_metrics(self) -> None:
         """Brings metrics.jsonl to the disk, before a checkpoint covers its lines."""
@@ -132,7 +131,7 @@ class RunRecord:
         """Drops the lines after a step: the resumed run writes them again."""
         if self.writes and self.metrics_path.exists():
             kept = [line for line in reading.metric_lines(self.directory) if line["step"] <= step]
-            files.write_text(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+            files.write_text(self.metrics_path, "".join(files.to_json(line) + "\n" for line in kept))
 
     def last(self, split: str) -> dict[str, Any]:
         """The last line of a split, or an empty one."""

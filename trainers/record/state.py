@@ -54,14 +54,28 @@ def unsaved_variables(
     return [(name, handle, dtype, shape) for handle, name, dtype, shape in captured if id(handle) not in saved]
 
 
-def check_complete(strategy: tf.distribute.Strategy, variables: Mapping[str, Any], *functions: Any) -> None:
+def check_complete(
+    strategy: tf.distribute.Strategy,
+    variables: Mapping[str, Any],
+    *functions: Any,
+    metrics: Mapping[str, Any] | None = None,
+) -> None:
     """Checks that each variable that a compiled function uses is among those that are saved.
+
+    `metrics`: variables of metrics inside of models, by name, for which there is another remedy.
 
     Raises:
       UnsavedVariable: one is not: a plain `tf.Variable` that Keras does not track, for instance.
     """
+    metric_of = {id(part.handle): name for name, v in (metrics or {}).items() for part in components(v)}
     for function in functions:
-        for name, _, _, shape in unsaved_variables(strategy, variables, function):
+        for name, handle, _, shape in unsaved_variables(strategy, variables, function):
+            if metric := metric_of.get(id(handle)):
+                raise UnsavedVariable(
+                    f"the model updates its metric {metric} when it is called: each replica counts its own examples "
+                    "there, and no checkpoint holds it; take it out of the model, and name a "
+                    "models.metrics.StreamingMetric in its task"
+                )
             raise UnsavedVariable(
                 f"variable {name or f'of shape {shape}'} is used in training but would be missing from checkpoints; "
                 "make it with add_weight, or assign the layer that holds it to an attribute of the model"

@@ -91,6 +91,14 @@ class InnerLoop(abc.ABC):
     def make_evaluation(self, source: Source) -> tf.types.experimental.PolymorphicFunction:
         """The compiled evaluation `() -> [len(eval_names)]`, float64: one pass over the eval split."""
 
+    def check_traced(self) -> None:  # noqa: B027 - a loop need not check
+        """Called once the step is traced. Raises BadConfiguration where what was traced would train nothing."""
+
+    @property
+    def metric_variables(self) -> Mapping[str, Any]:
+        """Variables of metrics that models hold, by name: no step may change them, since nothing sums or saves them."""
+        return {}
+
     # What people see --------------------------------------------------------------------------------------------
 
     @property

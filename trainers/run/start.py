@@ -62,7 +62,7 @@ def complete_already(config: Config) -> Summary | None:
     facts, run_dir = reading.completed(config), Path(config.run_dir)
     if not facts or not reading.has_checkpoint(run_dir, facts["step"]):
         return None
-    final = facts["final"]
+    final = {split: reading.numbers(line) for split, line in facts["final"].items()}
     process.say(f"complete already: {words(final['eval'])}  in {run_dir}")
     return Summary(facts["step"], final["train"], final["eval"], run_dir, 0)
 

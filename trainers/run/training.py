@@ -148,7 +148,9 @@ class Training:
             self.train_call = train_call.get_concrete_function()
             self.evaluation = evaluation.get_concrete_function()
             self.hooks.traced(loop, self.train_call)
-            state.check_complete(world.strategy, loop.variables, self.train_call, self.evaluation)
+            functions = self.train_call, self.evaluation
+            state.check_complete(world.strategy, loop.variables, *functions, metrics=loop.metric_variables)
+            loop.check_traced()
             self.forward = loop.forward_graphs()
             flops = self.record.facts["flops_per_step"] = loop.flops_of_step(self.forward)
         self.progress = Progress(self.step, config.train_steps, silent=not world.chief)

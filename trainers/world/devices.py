@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from trainers.settings.config import DEFAULT_CPU_REPLICAS, FIXED, SHARED, Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import rendezvous
+from trainers.world import quiet, rendezvous
 from trainers.world.cluster import Cluster
 
 # Dense 10¹² operations a second that the data sheets give: float32 (TF32 where there is one), bfloat16 and float16.
@@ -126,7 +126,7 @@ def without_proxy(cluster: Cluster) -> None:
 def set_up(config: Config, cluster: Cluster | None = None, log: Callable[[str], None] = print) -> World:
     """Configures TensorFlow for a run and starts the strategy, over the workers of `cluster` if there is one.
 
-    Sets the precision policy and determinism, lets GPUs grow their memory, and splits the CPU
+    Sets Keras's defaults, the precision policy and determinism, lets GPUs grow their memory, and splits the CPU
     into virtual devices where there is no GPU.
     """
     replicas = replica_count(config)
@@ -135,6 +135,7 @@ def set_up(config: Config, cluster: Cluster | None = None, log: Callable[[str], 
     joined = join(config, cluster, log) if cluster else None
     kind = configure_devices(replicas) if joined is None else ""
     keras.backend.clear_session()
+    quiet.set_keras_defaults()
     keras.config.set_dtype_policy(config.precision if config.precision == "float32" else f"mixed_{config.precision}")
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()

@@ -1,10 +1,13 @@
-"""Files that are whole or not there: written aside, brought to the disk, then renamed."""
+"""Files that are whole or not there: written aside, brought to the disk, then renamed. And what JSON can hold."""
 
 import contextlib
+import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 
 def sync(path: Path) -> None:
@@ -42,3 +45,20 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file, UTF-8."""
     with aside(path) as place:
         place.write_text(text, encoding="utf-8")
+
+
+def without_nan(value: Any) -> Any:
+    """A value as JSON can hold it: None for each number that is not finite, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(member) for key, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(value: Any, **layout: Any) -> str:
+    """JSON that every reader takes, which knows no NaN: it has null there. `layout`: arguments of `json.dumps`.
+
+    `trainers.record.reading.numbers` is the way back.
+    """
+    return json.dumps(without_nan(value), allow_nan=False, **layout)

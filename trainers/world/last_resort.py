@@ -13,6 +13,7 @@ import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 
 from trainers.settings.exit_codes import PEER_LOST, PREEMPTED
@@ -21,6 +22,8 @@ from trainers.settings.exit_codes import PEER_LOST, PREEMPTED
 GRACE_SECONDS = 2
 # For the stacks of all threads to be written.
 _TELLING_SECONDS = 5
+# For a thread to read what is there already.
+_READING_SECONDS = 5
 # Upon it Python's C code writes the stacks of all threads, without its lock.
 _DUMP = signal.SIGRTMAX - 2 if sys.platform == "linux" else None
 _CONTEXT_BYTES, _STACK_BYTES, _SEMAPHORE_BYTES, _TEXT_BYTES = 4096, 32768, 64, 400
@@ -89,9 +92,16 @@ class Gate:
         self.address = _memory(_SEMAPHORE_BYTES)
         _library().sem_init(ctypes.c_void_p(self.address), 0, 1)
 
-    def close(self) -> None:
-        """Nobody passes from now on. A chain that has passed already goes on."""
-        _library().sem_trywait(ctypes.c_void_p(self.address))
+    def close(self) -> bool:
+        """Nobody passes from now on. A chain that has passed already goes on. Returns whether it was open."""
+        return _library().sem_trywait(ctypes.c_void_p(self.address)) == 0
+
+    def opens_within(self, seconds: float) -> bool:
+        """Waits until a chain has opened it (`sem_post`), and closes it again. Returns whether one has."""
+        end = time.monotonic() + seconds
+        while not (opened := self.close()) and time.monotonic() < end:
+            time.sleep(0.0005)
+        return opened
 
 
 class Chain:
@@ -152,7 +162,8 @@ class Deadline:
 
     def _begin(self) -> None:
         """Two chains, since who reads what is written may be stuck as well."""
-        faulthandler.register(_DUMP, all_threads=True)
+        # The descriptor: `sys.stderr` may be an object without one, in a notebook or a test.
+        faulthandler.register(_DUMP, file=2, all_threads=True)
         self._gates = Gate(), Gate()
         telling = [("sleep", GRACE_SECONDS), ("sem_wait", self._gates[0].address)]
         # At the end the first gate once more, which is closed by now: a chain that is done would end the process.
@@ -187,13 +198,23 @@ def deadline() -> Deadline | None:
 
 
 class SecondByte:
-    """Ends the process with code 143 at the second byte that comes through a pipe: the second signal."""
+    """Ends the process with code 143 at the second byte that comes through a pipe: the second signal.
+
+    `pipe`: the end to read from, which this closes.
+    """
 
     def __init__(self, pipe: int):
-        self._gate = Gate()
+        self._pipe, self._gate, self._has_read = pipe, Gate(), Gate()
+        self._has_read.close()
         read = ("read", pipe, _memory(8), 1)
-        Chain([read, read, ("sem_wait", self._gate.address), ("_exit", PREEMPTED)]).start()
+        has_read = ("sem_post", self._has_read.address)
+        Chain([read, read, has_read, ("sem_wait", self._gate.address), ("_exit", PREEMPTED)]).start()
 
-    def call_off(self) -> None:
-        """The process goes on, whatever comes."""
+    def call_off(self, writer: int) -> None:
+        """The process goes on, whatever comes. `writer`: the pipe's other end, which does not block."""
         self._gate.close()
+        with contextlib.suppress(BlockingIOError):  # full: there is enough to read
+            os.write(writer, b"\0\0")
+        # Closed under a thread that reads, the number might be another file's by the time that it reads once more.
+        if self._has_read.opens_within(_READING_SECONDS):
+            os.close(self._pipe)

@@ -21,6 +21,25 @@ def layers_of(model: Any) -> list[Any]:
     return list(model._flatten_layers())
 
 
+def sublayers_of(layer: Any) -> list[Any]:
+    """The layers that a layer holds itself, in attributes and in lists. Publicly a model alone names them."""
+    return list(layer._layers)
+
+
+def own_state_of(layer: Any) -> tuple[list[Any], list[Any]]:
+    """Variables of a layer, not of those in it, that no gradient changes: the states of its generators, and others.
+
+    Keras's public lists are of all layers below as well.
+    """
+    return [each.state for each in layer._seed_generators], list(layer._non_trainable_variables)
+
+
+def metric_variables_of(model: Any) -> dict[str, Any]:
+    """The variables of all metrics that a model and its layers hold, by `metric/variable`."""
+    metrics = [metric for layer in layers_of(model) for metric in layer._metrics]
+    return {f"{metric.name}/{variable.name}": variable for metric in metrics for variable in metric.variables}
+
+
 def apply_without_reduction(optimizer: Any) -> None:
     """Makes `optimizer.apply` take gradients as they are.
 

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-from trainers.settings.exit_codes import BAD_CONFIGURATION, CRASHED, OK, BadConfiguration, RunEnded
+from trainers.settings.exit_codes import BAD_CONFIGURATION, CRASHED, OK, PREEMPTED, BadConfiguration, RunEnded
 from trainers.world import private_api, signals
 
 T = TypeVar("T")
@@ -72,6 +72,8 @@ def run(work: Callable[[], int | None]) -> int:
         where = f" that holds {error.filename}" if error.filename else ""
         say(f"{sys.argv[0]}: the disk{where} is full; free space and start again")
         return BadConfiguration.exit_code
+    except KeyboardInterrupt:
+        return PREEMPTED  # SIGINT, where a script has Python's own handler, and between two of its statements
     except Exception:
         _print_traceback()
         return CRASHED

@@ -5,7 +5,10 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
+
+from trainers.settings.exit_codes import BadConfiguration
 
 _NOISE = re.compile(
     r"All log messages before absl::InitializeLog|oneDNN custom operations are on|Could not find cuda drivers|"
@@ -50,11 +53,54 @@ def not_installed(*packages: str) -> Iterator[None]:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow and Keras without noise, and looks for devices once, which is when TensorFlow complains."""
+    """Imports TensorFlow and Keras without noise, and looks for devices once, which is when TensorFlow complains.
+
+    Keras runs on TensorFlow, whatever KERAS_BACKEND or the user's keras.json says.
+
+    Raises:
+      BadConfiguration: Keras does not take its configuration.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Threads of their own that only feed a GPU (TensorFlow's guide "Optimize GPU performance with the Profiler").
     os.environ.setdefault("TF_GPU_THREAD_MODE", "gpu_private")
-    with known_noise_removed(), not_installed("sklearn", "matplotlib"):
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    with known_noise_removed(), not_installed("sklearn", "matplotlib"), _readable_errors():
+        import keras  # noqa: F401
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+    set_keras_defaults()
+
+
+@contextlib.contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Within the block an error that Keras, or TensorFlow's copy of it, raises over its configuration is one line."""
+    try:
+        yield
+    except Exception as error:
+        places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        if not any(place.endswith(("/keras/src/backend/config.py", "/python/keras/backend.py")) for place in places):
+            raise
+        reason = str(error) or "a value in it is not known"
+        raise BadConfiguration(
+            f"Keras cannot use its configuration: {reason}; correct or delete keras.json in $KERAS_HOME or ~/.keras"
+        ) from error
+
+
+def set_keras_defaults() -> None:
+    """Sets what a user's keras.json may have changed for all models back to what Keras documents.
+
+    A run is what its flags say: `floatx`, `epsilon` and `image_data_format` would make another model of it.
+
+    Raises:
+      BadConfiguration: Keras runs on another backend.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        raise BadConfiguration(
+            f"Keras runs on {keras.config.backend()}; set KERAS_BACKEND=tensorflow before anything imports Keras"
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")

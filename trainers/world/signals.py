@@ -1,6 +1,7 @@
 """SIGTERM, SIGINT, and SIGHUP of a terminal that closes.
 
-The first asks for a checkpoint at the end of the running call, a second ends at once.
+The first asks for a checkpoint at the end of the running call, a second ends at once. A script's first statement is
+`end_at_once_on_signal()`, so this imports nothing that takes time.
 """
 
 import os
@@ -8,9 +9,12 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from trainers.settings.exit_codes import PREEMPTED
-from trainers.world import last_resort
+
+if TYPE_CHECKING:
+    from trainers.world.last_resort import SecondByte
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -35,7 +39,7 @@ class Preemption:
         self.signal_name = ""
         self.requested_at = 0.0
         self._previous: dict[int, object] = {}
-        self._second: last_resort.SecondByte | None = None
+        self._second: SecondByte | None = None
 
     @property
     def requested(self) -> bool:
@@ -48,6 +52,8 @@ class Preemption:
         self.signal_name, self.requested_at = signal.Signals(number).name, time.monotonic()
 
     def __enter__(self) -> "Preemption":
+        from trainers.world import last_resort
+
         if threading.current_thread() is threading.main_thread():
             for number in _heeded():
                 self._previous[number] = signal.signal(number, self._handle)
@@ -76,5 +82,5 @@ class Preemption:
         if self._previous:
             signal.set_wakeup_fd(-1)
             if self._second:
-                self._second.call_off()
+                self._second.call_off(self._pipe)
             os.close(self._pipe)
