@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,7 +28,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from trainers.settings.exit_codes import NEVER_RETRIED, OK, PREEMPTED
-from trainers.world import process
+from trainers.world import nvidia, process
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINER = ROOT / "trainers/custom_loop.py"
@@ -52,11 +51,7 @@ def visible_gpus() -> list[str]:
     """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu not in ("", "-1")]
-    driver = shutil.which("nvidia-smi")
-    if not driver:
-        return []
-    listed = subprocess.run([driver, "-L"], capture_output=True, text=True, check=False)
-    return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+    return [str(i) for i in range(len(nvidia.listed()))]
 
 
 def environments(count: int, ports: list[int]) -> list[dict[str, str]]:

@@ -3,6 +3,8 @@
 The first asks for a checkpoint at the end of the running call, a second ends at once.
 """
 
+from __future__ import annotations  # launch/doctor.py runs on Python 3.9 too
+
 import os
 import signal
 import threading
@@ -47,7 +49,7 @@ class Preemption:
             os._exit(PREEMPTED)
         self.signal_name, self.requested_at = signal.Signals(number).name, time.monotonic()
 
-    def __enter__(self) -> "Preemption":
+    def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
             for number in _heeded():
                 self._previous[number] = signal.signal(number, self._handle)

@@ -1,0 +1,104 @@
+"""What TensorFlow sees and how fast it computes here, for launch/doctor.py: a line of JSON for each thing.
+
+python launch/health/probe.py
+
+The lines: `build` (of the wheel), `gpus` (names and compute capabilities), `matmul` (a line for each device and
+precision, 10¹² operations a second), `all_reduce`.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a script, this folder stands first on the path; the packages lie two above.
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    from trainers.world import process
+
+    process.check_requirements()
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import OK
+from trainers.world import process
+
+# Sides of the matrices, and products in one call.
+GPU_SIDE, GPU_PRODUCTS = 8192, 20
+CPU_SIDE, CPU_PRODUCTS = 1024, 4
+REPEATS = 3
+# The vectors that are summed hold 8 · side² float32: 128 MiB and 2 MiB.
+GPU_SUM_SIDE, CPU_SUM_SIDE = 2048, 256
+
+
+def tell(name: str, value: Any) -> None:
+    """Prints a line."""
+    print(json.dumps({name: value}), flush=True)
+
+
+def matmul(device: str, precision: str, side: int, products: int) -> float:
+    """10¹² operations a second of products of two square matrices, each with the product before it; the best of a few.
+
+    A multiplication and an addition are two operations.
+    """
+    import tensorflow as tf
+
+    @tf.function
+    def chain(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+        for _ in range(products):
+            a = a @ b
+        return tf.reduce_sum(tf.cast(a, tf.float32))
+
+    with tf.device(device):
+        a = tf.cast(tf.random.normal([side, side]), precision)
+        b = tf.cast(tf.random.normal([side, side], stddev=side**-0.5), precision)
+        chain(a, b).numpy()
+        seconds = []
+        for _ in range(REPEATS):
+            began = time.perf_counter()
+            chain(a, b).numpy()
+            seconds.append(time.perf_counter() - began)
+    return products * 2 * side**3 / min(seconds) * 1e-12
+
+
+def main(_: Sequence[str]) -> int:
+    """Prints all lines. What goes wrong on the way ends the process as any error does."""
+    # Why a GPU is not seen is told at this level.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+    import tensorflow as tf
+
+    build = dict(tf.sysconfig.get_build_info())
+    tell("build", {"tensorflow": tf.__version__, **{k: v for k, v in build.items() if isinstance(v, (str, bool))}})
+    tell("capabilities", list(build.get("cuda_compute_capabilities", [])))
+    gpus = []
+    for gpu in tf.config.list_physical_devices("GPU"):
+        details = tf.config.experimental.get_device_details(gpu)
+        capability = ".".join(map(str, details.get("compute_capability", ())))
+        gpus.append({"name": details.get("device_name", "unknown"), "capability": capability})
+    tell("gpus", gpus)
+    from trainers.measure.comparison import compare_all_reduce
+    from trainers.world import devices
+
+    world = devices.set_up(Config(strategy="mirrored"))
+    for i in range(len(gpus)):
+        for precision in ("float32", "bfloat16"):
+            rate = matmul(f"GPU:{i}", precision, GPU_SIDE, GPU_PRODUCTS)
+            tell("matmul", {"device": f"GPU:{i}", "name": gpus[i]["name"], "precision": precision, "teraflops": rate})
+    if not gpus:
+        rate = matmul("CPU:0", "float32", CPU_SIDE, CPU_PRODUCTS)
+        tell("matmul", {"device": "CPU:0", "name": "CPU", "precision": "float32", "teraflops": rate})
+    result = compare_all_reduce(world.strategy, GPU_SUM_SIDE if gpus else CPU_SUM_SIDE, REPEATS)
+    found = {
+        "replicas": world.replicas,
+        "gigabytes": result.tensorflow_rate,
+        "name": gpus[0]["name"] if gpus else "CPU",
+    }
+    tell("all_reduce", {**found, "wrong": "" if result.agrees else result.complaint})
+    return OK
+
+
+if __name__ == "__main__":
+    process.main(lambda argv: argv[1:], main)
