@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,8 @@ from typing import NamedTuple
 from launch.health import computing, engines, gpus, libraries, machine, network, packages, storage
 from launch.health.rows import BAD, NOT_HERE, OK, WARNING, Row
 from trainers.settings.exit_codes import OK as FINE
-from trainers.world import nvidia, process
+from trainers.settings.exit_codes import PREEMPTED
+from trainers.world import nvidia, process, programs
 
 ILL = 1
 # What an environment takes on the disk: without CUDA and with it.
@@ -115,8 +117,16 @@ def summary(rows: Sequence[Row], seconds: float) -> str:
     return f"{said}; {seconds:.0f} s"
 
 
+def end(number: int, frame: object) -> None:
+    """Ends the doctor upon a signal, and the programs that it asks."""
+    programs.end_all()
+    process.leave(PREEMPTED)
+
+
 def main(options: argparse.Namespace) -> int:
     """Examines and prints. Returns the exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)
     began, found = time.monotonic(), []
     for section in sections(options, os.environ):
         found.append(section)

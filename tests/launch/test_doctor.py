@@ -742,7 +742,7 @@ def test_before_anything_is_installed_the_doctor_says_so(checkout, python, tmp_p
 def test_what_the_doctor_imports_is_python_3_9():
     code = """
 import sys
-from launch import doctor
+from launch import doctor, gpu_check
 files = [getattr(module, "__file__", None) or "" for module in sys.modules.values()]
 print(*(file for file in files if file.startswith(sys.argv[1])), sep="\\n")
 print(sorted({"tensorflow", "keras", "numpy", "absl", "yaml"} & set(sys.modules)))
@@ -778,6 +778,24 @@ def test_a_question_of_the_doctor_that_fails_does_not_stop_the_others():
     section = doctor.examine("title", lambda: [Row("one", OK, "")], lambda: [1 / 0], lambda: [Row("three", OK, "")])
     assert [row.name for row in section.rows] == ["one", "doctor", "three"]
     assert section.rows[1].status == BAD and "ZeroDivisionError" in section.rows[1].found
+
+
+def test_a_doctor_that_is_ended_ends_what_it_asks(plant, tmp_path):
+    plant("nvidia-smi", f"echo $$ > {tmp_path}/asked; exec sleep 60")
+    command = [sys.executable, ROOT / "launch/doctor.py", f"--run_dir={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while not (tmp_path / "asked").exists() or not (tmp_path / "asked").read_text():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(30) == 143
+    asked = int((tmp_path / "asked").read_text())
+    with pytest.raises(ProcessLookupError):
+        for _ in range(500):  # until whoever inherits it has taken note
+            os.kill(asked, 0)
+            if Path(f"/proc/{asked}/stat").read_text().split()[2] == "Z":
+                raise ProcessLookupError
+            time.sleep(0.02)
 
 
 def test_a_flag_that_is_wrong_is_refused():

@@ -27,9 +27,10 @@ STANDARD = {
     "launch/workers.py": (0, "--restarts"),
     "launch/environment.py": (2, "call it with one word: runtime"),
     "launch/doctor.py": (0, "--run_dir"),
+    "launch/gpu_check.py": (0, "where all goes"),
 }
-# Those of them that do their work without any package; tests/launch/test_doctor.py has the doctor do it.
-COMPLETE = ("launch/doctor.py",)
+# Those of them that do their work without any package; test_doctor.py and test_gpu_check.py have them do it.
+COMPLETE = ("launch/doctor.py", "launch/gpu_check.py")
 # Those that need fewer packages than a trainer.
 NEEDS = {"launch/k8s.py": ("absl", "yaml", "tqdm")}
 

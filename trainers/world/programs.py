@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 # Seconds that a program has.
 SECONDS = 10.0
+# Process groups of the programs that run now.
+_running: set[int] = set()
 
 
 def one_line(text: str, longest: int = 300) -> str:
@@ -48,15 +50,28 @@ def ask(words: Sequence[str], seconds: float | None = None, env: Mapping[str, st
         )
     except OSError as error:
         return Answer(None, "", error.strerror or str(error))
+    _running.add(program.pid)
     try:
         output, said = program.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        # With all that it has started: they hold its output open.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(program.pid, signal.SIGKILL)
+        _kill(program.pid)
         try:
             output, said = program.communicate(timeout=1)
         except subprocess.TimeoutExpired:  # in a call of the kernel that never ends, as of a driver that hangs
             output = said = ""
         return Answer(None, output, f"{said}\nno answer within {seconds:g} s".lstrip())
+    finally:
+        _running.discard(program.pid)
     return Answer(program.returncode, output, said)
+
+
+def _kill(group: int) -> None:
+    """Ends a program with all that it has started, which may hold its output open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def end_all() -> None:
+    """Ends what runs now, for a process that ends before it has an answer."""
+    for group in list(_running):
+        _kill(group)
