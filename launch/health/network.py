@@ -53,7 +53,9 @@ def workers_of(hosts: str, environment: Mapping[str, str]) -> Workers | None:
         for address in addresses:
             split(address)
         return Workers(addresses, None, "--hosts")
-    if not any(environment.get(name) for name in ("TF_CONFIG", "JOB_COMPLETION_INDEX", "SLURM_PROCID")):
+    # Every Indexed Job has indices; only one of several workers says how many there are.
+    named = any(environment.get(name) for name in ("TF_CONFIG", "NUM_WORKERS", "SLURM_PROCID"))
+    if not named:
         return None
     found = cluster.from_environment(environment)
     return Workers(found.addresses, found.index, found.source)

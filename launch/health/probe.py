@@ -26,10 +26,11 @@ from trainers.settings.config import Config
 from trainers.settings.exit_codes import OK
 from trainers.world import process
 
-# Sides of the matrices, and products in one call.
-GPU_SIDE, GPU_PRODUCTS = 8192, 20
-CPU_SIDE, CPU_PRODUCTS = 1024, 4
+# Sides of the matrices.
+GPU_SIDE, CPU_SIDE = 8192, 1024
 REPEATS = 3
+# Seconds that a timed call takes, about, and the most products in it.
+CALL_SECONDS, MOST_PRODUCTS = 0.2, 200
 # The vectors that are summed hold 8 · side² float32: 128 MiB and 2 MiB.
 GPU_SUM_SIDE, CPU_SUM_SIDE = 2048, 256
 
@@ -39,7 +40,12 @@ def tell(name: str, value: Any) -> None:
     print(json.dumps({name: value}), flush=True)
 
 
-def matmul(device: str, precision: str, side: int, products: int) -> float:
+def precisions(capability: str) -> tuple[str, str]:
+    """What a GPU computes fast in: those before 8.0 have no units for bfloat16."""
+    return "float32", "bfloat16" if int(capability.partition(".")[0] or 8) >= 8 else "float16"
+
+
+def matmul(device: str, precision: str, side: int) -> float:
     """10¹² operations a second of products of two square matrices, each with the product before it; the best of a few.
 
     A multiplication and an addition are two operations.
@@ -47,21 +53,25 @@ def matmul(device: str, precision: str, side: int, products: int) -> float:
     import tensorflow as tf
 
     @tf.function
-    def chain(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-        for _ in range(products):
-            a = a @ b
+    def chain(a: tf.Tensor, b: tf.Tensor, products: tf.Tensor) -> tf.Tensor:
+        for _ in tf.range(products):
+            with tf.device(device):
+                a = a @ b
         return tf.reduce_sum(tf.cast(a, tf.float32))
 
     with tf.device(device):
         a = tf.cast(tf.random.normal([side, side]), precision)
         b = tf.cast(tf.random.normal([side, side], stddev=side**-0.5), precision)
-        chain(a, b).numpy()
-        seconds = []
-        for _ in range(REPEATS):
+
+        def seconds(products: int) -> float:
             began = time.perf_counter()
-            chain(a, b).numpy()
-            seconds.append(time.perf_counter() - began)
-    return products * 2 * side**3 / min(seconds) * 1e-12
+            chain(a, b, tf.constant(products)).numpy()
+            return time.perf_counter() - began
+
+        seconds(1)
+        products = max(1, min(MOST_PRODUCTS, int(CALL_SECONDS / seconds(1))))
+        best = min(seconds(products) for _ in range(REPEATS))
+    return products * 2 * side**3 / best * 1e-12
 
 
 def main(_: Sequence[str]) -> int:
@@ -84,11 +94,11 @@ def main(_: Sequence[str]) -> int:
 
     world = devices.set_up(Config(strategy="mirrored"))
     for i in range(len(gpus)):
-        for precision in ("float32", "bfloat16"):
-            rate = matmul(f"GPU:{i}", precision, GPU_SIDE, GPU_PRODUCTS)
+        for precision in precisions(gpus[i]["capability"]):
+            rate = matmul(f"GPU:{i}", precision, GPU_SIDE)
             tell("matmul", {"device": f"GPU:{i}", "name": gpus[i]["name"], "precision": precision, "teraflops": rate})
     if not gpus:
-        rate = matmul("CPU:0", "float32", CPU_SIDE, CPU_PRODUCTS)
+        rate = matmul("CPU:0", "float32", CPU_SIDE)
         tell("matmul", {"device": "CPU:0", "name": "CPU", "precision": "float32", "teraflops": rate})
     result = compare_all_reduce(world.strategy, GPU_SUM_SIDE if gpus else CPU_SUM_SIDE, REPEATS)
     found = {

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 
 from launch import doctor
-from launch.health import computing, engines, gpus, libraries, machine, network, packages, storage
+from launch.health import computing, engines, gpus, libraries, machine, network, packages, probe, storage
 from launch.health.computing import Seen
 from launch.health.libraries import Loaded
 from launch.health.rows import BAD, NOT_HERE, OK, WARNING, Row
@@ -423,7 +423,7 @@ def test_the_links_between_gpus_are_read(plant, places):
     assert gpus.link_row(nvidia.look(places.driver))[0].status == NOT_HERE
 
 
-def test_a_gpu_far_below_its_data_sheet_is_a_warning():
+def test_a_gpu_far_below_its_data_sheet_is_a_warning(monkeypatch):
     def row(name, rate, precision="bfloat16"):
         found = {"device": "GPU:0", "name": name, "precision": precision, "teraflops": rate}
         return computing.speed_rows(Seen(BUILT, WHEEL, [], [found], {}))[0]
@@ -431,10 +431,16 @@ def test_a_gpu_far_below_its_data_sheet_is_a_warning():
     assert row("NVIDIA H200", 666).status == OK and "0.67 of the data sheet's 989" in row("NVIDIA H200", 666).found
     assert row("NVIDIA H100 80GB HBM3", 200).status == WARNING and row("NVIDIA H100 80GB HBM3", 200).remedy
     assert row("Tesla T4", 5, "float32").status == OK
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert row("NVIDIA H200", 50, "float32").status == OK and row("NVIDIA H200", 50).status == WARNING
     # A name that only begins like that of a known card has no data sheet here.
     assert (
         "is not known here" in row("NVIDIA RTX A1000", 10).found and "is not known here" in row("NVIDIA T400", 1).found
     )
+
+
+def test_a_gpu_is_measured_in_what_it_has_units_for():
+    assert [probe.precisions(each)[1] for each in ("7.5", "8.0", "12.0", "")] == ["float16", *["bfloat16"] * 3]
 
 
 def test_an_all_reduce_is_held_against_the_links():
@@ -610,6 +616,13 @@ def test_workers_of_slurm_are_found():
     assert network.machines("", environment) == 2
     assert len([row for row in network.network_rows("", environment) if row.name.startswith("worker nosuch")]) == 2
     assert network.machines("localhost:1,127.0.0.1:2", {}) == 1
+
+
+def test_a_pod_of_a_run_on_one_node_names_no_workers():
+    row = only(network.network_rows("", {"JOB_COMPLETION_INDEX": "0"}), "workers")
+    assert row.status == NOT_HERE
+    row = only(network.network_rows("", {"JOB_COMPLETION_INDEX": "0", "NUM_WORKERS": "2"}), "workers")
+    assert row.status == BAD and "JOB_NAME" in row.found
 
 
 def test_a_proxy_is_remarked_with_what_the_trainers_do():
