@@ -4,6 +4,8 @@ import ctypes
 import platform
 import struct
 import sys
+import time
+from pathlib import Path
 
 # What nvidia-smi prints where it fails.
 NO_DRIVER = (
@@ -30,6 +32,20 @@ def write_program(folder, name, script):
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return path
+
+
+def has_ended(pid, seconds=20):
+    """Whether a process ends within some seconds; one that nobody has asked after yet has ended."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state in "ZX":
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def smi(cards, driver="550.54.14", topology=""):
