@@ -34,7 +34,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import files, process
+from trainers.world import files, nvidia, process
 
 ROOT = Path(__file__).resolve().parent.parent
 # Purposes with an environment of their own; the others share `.venv`.
@@ -63,10 +63,7 @@ def device() -> str:
         raise BadConfiguration(f"LOCKSTEP_DEVICE is {chosen!r}; it must be cpu or gpu; unset it to detect the device")
     if chosen:
         return chosen
-    driver = shutil.which("nvidia-smi")
-    if driver and subprocess.run([driver, "-L"], capture_output=True, check=False).returncode == 0:
-        return "gpu"
-    return "cpu"
+    return "gpu" if nvidia.listed() else "cpu"
 
 
 def locks(purpose: str) -> list[str]:

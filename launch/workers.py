@@ -22,7 +22,7 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import json
-import shutil
+import os
 import signal
 import socket
 import subprocess
@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainers.settings.exit_codes import NEVER_RETRIED, OK, PREEMPTED
-from trainers.world import process
+from trainers.world import nvidia, process
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINER = ROOT / "trainers/custom_loop.py"
@@ -55,11 +55,7 @@ def visible_gpus() -> list[str]:
     """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu not in ("", "-1")]
-    driver = shutil.which("nvidia-smi")
-    if not driver:
-        return []
-    listed = subprocess.run([driver, "-L"], capture_output=True, text=True, check=False)
-    return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+    return [str(i) for i in range(len(nvidia.listed()))]
 
 
 def environments(count: int, ports: list[int]) -> list[dict[str, str]]:

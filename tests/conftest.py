@@ -16,6 +16,7 @@ from trainers.world import quiet
 
 quiet.import_tensorflow()
 
+import faults
 import keras
 import numpy as np
 import pytest
@@ -151,6 +152,15 @@ def relative_difference_as_one_vector(
     names = [name for name in a if name.startswith(group)]
     one, other = (np.concatenate([state[name].ravel() for name in names]) for state in (a, b))
     return float(np.linalg.norm(one - other) / np.linalg.norm(one))
+
+
+@pytest.fixture
+def plant(tmp_path, monkeypatch):
+    """`plant(name, script)` puts a program on the PATH, before those of the system."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return lambda name, script: faults.write_program(folder, name, script)
 
 
 class Trainer:

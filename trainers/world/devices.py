@@ -12,25 +12,8 @@ import tensorflow as tf
 
 from trainers.settings.config import DEFAULT_CPU_REPLICAS, FIXED, SHARED, Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import quiet, rendezvous
+from trainers.world import data_sheets, nvidia, quiet, rendezvous
 from trainers.world.cluster import Cluster
-
-# Dense 10¹² operations a second that the data sheets give: float32 (TF32 where there is one), bfloat16 and float16.
-PEAK_TERAFLOPS = {
-    "B200": (1100, 2250, 2250),
-    "H200": (495, 989, 989),
-    "H100 PCIe": (378, 756, 756),
-    "H100": (495, 989, 989),
-    "A100": (156, 312, 312),
-    "L40S": (183, 362, 362),
-    "L40": (90.5, 181, 181),
-    "L4": (60, 121, 121),
-    "A10": (62.5, 125, 125),
-    "V100": (15.7, 15.7, 125),
-    "T4": (8.1, 8.1, 65),
-    "RTX 4090": (82.6, 165, 165),
-    "RTX 3090": (35.6, 71, 71),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +110,10 @@ def set_up(config: Config, cluster: Cluster | None = None, log: Callable[[str], 
     """Configures TensorFlow for a run and starts the strategy, over the workers of `cluster` if there is one.
 
     Sets Keras's defaults, the precision policy and determinism, lets GPUs grow their memory, and splits the CPU
-    into virtual devices where there is no GPU.
+    into virtual devices where there is no GPU. Says so where the machine has GPUs that TensorFlow does not see.
     """
+    if not tf.config.list_physical_devices("GPU"):
+        nvidia.warn_of_unseen()
     replicas = replica_count(config)
     keep_freed_memory()
     # First of all: TensorFlow configures collectives only before its first operation.
@@ -197,8 +182,8 @@ def peak_flops(precision: str) -> float | None:
     if not gpus:
         return None
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
-    column = ("float32", "bfloat16", "float16").index(precision)
-    return next((peaks[column] * 1e12 for known, peaks in PEAK_TERAFLOPS.items() if known in name), None)
+    peak = data_sheets.peak_teraflops(name, precision)
+    return None if peak is None else peak * 1e12
 
 
 def peak_memory_mib() -> dict[str, int]:

@@ -6,6 +6,8 @@ it, or it waits for a signal. Each call is a context of its own (man 3 makeconte
 the C library has none of this, `available()` is false and nothing here does anything.
 """
 
+from __future__ import annotations  # launch/doctor.py runs on Python 3.9 too
+
 import contextlib
 import ctypes
 import faulthandler

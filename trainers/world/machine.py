@@ -1,5 +1,7 @@
 """What a run or a measurement was made on: versions, commit, device, cores. Free of TensorFlow until `facts`."""
 
+from __future__ import annotations  # launch/gpu_check.py runs on Python 3.9 too
+
 import contextlib
 import os
 import platform

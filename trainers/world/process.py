@@ -4,6 +4,8 @@ A script's last line is `process.main(read, work)`: flags are read, the work is 
 of `trainers.settings.exit_codes`.
 """
 
+from __future__ import annotations  # launch/doctor.py runs on Python 3.9 too
+
 import contextlib
 import errno
 import importlib.util

@@ -4,6 +4,8 @@ The first asks for a checkpoint at the end of the running call, a second ends at
 `end_at_once_on_signal()`, so this imports nothing that takes time.
 """
 
+from __future__ import annotations  # launch/doctor.py runs on Python 3.9 too
+
 import os
 import signal
 import threading
@@ -51,7 +53,7 @@ class Preemption:
             os._exit(PREEMPTED)
         self.signal_name, self.requested_at = signal.Signals(number).name, time.monotonic()
 
-    def __enter__(self) -> "Preemption":
+    def __enter__(self) -> Preemption:
         from trainers.world import last_resort
 
         if threading.current_thread() is threading.main_thread():
