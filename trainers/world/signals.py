@@ -23,6 +23,12 @@ def end_at_once_on_signal() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
 
 
+def unwind_on_signal() -> None:
+    """From now on a signal raises KeyboardInterrupt, so that what was begun is cleared away on the way out."""
+    for number in _heeded():
+        signal.signal(number, signal.default_int_handler)
+
+
 def _heeded() -> list[signal.Signals]:
     """The signals, without SIGHUP where it is ignored: nohup wants a process that outlives its terminal."""
     return [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
