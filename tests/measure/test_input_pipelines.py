@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -17,9 +18,11 @@ from conftest import ROOT, made_once
 from models import randomness
 from trainers import benchmark
 from trainers.input.indexed import IndexedBatches
+from trainers.input.pictures import Pictures
+from trainers.input.tfrecords import Shards, TFRecordImages
 from trainers.measure import input_contenders, input_pipelines
 from trainers.measure.input_pipelines import FIGURES, KINDS, InputResult, InputSettings
-from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.exit_codes import BadConfiguration, Preempted
 
 COUNT, BATCH, SIZE = 40, 8, 32
 
@@ -108,37 +111,28 @@ def test_ours_in_a_shuffle_and_in_the_order_of_the_files_decode_a_record_to_the_
     np.testing.assert_array_equal(first["image"][3], example["image"])
 
 
-def test_records_of_tfrecord_files_reach_the_peers(settings, tmp_path):
-    from trainers.input.pictures import Pictures
-    from trainers.input.tfrecords import Shards, TFRecordImages
-
-    images = sorted(tmp_path.parent.parent.rglob("pictures_of_two_classes/*/*.jpg")) or sorted(
-        (settings_root(settings)).rglob("*.jpg")
-    )
+def test_records_of_tfrecord_files_reach_the_peers(settings, pictures, tmp_path):
+    images = sorted(pictures.rglob("*.jpg"))
     paths = [tmp_path / f"{i}.tfrecord" for i in range(2)]
     for number, path in enumerate(paths):
         with tf.io.TFRecordWriter(str(path)) as writer:
             for image in images[number * 8 : number * 8 + 8]:
                 writer.write(image.read_bytes())
     shards = Shards(tuple(paths), (8, 8), tmp_path / "index.npz")
-    records = TFRecordImages(
-        shards, lambda record: {"image": record, "label": tf.constant(1, tf.int64)}, Pictures((SIZE, SIZE), 3, False)
-    )
+
+    def parse(record):
+        return {"image": record, "label": tf.constant(1, tf.int64)}
+
+    records = TFRecordImages(shards, parse, Pictures((SIZE, SIZE), 3, whole=False))
     split = dataclasses.replace(input_contenders.training_split(settings), size=16, records=records)
     for key in KINDS:
         input_contenders.starter(key, split, settings)(1)(2)
 
 
-def settings_root(settings):
-    from pathlib import Path
-
-    return Path(settings.dataset.partition(":")[2])
-
-
 def test_a_contender_that_takes_too_long_is_ended_and_its_figures_are_missing(settings, tmp_path, capsys):
     slow = dataclasses.replace(settings, seconds=600.0)
     began = time.monotonic()
-    facts = input_pipelines.in_a_process("lockstep", slow, 25)
+    facts = input_pipelines.in_a_process("lockstep", slow, 8)
     assert time.monotonic() - began < 60
     assert "images_per_second" not in facts
     figures = {key: {figure: [1.5, 2.5] for figure in FIGURES} for key in KINDS}
@@ -165,16 +159,17 @@ def test_flags_that_do_not_belong_together_are_refused(flags, words):
         benchmark.settings_from(["benchmark.py", *flags])
 
 
-@pytest.mark.parametrize(
-    ("dataset", "words"), [("digits", "not images that can be read by index"), ("images:/nowhere", "is not a folder")]
-)
-def test_a_data_set_that_cannot_be_measured_is_one_line(settings, dataset, words):
-    with pytest.raises(BadConfiguration, match=words):
-        input_pipelines.in_a_process("prepare", dataclasses.replace(settings, dataset=dataset), None)
+def test_a_data_set_that_cannot_be_measured_is_one_line(settings, tmp_path):
+    with pytest.raises(BadConfiguration, match=r"^--dataset images:/nowhere is not a folder; write images:DIR"):
+        input_pipelines.in_a_process("prepare", dataclasses.replace(settings, dataset="images:/nowhere"), None)
+    (tmp_path / "rows.csv").write_text("a,b\n" + "".join(f"{i},{i % 3}\n" for i in range(60)))
+    rows = dataclasses.replace(settings, dataset=f"csv:{tmp_path / 'rows.csv'}")
+    with pytest.raises(BadConfiguration, match="not images that can be read by index"):
+        input_contenders.training_split(rows)
 
 
 def children_of(pid):
-    return (ROOT / f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def started(*flags):
@@ -198,8 +193,6 @@ def test_a_signal_ends_the_contender_too_and_says_what_is_true(pictures, tmp_pat
 
 
 def test_a_signal_while_our_loop_trains_is_told_as_the_end_of_a_benchmark(tmp_path, data_dir, monkeypatch):
-    from trainers.settings.exit_codes import Preempted
-
     settings = benchmark.settings_from(["benchmark.py", f"--out_dir={tmp_path / 'out'}"])
     monkeypatch.setattr(benchmark.signals, "unwind_on_signal", lambda: None)
 
