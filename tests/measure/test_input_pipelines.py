@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -159,17 +158,23 @@ def test_flags_that_do_not_belong_together_are_refused(flags, words):
         benchmark.settings_from(["benchmark.py", *flags])
 
 
-def test_a_data_set_that_cannot_be_measured_is_one_line(settings, tmp_path):
+def test_a_data_set_that_cannot_be_measured_is_one_line(settings):
     with pytest.raises(BadConfiguration, match=r"^--dataset images:/nowhere is not a folder; write images:DIR"):
         input_pipelines.in_a_process("prepare", dataclasses.replace(settings, dataset="images:/nowhere"), None)
-    (tmp_path / "rows.csv").write_text("a,b\n" + "".join(f"{i},{i % 3}\n" for i in range(60)))
-    rows = dataclasses.replace(settings, dataset=f"csv:{tmp_path / 'rows.csv'}")
     with pytest.raises(BadConfiguration, match="not images that can be read by index"):
-        input_contenders.training_split(rows)
+        input_contenders.training_split(dataclasses.replace(settings, dataset="diabetes"))
 
 
 def children_of(pid):
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def is_alive(pid):
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
 
 
 def started(*flags):
@@ -177,7 +182,7 @@ def started(*flags):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_the_contender_too_and_says_what_is_true(pictures, tmp_path, number):
     flags = f"--input=images:{pictures}", "--seconds=60", f"--out_dir={tmp_path}", f"--data_dir={tmp_path}"
     process = started(*flags)
@@ -186,10 +191,15 @@ def test_a_signal_ends_the_contender_too_and_says_what_is_true(pictures, tmp_pat
         time.sleep(0.05)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert said.strip().endswith("stopped by a signal; nothing is written; the same command measures everything again")
-    assert len(said.splitlines()) == 1
-    assert not any(os.path.exists(f"/proc/{child}") for child in children)
+    if number != signal.SIGKILL:
+        assert process.returncode == 143
+        assert said.strip().endswith(
+            "stopped by a signal; nothing is written; the same command measures everything again"
+        )
+        assert len(said.splitlines()) == 1
+    # The signal may come before the parent knows its child, which then ends by itself, at its first line.
+    while any(is_alive(child) for child in children):
+        time.sleep(0.05)
 
 
 def test_a_signal_while_our_loop_trains_is_told_as_the_end_of_a_benchmark(tmp_path, data_dir, monkeypatch):

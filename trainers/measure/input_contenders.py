@@ -5,7 +5,6 @@ import gc
 import json
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,8 +35,6 @@ _READY_BATCHES = 2
 _MEMORY_SHARE = 0.5
 # Of a measurement, what one call should take.
 _CALL_SHARE = 0.25
-# The process ends itself so many seconds after it should have been ended.
-_GRACE_SECONDS = 30
 
 
 def training_split(settings: InputSettings) -> Split:
@@ -302,10 +299,6 @@ def run(arguments: tuple[str, InputSettings]) -> None:
     tf.config.set_visible_devices([], "GPU")
     tf.get_logger().setLevel("ERROR")
     devices.keep_freed_memory()
-    if key != PREPARE:
-        # Should whoever started this process be gone, the kernel ends it.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(settings.limit + _GRACE_SECONDS)
     split = training_split(settings)
     if key == PREPARE:
         say(machine=machine.facts(), examples=split.size)

@@ -39,7 +39,13 @@ FIGURES = {
     "middle_batch_seconds": "first batch, mid-epoch",
 }
 PREPARE = "prepare"
+# A contender ends with the process that has started it, however that ended: a pipe between them is closed then.
 _CODE = """
+import os, sys, threading
+def end_with_the_other():
+    os.read(int(sys.argv[3]), 1)
+    os._exit(143)
+threading.Thread(target=end_with_the_other, daemon=True).start()
 from trainers.world import process, quiet
 quiet.import_tensorflow()
 from trainers.measure import input_contenders
@@ -116,20 +122,28 @@ def in_a_process(key: str, settings: InputSettings, limit: float | None) -> dict
       RunEnded: the process has failed.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-c", _CODE, key, json.dumps(dataclasses.asdict(settings))]
-    pipe = subprocess.PIPE
-    child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"PYTHONPATH": path})
+    ours, theirs = os.pipe()[::-1]
+    command = [sys.executable, "-c", _CODE, key, json.dumps(dataclasses.asdict(settings)), str(theirs)]
+    child = None
     try:
-        try:
-            said, complaints = child.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            said, complaints = child.communicate()
-            return _merged(said)
-    finally:
-        # Whatever ends this process ends that one.
+        child = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+            pass_fds=[theirs],
+        )
+        said, complaints = child.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
         child.kill()
-        child.wait()
+        return _merged(child.communicate()[0])
+    finally:
+        os.close(ours)
+        os.close(theirs)
+        if child:
+            child.kill()
+            child.wait()
     if child.returncode:
         lines = complaints.strip().splitlines()[-_MESSAGE_LINES:] or [f"code {child.returncode}"]
         if child.returncode == BAD_CONFIGURATION:
