@@ -290,13 +290,15 @@ def main(settings: Settings) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadConfiguration(f"--out_dir {out} cannot be made: {error.strerror}; name a directory") from None
-    signals.unwind_on_signal()
+    came = signals.unwind_on_signal()
     try:
         if settings.input:
             input_pipelines.benchmark(settings.input, out)
         else:
             measure_training(settings)
-    except (KeyboardInterrupt, Preempted):  # the second from our loop, which speaks of the run that it was
+    except BaseException as error:
+        if not came and not isinstance(error, Preempted):  # that one is of our loop, and speaks of a run
+            raise
         done = "nothing is written" if settings.input else f"rows that were measured are in {out}/benchmark.json"
         raise Preempted(f"stopped by a signal; {done}; the same command measures everything again") from None
 

@@ -204,7 +204,7 @@ def test_a_signal_ends_the_contender_too_and_says_what_is_true(pictures, tmp_pat
 
 def test_a_signal_while_our_loop_trains_is_told_as_the_end_of_a_benchmark(tmp_path, data_dir, monkeypatch):
     settings = benchmark.settings_from(["benchmark.py", f"--out_dir={tmp_path / 'out'}"])
-    monkeypatch.setattr(benchmark.signals, "unwind_on_signal", lambda: None)
+    monkeypatch.setattr(benchmark.signals, "unwind_on_signal", list)
 
     def stopped(settings):
         raise Preempted("SIGTERM came at step 7; nothing is saved; the same command continues")

@@ -23,10 +23,20 @@ def end_at_once_on_signal() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
 
 
-def unwind_on_signal() -> None:
-    """From now on a signal raises KeyboardInterrupt, so that what was begun is cleared away on the way out."""
+def unwind_on_signal() -> list[int]:
+    """From now on a signal raises KeyboardInterrupt, so that what was begun is cleared away on the way out.
+
+    Returns the signals that have come: on its way through TensorFlow the exception may become another.
+    """
+    came: list[int] = []
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
     for number in _heeded():
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, unwind)
+    return came
 
 
 def _heeded() -> list[signal.Signals]:
