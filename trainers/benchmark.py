@@ -2,6 +2,7 @@
 
 python trainers/benchmark.py
 python trainers/benchmark.py --rows=mlp:32:1,resnet:128:2 --seconds=1
+python trainers/benchmark.py --input=images:DIR         # the input pipeline alone, beside tf.data as it is written
 """
 
 import os
@@ -27,14 +28,15 @@ from typing import Any
 from absl import flags, logging
 
 from models.cards import MODELS
-from trainers.measure import charts, rounds
+from trainers.measure import charts, input_pipelines, rounds
+from trainers.measure.input_pipelines import InputSettings
 from trainers.measure.rounds import KINDS, Result, Row
 from trainers.settings.config import Config
-from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.exit_codes import BadConfiguration, Preempted
 from trainers.settings.flags import fill, short_help_page
 from trainers.settings.rules import resolve
 from trainers.show.tables import paragraph, readable, table
-from trainers.world import files, machine, process, quiet
+from trainers.world import files, machine, process, quiet, signals
 
 DEFAULT_ROWS = "mlp:32:1,mlp:32:2,resnet:128:1,resnet:128:2,vit:128:1,vit:128:2,transformer:64:1"
 
@@ -45,13 +47,14 @@ DEFAULT_ROWS = "mlp:32:1,mlp:32:2,resnet:128:1,resnet:128:2,vit:128:1,vit:128:2,
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The values of the flags."""
+    """The values of the flags. `input`: what is measured in place of the rows, if the input pipeline is."""
 
     rows: tuple[Row, ...]
     repeats: int
     seconds: float
     data_dir: str
     out_dir: Path
+    input: InputSettings | None = None
 
 
 def row_from(text: str) -> Row:
@@ -78,18 +81,54 @@ def settings_from(argv: Sequence[str]) -> Settings:
     """
     values = flags.FlagValues()
     flags.DEFINE_string("rows", DEFAULT_ROWS, "what is measured: model:batch:replicas, …", flag_values=values)
+    flags.DEFINE_string(
+        "input", "", "images:DIR, or a set of TensorFlow Datasets: its input pipeline is measured", flag_values=values
+    )
+    flags.DEFINE_string(
+        "augment", InputSettings.augment, "with --input: inception, or inception,flip", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "image_size", InputSettings.image_size, "with --input: of images", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_integer("repeats", 5, "rounds, of which the median counts", lower_bound=1, flag_values=values)
     flags.DEFINE_float("seconds", 2.0, "of one measurement, about", lower_bound=0.05, flag_values=values)
     flags.DEFINE_string("data_dir", Config.data_dir, "where prepared data lies", flag_values=values)
     flags.DEFINE_string("out_dir", "runs/benchmark", "where the numbers, table and chart go", flag_values=values)
     flags.DEFINE_bool("help", False, "print this page", short_name="h", flag_values=values)
     fill(values, argv, lambda: short_help_page(__doc__, values))
+    if chosen := input_settings(values):
+        return Settings((), values.repeats, values.seconds, values.data_dir, Path(values.out_dir).expanduser(), chosen)
     rows = tuple(row_from(text.strip()) for text in values.rows.split(",") if text.strip())
     if not rows:
         raise BadConfiguration("--rows is empty; pass e.g. mlp:32:1,resnet:128:2")
     settings = Settings(rows, values.repeats, values.seconds, values.data_dir, Path(values.out_dir).expanduser())
     for row in rows:
         _check_row(row, settings)
+    return settings
+
+
+def input_settings(values: flags.FlagValues) -> InputSettings | None:
+    """What `--input` and its flags say; None without it.
+
+    Raises:
+      BadConfiguration: flags that do not belong together, or a value that breaks a rule.
+    """
+    given = [name for name in ("rows", "augment", "image_size") if values[name].present]
+    if not values.input:
+        if wrong := [name for name in given if name != "rows"]:
+            raise BadConfiguration(f"--{wrong[0]} belongs to --input=DATASET, which is not given; leave it out")
+        return None
+    if "rows" in given:
+        raise BadConfiguration("--rows measures training and --input the input alone; pass one of them")
+    settings = InputSettings(
+        values.input,
+        values.augment,
+        values.image_size,
+        seconds=values.seconds,
+        repeats=values.repeats,
+        data_dir=values.data_dir,
+    )
+    settings.check()
     return settings
 
 
@@ -149,10 +188,6 @@ def benchmark(settings: Settings) -> dict[str, Any]:
     from trainers.world import devices
 
     out = settings.out_dir
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadConfiguration(f"--out_dir {out} cannot be made: {error.strerror}; name a directory") from None
     # First of all, for the largest row: once an operation has run, the devices are what they are.
     devices.set_up(config_of(max(settings.rows, key=lambda row: row.replicas), settings))
     facts = machine.facts()
@@ -247,7 +282,32 @@ def write(out: Path, facts: dict[str, Any], settings: Settings, results: Sequenc
 
 
 def main(settings: Settings) -> None:
-    """Runs the benchmark."""
+    """Runs the benchmark.
+
+    Raises:
+      BadConfiguration: as `benchmark`.
+      Preempted: a signal came.
+    """
+    out = settings.out_dir
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadConfiguration(f"--out_dir {out} cannot be made: {error.strerror}; name a directory") from None
+    came = signals.unwind_on_signal()
+    try:
+        if settings.input:
+            input_pipelines.benchmark(settings.input, out)
+        else:
+            measure_training(settings)
+    except BaseException as error:
+        if not came and not isinstance(error, Preempted):  # that one is of our loop, and speaks of a run
+            raise
+        done = "nothing is written" if settings.input else f"rows that were measured are in {out}/benchmark.json"
+        raise Preempted(f"stopped by a signal; {done}; the same command measures everything again") from None
+
+
+def measure_training(settings: Settings) -> None:
+    """Imports TensorFlow and measures the rows."""
     quiet.import_tensorflow()
     import tensorflow as tf
 

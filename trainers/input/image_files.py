@@ -127,6 +127,7 @@ class ImageFiles(Records):
 
     def __init__(self, root: Path, names: Sequence[str], labels: np.ndarray, look: Look, pictures: Pictures):
         self.root, self.names, self.size, self.look, self.pictures = root, names, len(names), look, pictures
+        self.labels = labels
         with tf.init_scope(), tf.device("CPU:0"):
             self._paths = tf.constant([os.fsencode(root / name) for name in names])
             self._labels = tf.constant(labels, tf.int64)

@@ -12,6 +12,7 @@ from trainers.show.tables import readable
 from trainers.world import files
 
 if TYPE_CHECKING:
+    from trainers.measure.input_pipelines import InputResult
     from trainers.measure.traces import Timing
 
 _THROUGHPUTS = ("ours", "fit_best", "call", "fit", "eager")
@@ -49,6 +50,53 @@ def write_throughputs(path: Path, results: Sequence[Result], title: str) -> None
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # outside, where it covers no bar
     figure.suptitle(title, fontsize=10)
     write_png(path, figure)
+
+
+def write_inputs(path: Path, result: "InputResult", title: str) -> None:
+    """Bars for each input pipeline: its throughput, seconds to the first batch (logarithmic), and memory."""
+    keys = list(result.figures)
+    figure = new_figure()
+    panels = (
+        ("throughput", "images per second", False, {"images/s": "images_per_second"}),
+        (
+            "until the first batch",
+            "seconds",
+            True,
+            {"of the run": "first_batch_seconds", "in the middle of an epoch": "middle_batch_seconds"},
+        ),
+        ("memory", "peak MiB", True, {"peak": "peak_mib"}),
+    )
+    for axes, (name, unit, logarithmic, bars) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for i, (label, value) in enumerate(bars.items()):
+            width = 0.8 / len(bars)
+            places = [place + (i - (len(bars) - 1) / 2) * width for place in range(len(keys))]
+            _draw_figure(axes, result, value, places, width, label)
+        axes.set_xticks(range(len(keys)), [key.replace("_", ",\n") for key in keys], fontsize=8)
+        axes.set(title=name, ylabel=unit)
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter("")
+        axes.margins(y=0.25)
+        if len(bars) > 1:
+            axes.legend(fontsize=8, loc="upper left")
+    figure.suptitle(title, fontsize=10)
+    write_png(path, figure)
+
+
+def _draw_figure(
+    axes: Any, result: "InputResult", figure: str, places: Sequence[float], width: float, label: str
+) -> None:
+    """Medians as bars, with their range over the rounds. What was not found in time has no bar."""
+    known = [(place, key) for place, key in zip(places, result.figures, strict=True) if result.median(key, figure)]
+    if not known:
+        return
+    medians = [result.median(key, figure) for _, key in known]
+    rounds = [result.figures[key][figure] for _, key in known]
+    below = [median - min(values) for median, values in zip(medians, rounds, strict=True)]
+    above = [max(values) - median for median, values in zip(medians, rounds, strict=True)]
+    bars = axes.bar([place for place, _ in known], medians, width, label=label)
+    axes.errorbar([place for place, _ in known], medians, [below, above], fmt="none", color="k", lw=0.8)
+    axes.bar_label(bars, [f"{value:.3g}" if value < 100 else f"{value:,.0f}" for value in medians], fontsize=7)
 
 
 def write_timings(path: Path, sums: Sequence["Timing"], steps: Sequence["Timing"], title: str) -> None:

@@ -29,6 +29,22 @@ def end_at_once_on_signal() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
 
 
+def unwind_on_signal() -> list[int]:
+    """From now on a signal raises KeyboardInterrupt, so that what was begun is cleared away on the way out.
+
+    Returns the signals that have come: on its way through TensorFlow the exception may become another.
+    """
+    came: list[int] = []
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    for number in _heeded():
+        signal.signal(number, unwind)
+    return came
+
+
 def _heeded() -> list[signal.Signals]:
     """The signals, without SIGHUP where it is ignored: nohup wants a process that outlives its terminal."""
     return [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
