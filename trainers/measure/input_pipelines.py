@@ -229,7 +229,7 @@ def write(out: Path, result: InputResult) -> Mapping[str, Any]:
         f"{result.facts['machine']['cores']} cores"
     )
     try:
-        files.write_text(out / "input.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        files.write_text(out / "input.json", files.to_json(record, indent=2, ensure_ascii=False) + "\n")
         files.write_text(out / "input.md", describe(result) + "\n")
         charts.write_inputs(out / "input.png", result, title)
     except OSError as error:
