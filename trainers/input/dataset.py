@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,17 @@ class Split:
         return self.records.examples() if self.records else self.stream()
 
 
+def _as_numbers(tokens: Sequence[int]) -> str:
+    return " ".join(map(str, tokens))
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A data set ready for training.
 
     `prepare(features) -> (inputs, targets)` turns a batch as stored into what the model takes, inside the compiled
-    step. `fingerprint`: SHA-256 of what identifies the data. `spec`: what the model is built for.
+    step. `fingerprint`: SHA-256 of what identifies the data. `spec`: what the model is built for. `as_text`: of a
+    language, the text of some tokens, for people.
     """
 
     name: str
@@ -110,6 +115,7 @@ class Dataset:
     eval: Split
     fingerprint: str
     prepare: Callable[[Features], tuple[Any, Any]]
+    as_text: Callable[[Sequence[int]], str] = _as_numbers
 
 
 def fingerprint(identity: str, *splits: Split) -> str:

@@ -42,6 +42,12 @@ DATASETS: dict[str, DataCard] = {
         "bytes of Python's standard library, or of the file PATH",
         "[:PATH]",
     ),
+    "tokens": DataCard(
+        "language",
+        "trainers.input.kinds.tokens:load",
+        "packed tokens of the file PATH, which PATH.json describes",
+        ":PATH",
+    ),
     "csv": DataCard(
         "",
         "trainers.input.kinds.csv_table:load",
