@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from models.tasks import DataSpec
+from trainers.input.byte_tokens import decoder_of
 from trainers.input.dataset import Dataset, Request, fingerprint
 from trainers.input.token_windows import LEAST_WINDOWS, TokenFile, count_windows, preparation
 from trainers.settings.exit_codes import BadConfiguration
@@ -45,7 +46,9 @@ def load(request: Request) -> Dataset:
     if splits[0].records:
         identity += f"\n{facts.dtype}\n{facts.length}\nby index\n{file.sample()}"
     spec = DataSpec("language", (facts.length,), "int32", num_classes=facts.vocabulary)
-    return Dataset(request.full_name, spec, *splits, fingerprint(identity, *splits), preparation())
+    dataset = Dataset(request.full_name, spec, *splits, fingerprint(identity, *splits), preparation())
+    as_text = decoder_of(beside(path, ".tokenizer.json"))
+    return dataclasses.replace(dataset, as_text=as_text) if as_text else dataset
 
 
 def beside(path: Path, suffix: str) -> Path:
