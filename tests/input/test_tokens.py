@@ -1,5 +1,6 @@
 """Packed tokens, and text at size: windows held and windows mapped are the same, and what is damaged is named."""
 
+import dataclasses
 import json
 import mmap
 import os
@@ -10,14 +11,17 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from conftest import ROOT, largest_relative_difference, metrics, weights
 
 from models import transformers
+from models.cards import MODELS
 from trainers.input import batches, records
 from trainers.input import load as data
 from trainers.input.kinds.tokens import description_of
 from trainers.run import examples
+from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.rules import resolve
 
 LENGTH, VOCABULARY = 16, 50_257
 FACTS = {"dtype": "uint16", "vocabulary": VOCABULARY, "length": LENGTH}
@@ -327,3 +331,35 @@ list(split.examples().as_numpy_iterator())
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=environment)
     assert done.returncode == -signal.SIGBUS
+
+
+def test_documents_are_kept_apart_only_where_a_separator_is_known(tmp_path):
+    with pytest.raises(BadConfiguration, match=r"--document_mask needs the token.*add separator to .*packed\.json"):
+        data.load(f"tokens:{pack(tmp_path)}", "", document_mask=True)
+    path = pack(tmp_path, np.arange(400 * LENGTH + 5) % 10, separator=3)
+    for placement in ("resident", "stream"):
+        dataset = data.load(f"tokens:{path}", "", placement, document_mask=True)
+        assert dataset.spec.separator == 3 and dataset.spec.document_mask
+        inputs, targets = dataset.prepare({"tokens": windows(dataset.train)})
+        np.testing.assert_array_equal(np.asarray(targets) == -1, np.asarray(inputs) == 3)
+    assert load(path).spec.separator == 3 and not load(path).spec.document_mask
+
+
+def test_flags_about_documents_that_do_not_fit_are_refused(monkeypatch):
+    with pytest.raises(BadConfiguration, match=r"--document_mask is for tokens:PATH.* --dataset text has none"):
+        resolve(Config(model="transformer", document_mask=True))
+    assert resolve(Config(model="transformer", dataset="tokens:x", document_mask=True)).document_mask
+    monkeypatch.setitem(MODELS, "plain", dataclasses.replace(MODELS["transformer"], documents=False))
+    with pytest.raises(BadConfiguration, match="--model plain has no --document_mask.*choose one of: transformer"):
+        resolve(Config(model="plain", dataset="tokens:x", document_mask=True))
+
+
+def test_training_with_documents_apart_is_the_same_at_every_number_of_replicas(tmp_path, run):
+    tokens = np.random.default_rng(0).integers(0, 40, 400 * LENGTH + 5)
+    path = pack(tmp_path, tokens, vocabulary=40, separator=3)
+    flags = {"model": "transformer", "dataset": f"tokens:{path}", "document_mask": True, "accumulate": 2}
+    run("one", replicas=1, input="resident", **flags)
+    run("two", replicas=2, input="stream", **flags)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert largest_relative_difference(one, two) < 1e-4
+    assert metrics(tmp_path / "two")[-1]["bits_per_token"] > 1

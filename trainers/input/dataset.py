@@ -36,7 +36,7 @@ class Request:
 
     `name`: the part of `--dataset` before the colon; `argument`: what follows it, a file or a folder of the user's.
     `data_dir`: where prepared data lie. `placement`: `resident`, `stream`, or `auto` by size. `label`: the column of a
-    table to predict. `images`: how images are prepared.
+    table to predict. `images`: how images are prepared. `document_mask`: whether documents are kept apart.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Request:
     placement: str = "auto"
     label: str = ""
     images: "ImageOptions" = dataclasses.field(default_factory=lambda: ImageOptions())
+    document_mask: bool = False
 
     @property
     def full_name(self) -> str:

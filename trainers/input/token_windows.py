@@ -48,15 +48,17 @@ def resident_splits(tokens: np.ndarray, length: int) -> tuple[Split, Split]:
     return train, evaluation
 
 
-def preparation() -> Callable[[Features], tuple[tf.Tensor, tf.Tensor]]:
+def preparation(separator: int | None = None) -> Callable[[Features], tuple[tf.Tensor, tf.Tensor]]:
     """The function that turns windows into inputs and targets.
 
-    `tokens: [batch, time + 1]`, unsigned → all but the last, and all but the first, as int32.
+    `tokens: [batch, time + 1]`, unsigned → all but the last, and all but the first, as int32. After a `separator` the
+    target is -1: nothing tells how the next document begins.
     """
 
     def prepare(features: Features) -> tuple[tf.Tensor, tf.Tensor]:
         tokens = tf.cast(features["tokens"], tf.int32)
-        return tokens[:, :-1], tokens[:, 1:]
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        return inputs, targets if separator is None else tf.where(tf.equal(inputs, separator), -1, targets)
 
     return prepare
 

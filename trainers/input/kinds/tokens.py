@@ -40,13 +40,20 @@ def load(request: Request) -> Dataset:
     if not request.argument or not path.is_file():
         raise BadConfiguration(f"--dataset {request.name}:{request.argument} is not a file; write tokens:PATH")
     facts = description_of(path)
+    masked = request.document_mask
+    if masked and facts.separator is None:
+        raise BadConfiguration(
+            f"--document_mask needs the token that ends a document; add separator to {beside(path, '.json')}"
+        )
     file = _token_file(path, facts)
     splits = file.splits(request)
     identity = f"{request.name}\n{facts.vocabulary}\n{facts.separator}"
     if splits[0].records:
         identity += f"\n{facts.dtype}\n{facts.length}\nby index\n{file.sample()}"
     spec = DataSpec("language", (facts.length,), "int32", num_classes=facts.vocabulary)
-    dataset = Dataset(request.full_name, spec, *splits, fingerprint(identity, *splits), preparation())
+    spec = dataclasses.replace(spec, separator=facts.separator, document_mask=masked)
+    prepare = preparation(facts.separator if masked else None)
+    dataset = Dataset(request.full_name, spec, *splits, fingerprint(identity, *splits), prepare)
     as_text = decoder_of(beside(path, ".tokenizer.json"))
     return dataclasses.replace(dataset, as_text=as_text) if as_text else dataset
 
