@@ -5,6 +5,7 @@
     python launch/environment.py tensorboard    # .venv.tensorboard, without TensorFlow, for launch/tensorboard.sh
     python launch/environment.py sbom           # .venv.sbom, what lists and audits packages, for launch/audit.sh
     python launch/environment.py k8s            # .venv.k8s, what checks the manifests, for the tests
+    python launch/environment.py tokenize       # .venv.tokenize, for launch/pack_tokens.py
 
 Standard library only: this runs on a machine that has bash and Python 3.11 and nothing else. A lock that is
 installed already (a stamp holds its digest) costs a small file read and reaches no network.
@@ -38,7 +39,7 @@ from trainers.world import files, nvidia, process
 
 ROOT = Path(__file__).resolve().parent.parent
 # Purposes with an environment of their own; the others share `.venv`.
-ALONE = ("tensorboard", "sbom", "k8s")
+ALONE = ("tensorboard", "sbom", "k8s", "tokenize")
 PURPOSES = ("runtime", "test", *ALONE)
 
 

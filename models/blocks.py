@@ -15,9 +15,10 @@ register = keras.saving.register_keras_serializable("lockstep")
 class AttentionBlock(keras.layers.Layer):
     """A transformer block: multi-head attention, then two dense layers, each on the normalized input and added to it.
 
-    `x: [batch, time, features]` → the same shape. With `causal`, a position sees itself and those before it. Attention
-    scores are float32 under every dtype policy. Sources: Vaswani et al., "Attention is all you need", 2017;
-    normalization first: Xiong et al., ICML 2020.
+    `x: [batch, time, features]` → the same shape. With `causal`, a position sees itself and those before it; with
+    `documents: [batch, time]`, only those of the document that it belongs to. Attention scores are float32 under every
+    dtype policy. Sources: Vaswani et al., "Attention is all you need", 2017; normalization first: Xiong et al., ICML
+    2020.
     """
 
     def __init__(self, heads: int, expansion: int = 4, dropout: float = 0.0, causal: bool = False, **kwargs: Any):
@@ -45,7 +46,7 @@ class AttentionBlock(keras.layers.Layer):
         self.contract.build((*input_shape[:-1], self.expansion * features))
         self.built = True
 
-    def attention(self, x: tf.Tensor) -> tf.Tensor:
+    def attention(self, x: tf.Tensor, documents: tf.Tensor | None = None) -> tf.Tensor:
         """Attention of all heads, projected: `[batch, time, features]`."""
         batch, time, features = tf.shape(x)[0], tf.shape(x)[1], x.shape[-1]
         size = features // self.heads
@@ -54,11 +55,14 @@ class AttentionBlock(keras.layers.Layer):
         scores = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32) * size**-0.5
         if self.causal:
             scores += -1e9 * (1 - tf.linalg.band_part(tf.ones([time, time]), -1, 0))
+        if documents is not None:
+            other = tf.not_equal(documents[:, None, :, None], documents[:, None, None, :])
+            scores += -1e9 * tf.cast(other, tf.float32)
         mixed = tf.matmul(tf.cast(tf.nn.softmax(scores), value.dtype), value)
         return self.projection(tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [batch, time, features]))
 
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        x = x + self.drop_attention(self.attention(self.attention_norm(x)), training=training)
+    def call(self, x: tf.Tensor, documents: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
+        x = x + self.drop_attention(self.attention(self.attention_norm(x), documents), training=training)
         return x + self.drop_dense(self.contract(self.expand(self.dense_norm(x))), training=training)
 
     def compute_output_shape(self, input_shape: Any) -> Any:

@@ -77,6 +77,7 @@ class ModelCard:
     of data that it takes. `dataset`: what it trains on unless a flag says otherwise. `quality`: the eval metric and the
     value that the recipe reaches there, at least (at most for an error). `mean`, `deviation`: of the red, green and
     blue of images, in [0, 1]; the model is given differences from the mean, in deviations. The default gives [-1, 1].
+    `documents`: whether it can keep the documents of a window apart.
     """
 
     build: str
@@ -87,6 +88,7 @@ class ModelCard:
     quality: tuple[str, float]
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     deviation: tuple[float, ...] = (0.5, 0.5, 0.5)
+    documents: bool = False
 
     def builder(self) -> Callable[..., Any]:
         """The function that `build` names. Imports TensorFlow."""
@@ -142,6 +144,7 @@ MODELS: dict[str, ModelCard] = {
         dataset="text",
         recipe=Recipe(train_steps=600, learning_rate=3e-3, warmup_steps=60, weight_decay=1e-2, clip_norm=1.0),
         quality=("bits_per_token", 2.3),
+        documents=True,
     ),
     "residual_regressor": ModelCard(
         build="models.regressors:build_residual",

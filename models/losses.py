@@ -176,9 +176,14 @@ class Focal(_ClassLoss):
 
 @register
 class TokenCrossEntropy(Loss):
-    """Cross-entropy of the next token, mean over time: tokens `[batch, time]`, logits `[batch, time, vocabulary]`."""
+    """Cross-entropy of the next token, mean over time: tokens `[batch, time]`, logits `[batch, time, vocabulary]`.
+
+    A negative target has a loss of 0, and the sum is divided by all of `time` nevertheless: so each token that is
+    predicted counts the same, in whichever example and on whichever replica it stands.
+    """
 
     def call(self, targets: Any, outputs: Any) -> tf.Tensor:
         """The loss of each example, in nats a token: `[batch]`."""
-        logits = tf.cast(outputs, tf.float32)
-        return per_example(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(targets, tf.int32), logits))
+        targets, logits = tf.cast(targets, tf.int32), tf.cast(outputs, tf.float32)
+        values = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(targets, 0), logits)
+        return per_example(tf.where(targets >= 0, values, 0.0))

@@ -254,3 +254,47 @@ class BitsPerToken(StreamingMetric):
     def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
         """Bits per token of each example: `[batch, 1]`."""
         return self._loss.call(targets, outputs)[:, None] / tf.math.log(2.0)
+
+
+class _PerToken(StreamingMetric):
+    """A mean over the tokens that are predicted: those whose target is not negative.
+
+    Tokens `[batch, time]`, logits `[batch, time, vocabulary]`. Statistics: the sum over an example and the number of
+    its tokens, both divided by `time`.
+    """
+
+    width = 2
+
+    def _with_count(self, values: tf.Tensor, targets: Any) -> tf.Tensor:
+        """`values [batch]` and the fraction of positions with a target: `[batch, 2]`."""
+        return tf.stack([values, losses.per_example(tf.cast(tf.cast(targets, tf.int32) >= 0, tf.float32))], axis=1)
+
+    def result_of(self, total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """The mean: a scalar."""
+        return tf.math.divide_no_nan(total[0], total[1])
+
+
+@register
+class BitsPerPredictedToken(_PerToken):
+    """`BitsPerToken` over the tokens that are predicted."""
+
+    def __init__(self, name: str = "bits_per_token", dtype: Any = None):
+        super().__init__(name, dtype)
+        self._loss = losses.TokenCrossEntropy()
+
+    def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """Bits of each example and its tokens, each divided by `time`: `[batch, 2]`."""
+        return self._with_count(self._loss.call(targets, outputs) / tf.math.log(2.0), targets)
+
+
+@register
+class PredictedTokenAccuracy(_PerToken):
+    """Fraction of the tokens that are predicted and have the largest logit."""
+
+    def __init__(self, name: str = "accuracy", dtype: Any = None):
+        super().__init__(name, dtype)
+
+    def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """Correct tokens of each example and its tokens, each divided by `time`: `[batch, 2]`."""
+        correct = tf.cast(tf.equal(_predicted(outputs), tf.cast(targets, tf.int32)), tf.float32)
+        return self._with_count(losses.per_example(correct), targets)

@@ -18,7 +18,8 @@ class DataSpec:
     `task`: `classification`, `regression` or `language`. `input_shape`: one example's shape without the batch, e.g.
     `(8, 8, 1)`, after the data set's own preparation; `input_dtype` its element type. `num_classes`: classes of the
     label or tokens of the vocabulary. `target_shape`: one regression target's. `loss`: a name in `cards.LOSSES[task]`,
-    or empty for the first.
+    or empty for the first. `separator`: the token that ends a document, if there is one. `document_mask`: attention and
+    loss do not cross documents; a target that is not to be predicted is -1.
     """
 
     task: str
@@ -27,6 +28,8 @@ class DataSpec:
     num_classes: int = 0
     target_shape: tuple[int, ...] = ()
     loss: str = ""
+    separator: int | None = None
+    document_mask: bool = False
 
     @property
     def num_outputs(self) -> int:
@@ -107,5 +110,12 @@ def regression(spec: DataSpec) -> Task:
 
 
 def language(spec: DataSpec) -> Task:
-    """The next token at every position: tokens `[batch, time]`, logits `[batch, time, num_classes]`."""
-    return Task(named_loss(spec), {"bits_per_token": metrics_lib.BitsPerToken()}, {"accuracy": metrics_lib.Accuracy()})
+    """The next token at every position: tokens `[batch, time]`, logits `[batch, time, num_classes]`.
+
+    With `spec.document_mask` a target of -1 is predicted by nobody: it has no loss, and no metric counts it.
+    """
+    if spec.document_mask:
+        bits, accuracy = metrics_lib.BitsPerPredictedToken(), metrics_lib.PredictedTokenAccuracy()
+    else:
+        bits, accuracy = metrics_lib.BitsPerToken(), metrics_lib.Accuracy()
+    return Task(named_loss(spec), {"bits_per_token": bits}, {"accuracy": accuracy})

@@ -78,7 +78,8 @@ class LanguageModel(keras.Model):
     """A decoder-only transformer: the next token at every position, from those up to it.
 
     `tokens: [batch, time]` integers, `time` at most `length` → logits `[batch, time, vocabulary]`, float32. The output
-    shares the embedding's weights. Source: Radford et al., "Language models are unsupervised multitask learners", 2019.
+    shares the embedding's weights. With a `separator`, the token that ends a document, a position sees its own document
+    alone. Source: Radford et al., "Language models are unsupervised multitask learners", 2019.
     """
 
     def __init__(
@@ -89,9 +90,11 @@ class LanguageModel(keras.Model):
         depth: int = 3,
         heads: int = 4,
         dropout: float = 0.0,
+        separator: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.separator = separator
         self.vocabulary, self.length, self.features = vocabulary, length, features
         self.depth, self.heads, self.dropout = depth, heads, dropout
         self.drop = layers.Dropout(dropout, name="drop")
@@ -115,8 +118,12 @@ class LanguageModel(keras.Model):
         # As a matrix product, the gradient is dense: an all-reduce of sparse slices would depend on the replicas.
         x = tf.one_hot(tf.cast(tokens, tf.int32), self.vocabulary, dtype=table.dtype) @ table + positions
         x = self.drop(x, training=training)
+        documents = None
+        if self.separator is not None:
+            # A separator belongs to the document that it ends.
+            documents = tf.cumsum(tf.cast(tf.equal(tokens, self.separator), tf.int32), axis=1, exclusive=True)
         for block in self.blocks:
-            x = block(x, training=training)
+            x = block(x, documents, training=training)
         return tf.cast(tf.matmul(self.norm(x), table, transpose_b=True), tf.float32)
 
     def get_config(self) -> dict[str, Any]:
@@ -127,6 +134,7 @@ class LanguageModel(keras.Model):
             "depth": self.depth,
             "heads": self.heads,
             "dropout": self.dropout,
+            "separator": self.separator,
         }
 
 
@@ -138,4 +146,6 @@ def build_vit(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
 
 def build_language_model(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
     """A small language model for sequences of the data set's length."""
-    return LanguageModel(spec.num_classes, spec.input_shape[0], name="transformer"), tasks.language(spec)
+    separator = spec.separator if spec.document_mask else None
+    model = LanguageModel(spec.num_classes, spec.input_shape[0], separator=separator, name="transformer")
+    return model, tasks.language(spec)

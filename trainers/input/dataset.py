@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Request:
 
     `name`: the part of `--dataset` before the colon; `argument`: what follows it, a file or a folder of the user's.
     `data_dir`: where prepared data lie. `placement`: `resident`, `stream`, or `auto` by size. `label`: the column of a
-    table to predict. `images`: how images are prepared.
+    table to predict. `images`: how images are prepared. `document_mask`: whether documents are kept apart.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Request:
     placement: str = "auto"
     label: str = ""
     images: "ImageOptions" = dataclasses.field(default_factory=lambda: ImageOptions())
+    document_mask: bool = False
 
     @property
     def full_name(self) -> str:
@@ -96,12 +97,17 @@ class Split:
         return self.records.examples() if self.records else self.stream()
 
 
+def _as_numbers(tokens: Sequence[int]) -> str:
+    return " ".join(map(str, tokens))
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A data set ready for training.
 
     `prepare(features) -> (inputs, targets)` turns a batch as stored into what the model takes, inside the compiled
-    step. `fingerprint`: SHA-256 of what identifies the data. `spec`: what the model is built for.
+    step. `fingerprint`: SHA-256 of what identifies the data. `spec`: what the model is built for. `as_text`: of a
+    language, the text of some tokens, for people.
     """
 
     name: str
@@ -110,6 +116,7 @@ class Dataset:
     eval: Split
     fingerprint: str
     prepare: Callable[[Features], tuple[Any, Any]]
+    as_text: Callable[[Sequence[int]], str] = _as_numbers
 
 
 def fingerprint(identity: str, *splits: Split) -> str:

@@ -14,17 +14,23 @@ from trainers.settings.exit_codes import BadConfiguration
 
 
 def load(
-    name: str, data_dir: str, placement: str = "auto", label: str = "", images: ImageOptions | None = None
+    name: str,
+    data_dir: str,
+    placement: str = "auto",
+    label: str = "",
+    images: ImageOptions | None = None,
+    document_mask: bool = False,
 ) -> Dataset:
     """Prepares a data set in `data_dir` if it is not there yet, and loads it.
 
     `name`: of `trainers.settings.data_cards`, with its argument, or of TensorFlow Datasets. `placement`: `resident`,
     `stream`, or `auto` by size. `label`: the column of a table to predict. `images`: how images are prepared.
+    `document_mask`: whether the documents of a window of tokens are kept apart.
 
     Raises:
       BadConfiguration: no such data set, no network for it, no space, or unusable data.
     """
-    request = Request(*split_name(name), data_dir, placement, label, images or ImageOptions())
+    request = Request(*split_name(name), data_dir, placement, label, images or ImageOptions(), document_mask)
     load_kind = data_card(name).loader()
     with _readable_errors(request):
         return load_kind(request)
@@ -38,7 +44,7 @@ def load_for(config: Config) -> Dataset:
     """
     card = config.card
     options = ImageOptions(augmentation.parse(config.augment), config.image_size, card.mean, card.deviation)
-    return load(config.dataset, config.data_dir, config.input, config.label, options)
+    return load(config.dataset, config.data_dir, config.input, config.label, options, config.document_mask)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ class Records(abc.ABC):
 
     @abc.abstractmethod
     def read(self, index: tf.Tensor) -> Example:
-        """The example as it is stored. `index`: int64 scalar. Its strings are what was read, by their lengths."""
+        """The example as it is stored. `index`: int64 scalar. Its strings and vectors are what was read."""
 
     @abc.abstractmethod
     def decode(self, stored: Example, crop: Crop | None = None) -> Example:
@@ -59,7 +59,8 @@ class Records(abc.ABC):
 
 
 def num_bytes(stored: Example) -> tf.Tensor:
-    """The bytes of an example's strings: int64."""
-    strings = [value for value in stored.values() if value.dtype == tf.string]
-    lengths = [tf.cast(tf.strings.length(value), tf.int64) for value in strings]
-    return tf.add_n(lengths) if lengths else tf.constant(0, tf.int64)
+    """The bytes of an example's strings and vectors: int64. Single numbers, labels say, are not counted."""
+    counts = [tf.cast(tf.strings.length(value), tf.int64) for value in stored.values() if value.dtype == tf.string]
+    vectors = [value for value in stored.values() if value.dtype != tf.string and value.shape.rank]
+    counts += [tf.size(value, tf.int64) * value.dtype.size for value in vectors]
+    return tf.add_n(counts) if counts else tf.constant(0, tf.int64)

@@ -12,7 +12,7 @@ from trainers.show.drawings import Predictions
 
 # Examples of the evaluation split that are looked at.
 MOST_EXAMPLES = 5000
-# Characters that a language model is given, and that it continues with.
+# Tokens that a language model is given, and that it continues with.
 PROMPT, CONTINUATION = 48, 80
 
 
@@ -33,16 +33,23 @@ def _parts(split: Split, size: int) -> Iterator[Features]:
     yield from split.examples().take(MOST_EXAMPLES).batch(size)
 
 
+def _first_window(split: Split) -> np.ndarray:
+    """The first window of tokens of a split: `[time + 1]`."""
+    if split.arrays is not None:
+        return split.arrays["tokens"][0]
+    return next(split.examples().take(1).as_numpy_iterator())["tokens"]
+
+
 def continued_text(model: keras.Model, task: Task, dataset: Dataset) -> str:
     """How a language model continues the beginning of the evaluation split, each time with its most likely token."""
     length = dataset.spec.input_shape[0]
-    tokens = list(np.asarray(dataset.eval.arrays["tokens"][0, :PROMPT]).astype(np.int32))
+    tokens = [int(token) for token in _first_window(dataset.eval)[:PROMPT]]
+    given = len(tokens)
     for _ in range(CONTINUATION):
         window = np.zeros([1, length], np.int32)
         recent = tokens[-length:]
         window[0, : len(recent)] = recent
         logits = model(task.inputs(tf.constant(window)), training=False)
         tokens.append(int(np.argmax(logits[0, len(recent) - 1])))
-    text = bytes(tokens).decode(errors="replace")
-    prompt, rest = text[:PROMPT], text[PROMPT:]
+    prompt, rest = dataset.as_text(tokens[:given]), dataset.as_text(tokens[given:])
     return f"Given:\n\n```\n{prompt}\n```\n\nContinued with:\n\n```\n{rest}\n```"

@@ -84,6 +84,12 @@ class Config:
     augment: str = _flag(
         "", "model and data", f"how training images are changed, words with commas: {described()}", fixed=True
     )
+    document_mask: bool = _flag(
+        False,
+        "model and data",
+        "for tokens with a separator: attention and loss do not cross from a document to the next",
+        fixed=True,
+    )
     batch_size: int = _flag(128, "training", "the GLOBAL batch, over all replicas", low=1, fixed=True)
     train_steps: int | None = _flag(None, "training", "optimizer updates in the whole run", low=1, shared=True)
     loss: str = _flag("", "training", "the loss, by name; default: the model's own", fixed=True)

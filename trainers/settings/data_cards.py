@@ -13,6 +13,7 @@ class DataCard:
     `task`: the kind of data, which a model's card must name; empty where only the data tells. `load`: `module:function`
     of `(trainers.input.dataset.Request) -> trainers.input.dataset.Dataset`. `argument`: what follows the name, as
     `--help` shows it. `needs_label`: whether `--label` names a column. `images`: whether its examples are images.
+    `documents`: whether a token may end documents.
     """
 
     task: str
@@ -21,6 +22,7 @@ class DataCard:
     argument: str = ""
     needs_label: bool = False
     images: bool = False
+    documents: bool = False
 
     def loader(self) -> Callable[[Any], Any]:
         """The function that `load` names. Imports TensorFlow."""
@@ -41,6 +43,13 @@ DATASETS: dict[str, DataCard] = {
         "trainers.input.kinds.text:load",
         "bytes of Python's standard library, or of the file PATH",
         "[:PATH]",
+    ),
+    "tokens": DataCard(
+        "language",
+        "trainers.input.kinds.tokens:load",
+        "packed tokens of the file PATH, which PATH.json describes",
+        ":PATH",
+        documents=True,
     ),
     "csv": DataCard(
         "",

@@ -74,6 +74,7 @@ def resolve(config: Config) -> Config:
         need = "needs --label=COLUMN" if card.needs_label else "takes no --label; leave it out"
         raise BadConfiguration(f"--dataset {config.dataset} {need}")
     _check_images(config, card.images)
+    _check_documents(config, card.documents)
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=default_run_dir(config))
     return dataclasses.replace(
@@ -90,6 +91,17 @@ def _check_images(config: Config, images: bool) -> None:
             raise BadConfiguration(
                 f"--{name} {value} is for images, and --dataset {config.dataset} has none; leave it out"
             )
+
+
+def _check_documents(config: Config, documents: bool) -> None:
+    if config.document_mask and not documents:
+        raise BadConfiguration(
+            f"--document_mask is for tokens:PATH with a separator, and --dataset {config.dataset} has none; leave it "
+            "out"
+        )
+    if config.document_mask and not config.card.documents:
+        fit = ", ".join(name for name, model in MODELS.items() if model.documents)
+        raise BadConfiguration(f"--model {config.model} has no --document_mask; leave it out, or choose one of: {fit}")
 
 
 def check_task(config: Config, task: str) -> None:

@@ -22,19 +22,17 @@ T = TypeVar("T")
 # Seconds that the import of TensorFlow and of the loop took; `main` of a loop sets it.
 import_seconds = 0.0
 REQUIREMENTS = ("absl", "numpy", "tensorflow", "keras", "tensorflow_datasets")
+_ENVIRONMENT = "run launch/local.sh once, then `source .venv/bin/activate` and start this again"
 
 
-def check_requirements(*packages: str) -> None:
+def check_requirements(*packages: str, remedy: str = _ENVIRONMENT) -> None:
     """Ends the process with one line and code 2 if a package is not installed. `packages`: default `REQUIREMENTS`.
 
     A script calls it before its first import of anything that is not in the standard library.
     """
     for package in packages or REQUIREMENTS:
         if importlib.util.find_spec(package) is None:
-            say(
-                f"{sys.argv[0]}: {package} is not installed for {sys.executable}; run launch/local.sh once, then "
-                "`source .venv/bin/activate` and start this again"
-            )
+            say(f"{sys.argv[0]}: {package} is not installed for {sys.executable}; {remedy}")
             sys.exit(BAD_CONFIGURATION)
 
 

@@ -1,19 +1,20 @@
 """Text as a sequence of bytes, for language models: `text`, or `text:PATH`."""
 
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from models.tasks import DataSpec
-from trainers.input.dataset import Dataset, Features, Request, Split, fingerprint
+from trainers.input.dataset import Dataset, Request, fingerprint
+from trainers.input.token_windows import LEAST_WINDOWS, TokenFile, count_windows, preparation, resident_splits
 from trainers.settings.exit_codes import BadConfiguration
 
 # Tokens that a language model sees at once, and how much of the standard library is its default text.
 TEXT_LENGTH = 128
 STANDARD_TEXT_BYTES = 2_000_000
-_LEAST_WINDOWS = 20
+_VOCABULARY = 256
 
 
 def load(request: Request) -> Dataset:
@@ -22,20 +23,44 @@ def load(request: Request) -> Dataset:
     Raises:
       BadConfiguration: the file cannot be read or is too short.
     """
-    content = np.frombuffer(_bytes_of(request), np.uint8)
-    window = TEXT_LENGTH + 1
-    count = (len(content) - 1) // TEXT_LENGTH
-    if count < _LEAST_WINDOWS:
-        least = _LEAST_WINDOWS * TEXT_LENGTH + 1
+    identity = request.name
+    if request.argument and not _is_held(request):
+        num_bytes = request.path.stat().st_size
+        _check_length(request, num_bytes)
+        file = TokenFile(request.path, np.dtype(np.uint8), _VOCABULARY, TEXT_LENGTH, num_bytes)
+        splits = file.splits(request)
+        identity += f"\nby index\n{file.sample()}"
+    else:
+        content = np.frombuffer(_bytes_of(request), np.uint8)
+        _check_length(request, len(content))
+        splits = resident_splits(content, TEXT_LENGTH)
+    spec = DataSpec("language", (TEXT_LENGTH,), "int32", num_classes=_VOCABULARY)
+    return Dataset(request.full_name, spec, *splits, fingerprint(identity, *splits), preparation(), _as_text)
+
+
+def _is_held(request: Request) -> bool:
+    """Whether the file's bytes are held on each device; what is no file, a pipe say, can only be read whole.
+
+    Raises:
+      BadConfiguration: it is asked to be streamed and is no file.
+    """
+    if not request.path.exists():
+        return True  # and is named where it is read
+    if request.path.is_file():
+        return request.is_resident(request.path.stat().st_size)
+    if request.placement == "stream":
         raise BadConfiguration(
-            f"{request.argument} holds {len(content)} bytes; at least {least} are needed; name a longer text"
+            f"--dataset {request.full_name} is not a file, and --input=stream reads by index; name a file"
         )
-    # Each window overlaps the next by one byte: its last target is the first input of the next.
-    windows = np.stack([content[i * TEXT_LENGTH : i * TEXT_LENGTH + window] for i in range(count)])
-    cut = count - count // 10
-    splits = [Split(len(part), arrays={"tokens": part}) for part in (windows[:cut], windows[cut:])]
-    spec = DataSpec("language", (TEXT_LENGTH,), "int32", num_classes=256)
-    return Dataset(request.full_name, spec, *splits, fingerprint(request.name, *splits), _prepare)
+    return True
+
+
+def _check_length(request: Request, num_bytes: int) -> None:
+    if count_windows(num_bytes, TEXT_LENGTH) < LEAST_WINDOWS:
+        least = LEAST_WINDOWS * TEXT_LENGTH + 1
+        raise BadConfiguration(
+            f"{request.argument} holds {num_bytes} bytes; at least {least} are needed; name a longer text"
+        )
 
 
 def _bytes_of(request: Request) -> bytes:
@@ -56,7 +81,5 @@ def _bytes_of(request: Request) -> bytes:
     return content
 
 
-def _prepare(features: Features) -> tuple[tf.Tensor, tf.Tensor]:
-    """`tokens: [batch, time + 1]` uint8 → all but the last, and all but the first, as int32."""
-    tokens = tf.cast(features["tokens"], tf.int32)
-    return tokens[:, :-1], tokens[:, 1:]
+def _as_text(tokens: Sequence[int]) -> str:
+    return bytes(tokens).decode(errors="replace")
