@@ -31,6 +31,7 @@ from trainers.input.dataset import (
 )
 from trainers.input.errors import reason_of
 from trainers.input.pictures import Pictures
+from trainers.input.pipelines import calls_at_once
 from trainers.settings.exit_codes import BadConfiguration
 
 # Splits for evaluation, the first that is there: the labels of a test split are sometimes kept secret.
@@ -182,7 +183,7 @@ def _from_the_begin(builder: tfds.core.DatasetBuilder, split: str, pictures: Pic
     def stream() -> tf.data.Dataset:
         order = tfds.ReadConfig(try_autocache=False)
         return builder.as_dataset(split=split, shuffle_files=False, read_config=order).map(
-            example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            example, num_parallel_calls=calls_at_once(), deterministic=True
         )
 
     if resident:

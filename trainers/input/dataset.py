@@ -13,6 +13,7 @@ import tensorflow as tf
 from models.tasks import DataSpec, Mixed
 from trainers.input.augment.augmentation import Augmentation
 from trainers.input.pictures import Pictures
+from trainers.input.pipelines import steady
 from trainers.input.records import Records
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -93,8 +94,8 @@ class Split:
     def examples(self) -> tf.data.Dataset:
         """All examples in order, one an element, as evaluation has them."""
         if self.arrays is not None:
-            return tf.data.Dataset.from_tensor_slices(self.arrays)
-        return self.records.examples() if self.records else self.stream()
+            return steady(tf.data.Dataset.from_tensor_slices(self.arrays))
+        return self.records.examples() if self.records else steady(self.stream())
 
 
 def _as_numbers(tokens: Sequence[int]) -> str:
@@ -131,7 +132,7 @@ def fingerprint(identity: str, *splits: Split) -> str:
 
 def read_whole(stream: Callable[[], tf.data.Dataset]) -> Split:
     """A resident split: all examples of a stream as arrays. Features that are not numbers are left out."""
-    pieces = list(stream().batch(_READ_BATCH).as_numpy_iterator())
+    pieces = list(steady(stream().batch(_READ_BATCH)).as_numpy_iterator())
     arrays = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
     arrays = {key: array for key, array in arrays.items() if array.dtype.kind in "biuf"}
     return Split(len(next(iter(arrays.values()))), arrays=arrays)

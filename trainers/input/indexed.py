@@ -5,6 +5,7 @@ import tensorflow as tf
 from models import randomness
 from trainers.input.dataset import Features, Split
 from trainers.input.piped import Piped
+from trainers.input.pipelines import calls_at_once
 from trainers.input.records import num_bytes
 from trainers.input.source import shuffled_index
 from trainers.settings.exit_codes import BadConfiguration
@@ -36,12 +37,10 @@ class IndexedBatches(Piped):
         self._local = self.replicas // context.num_input_pipelines
         self._first_replica = context.input_pipeline_id * self._local
         share = self.batch_size // self.replicas
-        options = tf.data.Options()
-        options.deterministic = True
         elements = tf.data.Dataset.range(step * self._local * share, tf.int64.max)
-        elements = elements.map(self._example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        elements = elements.map(self._example, num_parallel_calls=calls_at_once(), deterministic=True)
         elements = elements.batch(share, drop_remainder=True)
-        return elements.prefetch(_READY_STEPS * self._local).with_options(options)
+        return elements.prefetch(_READY_STEPS * self._local)
 
     def augmented(self, features: Features) -> Features:
         """What needs the whole batch; each example by itself was changed while it was decoded."""

@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainers.input.dataset import Features, Split
+from trainers.input.pipelines import steady
 from trainers.input.source import Batches, Order
 from trainers.world import private_api
 
@@ -23,6 +24,7 @@ class Piped(Batches):
         self.ordered = _ORDERED
         self.strategy, self.split = strategy, split
         self._iterator = None
+        self._on_gpus = any("GPU" in device for device in strategy.extended.worker_devices)
 
     @abc.abstractmethod
     def pipeline(self, step: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -30,9 +32,20 @@ class Piped(Batches):
 
     def start(self, step: int) -> None:
         """Begins a pipeline at the step."""
-        self._iterator = iter(
-            self.strategy.distribute_datasets_from_function(lambda context: self.pipeline(step, context))
-        )
+        if self._on_gpus:
+            self._iterator = iter(
+                self.strategy.distribute_datasets_from_function(lambda context: steady(self.pipeline(step, context)))
+            )
+            return
+        # What copies to devices ahead of time has threads of its own, see `steady`. In one memory nothing is copied.
+        self._iterator = iter(steady(self.pipeline(step, self._context)))
+
+    @property
+    def _context(self) -> tf.distribute.InputContext:
+        """Which worker this is, among how many."""
+        resolver = self.strategy.cluster_resolver
+        workers = len(resolver.cluster_spec().job_tasks("worker")) if resolver else 1
+        return tf.distribute.InputContext(workers, resolver.task_id if resolver else 0, self.replicas)
 
     def order(self, first: tf.Tensor, last: tf.Tensor) -> Order:
         """Nothing: the pipeline has its own."""
@@ -44,18 +57,27 @@ class Piped(Batches):
         With deterministic kernels TensorFlow has no clock in the graph: the seconds are 0 then.
         """
         if private_api.is_deterministic():
-            return next(self._iterator), tf.constant(0.0, tf.float64)
+            return self._next(), tf.constant(0.0, tf.float64)
         asked = tf.timestamp()
         with tf.control_dependencies([asked]):
-            feed = next(self._iterator)
+            feed = self._next()
         own = [tensor for value in tf.nest.flatten(feed) for tensor in self.strategy.experimental_local_results(value)]
         with tf.control_dependencies(own):
             return feed, tf.timestamp() - asked
+
+    def _next(self) -> Any:
+        """On GPUs a value for each replica; else a list with what each replica takes, which all of them see."""
+        if self._on_gpus:
+            return next(self._iterator)
+        return [next(self._iterator) for _ in range(self.replicas // self._context.num_input_pipelines)]
 
     def share(
         self, feed: Any, order: Order, step: tf.Tensor, first: tf.Tensor, part: int, count: int
     ) -> tuple[Features, tf.Tensor]:
         """Part number `part` of this replica's examples, `count` of them, and their weights `[count]`."""
+        if not self._on_gpus:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            feed = feed[int(tf.get_static_value(replica)) % len(feed)]
         features, weights = feed
         window = slice(part * count, (part + 1) * count)
         return {key: value[window] for key, value in features.items()}, weights[window]

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from trainers.input.errors import reason_of
+from trainers.input.pipelines import calls_at_once, steady
 from trainers.settings.exit_codes import BadConfiguration
 
 Example = dict[str, Any]
@@ -41,11 +42,11 @@ class Records(abc.ABC):
 
     def in_order(self) -> tf.data.Dataset:
         """All examples as stored, in order. Where reading a file from its begin is faster, that is done."""
-        return tf.data.Dataset.range(self.size).map(self.read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return tf.data.Dataset.range(self.size).map(self.read, num_parallel_calls=calls_at_once(), deterministic=True)
 
     def examples(self) -> tf.data.Dataset:
         """All examples in order, as evaluation has them."""
-        return self.in_order().map(self.decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return steady(self.in_order().map(self.decode, num_parallel_calls=calls_at_once(), deterministic=True))
 
     def fault(self, index: int) -> BadConfiguration | None:
         """What is wrong with an example, as an error that names it; None if it can be read."""

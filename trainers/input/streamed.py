@@ -9,6 +9,8 @@ from trainers.input.piped import Piped
 
 # Records among which a streamed split is shuffled. Resident data is shuffled as a whole.
 STREAM_WINDOW = 10_000
+# Steps that are ready before they are asked for.
+_READY_STEPS = 2
 
 
 class StreamedBatches(Piped):
@@ -20,8 +22,6 @@ class StreamedBatches(Piped):
 
     def pipeline(self, step: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
         """Reads over what comes before the step within its epoch."""
-        options = tf.data.Options()
-        options.deterministic = True
         local = self.replicas // context.num_input_pipelines
         first, share = context.input_pipeline_id * local, self.batch_size // self.replicas
 
@@ -33,7 +33,7 @@ class StreamedBatches(Piped):
             return tf.nest.map_structure(rows, (features, weights))
 
         global_batches = self._dataset(step * self.batch_size).map(own)
-        return global_batches.unbatch().prefetch(tf.data.AUTOTUNE).with_options(options)
+        return global_batches.unbatch().prefetch(_READY_STEPS * local)
 
     def _dataset(self, position: int) -> tf.data.Dataset:
         if self.seed is None:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.input.pictures import Pictures
+from trainers.input.pipelines import calls_at_once
 from trainers.input.records import Crop, Example, Records
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import files
@@ -139,7 +140,7 @@ class TFRecordImages(Records):
     def in_order(self) -> tf.data.Dataset:
         """Reads each file from its begin."""
         records = tf.data.TFRecordDataset([str(path) for path in self.shards.paths])
-        return records.map(self.parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return records.map(self.parse, num_parallel_calls=calls_at_once(), deterministic=True)
 
     def decode(self, stored: Example, crop: Crop | None = None) -> Example:
         """`image`: uint8 pixels; `label`: int64."""
