@@ -22,7 +22,6 @@ if __name__ == "__main__":
     # Run as a script, this folder stands first on the path; the packages lie one above.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import fcntl
 import hashlib
 import json
 import os
@@ -33,6 +32,7 @@ from collections.abc import Sequence
 from trainers.record import files
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import process
+from trainers.world.locks import hold
 
 ROOT = Path(__file__).resolve().parent.parent
 # Purposes with an environment of their own; the others share `.venv`.
@@ -115,7 +115,7 @@ def ensure(purpose: str) -> Path:
     if needed.items() <= read_stamp(place).items():
         return place / "bin/python"
     with open(ROOT / ".venv.lock", "w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+        hold(guard, wait=True)
         stamp = read_stamp(place)
         if not stamp:
             shutil.rmtree(place, ignore_errors=True)

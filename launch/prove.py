@@ -33,6 +33,7 @@ from launch.proof.verdicts import Verdict
 from launch.workers import visible_gpus
 from trainers.record import files
 from trainers.run.command import config_from
+from trainers.settings import paths
 from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
 from trainers.show.tables import table
 from trainers.world import process
@@ -65,6 +66,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
     options, flags = parser.parse_known_args(argv[1:])
     if options.steps < 2:
         raise BadConfiguration(f"--steps {options.steps} is below 2; pass 2 or more")
+    options.json = paths.local("--json", options.json)
     return Settings(
         options, flags, scope_of(config_from(["prove", *flags], ""), options.rows.split(","), len(visible_gpus()))
     )
@@ -115,7 +117,7 @@ def main(settings: Settings) -> int:
         rows = "every row that was judged" if settings.scope.skipped else "every row"
         print(report(verdicts))
         print(f"\n{f'{rows} holds' if holds else 'not every row holds'}; {time.monotonic() - began:.0f} s", flush=True)
-        write(Path(settings.options.json), settings.flags, holds, verdicts)
+        write(settings.options.json, settings.flags, holds, verdicts)
     except (KeyboardInterrupt, Stopped):
         return PREEMPTED
     return OK if holds else FAILED

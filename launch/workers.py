@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -164,7 +165,7 @@ def options_from(argv: Sequence[str]) -> argparse.Namespace:
     options.flags = ["--strategy=multi_worker", *flags]
     if not any(flag.startswith(("--run_dir", "--flagfile")) for flag in flags):
         # One name for all: each worker's default would hold its own time.
-        options.flags.append(f"--run_dir=runs/workers-{time.strftime('%Y%m%d-%H%M%S')}")
+        options.flags.append(f"--run_dir=runs/workers-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}")
     return options
 
 

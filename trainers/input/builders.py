@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import math
 import os
 import socket
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
 
 from models.tasks import DataSpec
 from trainers.input.dataset import (
@@ -25,7 +25,9 @@ from trainers.input.dataset import (
     read_whole,
 )
 from trainers.input.errors import reason_of
+from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.world import locks
 
 _PROBE_SECONDS = 10.0
 _NO_NETWORK_NEEDED = "--dataset=digits needs no network"
@@ -52,10 +54,17 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def _prepare(make: Make, request: Request) -> None:
-    """Downloads and prepares once; processes that start together take turns."""
-    Path(request.data_dir).mkdir(parents=True, exist_ok=True)
-    with open(Path(request.data_dir) / f".{request.name.partition('/')[0]}.lock", "w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    """Downloads and prepares once; processes that start together take turns, where the file system has locks."""
+    folder = Path(request.data_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BadConfiguration(f"--data_dir {folder} {paths.why_no_directory(folder)}") from None
+    with open(folder / f".{request.name.partition('/')[0]}.lock", "w") as guard:
+        if without := locks.hold(guard, wait=True):
+            logging.warning(
+                "--data_dir %s cannot be locked (%s): prepare a data set in one process alone", folder, without
+            )
         builder = make()
         if _is_prepared(builder):
             return

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.tasks import DataSpec
+from trainers.settings import paths
 
 # A split up to this size is held on each device; a larger one streams. Set --input to decide otherwise.
 RESIDENT_BYTES = 1 << 30
@@ -43,7 +44,7 @@ class Request:
     @property
     def path(self) -> Path:
         """The argument as a path."""
-        return Path(self.argument).expanduser()
+        return paths.local(f"--dataset={self.name}:", self.argument)
 
     def is_resident(self, num_bytes: float) -> bool:
         """Whether splits are held on each device. `num_bytes`: the size of the data, infinite where it is not fixed."""

@@ -6,7 +6,6 @@ Everything is written aside and renamed, or appended a whole line at a time, so 
 import dataclasses
 import datetime
 import errno
-import fcntl
 import json
 import platform
 import resource
@@ -14,10 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from trainers.record import files, reading
+from trainers.settings import paths
 from trainers.settings.config import FIXED, REPEATED, Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import machine
+from trainers.world import locks, machine
 
 
 def _now() -> str:
@@ -49,6 +51,7 @@ class RunRecord:
             "exit_reason": None,
             "attempts": self.previous.get("attempts", 0) + 1,
             "flags": dataclasses.asdict(config),
+            paths.DATASET_PATH: paths.location(config.dataset),
             "versions": machine.versions(),
             "commit": machine.commit(),
             "host": platform.node(),
@@ -59,7 +62,7 @@ class RunRecord:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.directory / ".lock", "a+")  # noqa: SIM115 - held for the life of the run
         except (FileExistsError, NotADirectoryError):
-            raise BadConfiguration(f"--run_dir {self.directory} is, or lies under, a file; name a directory") from None
+            raise BadConfiguration(f"--run_dir {self.directory} {paths.why_no_directory(self.directory)}") from None
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise
@@ -67,19 +70,21 @@ class RunRecord:
                 f"--run_dir {self.directory} cannot be written: {error.strerror}; name one that can"
             ) from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            without = locks.hold(self._lock, wait=False)
         except BlockingIOError:
             raise BadConfiguration(
                 f"--run_dir {self.directory} is in use by another run; wait for it, end it, or name another directory"
             ) from None
-        except OSError:
-            pass  # a file system without locks: nothing to hold
+        if without:
+            logging.warning(
+                "--run_dir %s cannot be locked (%s): see to it that no other run writes there", self.directory, without
+            )
 
     def _check_same_run(self) -> None:
         """A run_dir belongs to one run: flags that decide the mathematics must be what they were."""
-        before = self.previous.get("flags", {})
+        before = reading.begun_as(self.previous)
         for name in FIXED:
-            if name in before and before[name] != getattr(self.config, name):
+            if paths.differs(before, name, getattr(self.config, name)):
                 raise BadConfiguration(
                     f"--{name} {getattr(self.config, name)} differs from {before[name]}, with which --run_dir "
                     f"{self.directory} was begun; pass that, or name another --run_dir"

@@ -23,6 +23,7 @@ from trainers.run.pace import Pace
 from trainers.run.plan import plan
 from trainers.run.reporter import Reporter, only_warned
 from trainers.run.windows import Columns
+from trainers.settings import paths
 from trainers.settings.config import FIXED
 from trainers.settings.exit_codes import OK, BadConfiguration, Diverged, Preempted
 from trainers.show.profiles import Profiles
@@ -47,6 +48,8 @@ class Summary:
 def checkpoints_of(loop: InnerLoop, run_dir: Path) -> Checkpoints:
     """The checkpoints of a run, which belong to the flags that decide its mathematics and to its data."""
     identity = {name: getattr(loop.config, name) for name in FIXED} | {"data": loop.dataset.fingerprint}
+    if (where := paths.location(loop.config.dataset)) is not None:
+        identity[paths.DATASET_PATH] = where
     return Checkpoints(run_dir, loop.config.keep_checkpoints, identity, *loop.best)
 
 

@@ -7,6 +7,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from trainers.settings.paths import has_home
+
 _NOISE = re.compile(
     r"All log messages before absl::InitializeLog|oneDNN custom operations are on|Could not find cuda drivers|"
     r"failed call to cuInit|computation_placer already registered|Unable to register cu|"
@@ -52,6 +54,9 @@ def not_installed(*packages: str) -> Iterator[None]:
 def import_tensorflow() -> None:
     """Imports TensorFlow and Keras without noise, and looks for devices once, which is when TensorFlow complains."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not has_home():
+        # Keras would make a folder of the name ~ here, for its configuration.
+        os.environ.setdefault("KERAS_HOME", os.path.join(tempfile.gettempdir(), f"keras-{os.getuid()}"))
     # Threads of their own that only feed a GPU (TensorFlow's guide "Optimize GPU performance with the Profiler").
     os.environ.setdefault("TF_GPU_THREAD_MODE", "gpu_private")
     with known_noise_removed(), not_installed("sklearn", "matplotlib"):
