@@ -57,6 +57,18 @@ def test_a_second_call_starts_at_once_and_reaches_no_network(tmp_path):
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("runs", ["a:b", "gs://bucket/runs", "a:b/../c:ro"])
+def test_docker_gets_no_volume_whose_path_it_would_cut(tmp_path, runs):
+    """Not by the name alone, since a link or the directory of the checkout may hold the colon."""
+    env = os.environ | {"ENGINE": "true", "RUNS": str(tmp_path / runs) if "//" not in runs else runs}
+    done = subprocess.run(
+        [ROOT / "launch/docker.sh"], capture_output=True, text=True, check=False, env=env, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "ends the path of a volume at a colon" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_launch_says_what_is_wrong_with_its_own_variables():
     done = run_command("launch/local.sh", env=os.environ | {"LOCKSTEP_DEVICE": "tpu"})
     assert done.returncode == 2
