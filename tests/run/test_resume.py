@@ -1,6 +1,8 @@
 """Promise 2: a run that is killed at any moment and started again ends with the bits of the uninterrupted run."""
 
 import random
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -182,6 +184,44 @@ def test_a_description_of_other_workers_does_not_matter_to_one_process(trainer, 
             flags = ("--model=mlp", "--train_steps=2", f"--strategy={strategy}", f"--run_dir={tmp_path / str(number)}")
             code, output = trainer(*flags, "--resume=auto", env={"TF_CONFIG": text}).wait()
             assert code == 0, output
+
+
+@pytest.mark.parametrize("log_every", [20, 0])
+def test_a_run_dir_that_is_removed_is_one_line_and_the_state_is_kept(trainer, tmp_path, log_every):
+    """Found when a line is written or, where there are no lines, when a checkpoint is."""
+    run_dir = tmp_path / "run"
+    flags = ("--model=mlp", "--batch_size=32", "--checkpoint_every=50", "--eval_every=0", f"--log_every={log_every}")
+    one = trainer(*flags, "--train_steps=1000000", f"--run_dir={run_dir}")
+    wait_until(lambda: newest_step(run_dir) >= 100, one.process)
+    run_dir.rename(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone", ignore_errors=True)
+    code, output = one.wait(120)
+    assert code == 2 and "Traceback" not in output, output
+    lines = [line for line in output.splitlines() if "was removed while the run wrote to it" in line]
+    assert len(lines) == 1, output
+    step = int(re.search(r"the checkpoint of step (\d+) was written there again", lines[0])[1])
+    assert newest_step(run_dir) == step
+    assert reading.read_run(run_dir)["exit_code"] == 2
+    code, output = trainer(*flags, f"--train_steps={step + 50}", f"--run_dir={run_dir}").wait()
+    assert code == 0 and f"resumed from the checkpoint of step {step}" in output, output
+
+
+def test_a_run_dir_that_is_removed_for_good_is_one_line(trainer, tmp_path):
+    run_dir = tmp_path / "folder" / "run"
+    one = trainer(
+        "--model=mlp",
+        "--batch_size=32",
+        "--checkpoint_every=50",
+        f"--run_dir={run_dir}",
+        "--log_every=20",
+        "--train_steps=1000000",
+    )
+    wait_until(lambda: newest_step(run_dir) >= 100, one.process)
+    (tmp_path / "folder").rename(tmp_path / "gone")
+    (tmp_path / "folder").write_text("")
+    code, output = one.wait(120)
+    assert code == 2 and "Traceback" not in output, output
+    assert "could not be saved there again (--run_dir" in output and "and is lost" in output
 
 
 def test_the_second_signal_ends_at_once(trainer, tmp_path):

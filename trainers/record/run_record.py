@@ -18,8 +18,10 @@ from absl import logging
 from trainers.record import files, reading
 from trainers.settings import paths
 from trainers.settings.config import FIXED, REPEATED, Config
-from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.exit_codes import BadConfiguration, RunDirRemoved
 from trainers.world import locks, machine
+
+_LOCK = ".lock"
 
 
 def _now() -> str:
@@ -60,7 +62,7 @@ class RunRecord:
     def _open_directory(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.directory / ".lock", "a+")  # noqa: SIM115 - held for the life of the run
+            self._lock = open(self.directory / _LOCK, "a+")  # noqa: SIM115 - held for the life of the run
         except (FileExistsError, NotADirectoryError):
             raise BadConfiguration(f"--run_dir {self.directory} {paths.why_no_directory(self.directory)}") from None
         except OSError as error:
@@ -90,6 +92,21 @@ class RunRecord:
                     f"{self.directory} was begun; pass that, or name another --run_dir"
                 )
 
+    def is_gone(self) -> bool:
+        """Whether somebody has removed run_dir: neither the file that this process has locked is there nor run.json."""
+        return self.writes and not any((self.directory / name).exists() for name in (_LOCK, reading.RUN))
+
+    def check_there(self) -> None:
+        """Raises RunDirRemoved if run_dir is gone."""
+        if self.is_gone():
+            raise RunDirRemoved(f"--run_dir {self.directory} was removed while the run wrote to it")
+
+    def make_again(self) -> None:
+        """Makes a run_dir that was removed, with flags.txt and run.json. Raises as opening it does."""
+        self._lock.close()
+        self._open_directory()
+        self.begin()
+
     def begin(self) -> None:
         """Writes flags.txt and the first run.json."""
         if self.writes:
@@ -107,6 +124,7 @@ class RunRecord:
         """Adds facts to run.json and writes it."""
         self.facts.update(facts)
         if self.writes:
+            self.check_there()
             files.write_text(self.directory / reading.RUN, json.dumps(self.facts, indent=2, allow_nan=True) + "\n")
 
     def end(self, exit_code: int, reason: str, **facts: Any) -> None:
@@ -125,6 +143,7 @@ class RunRecord:
         """Appends lines to metrics.jsonl."""
         if not self.writes:
             return
+        self.check_there()
         with open(self.metrics_path, "a") as file:
             file.write("".join(json.dumps(dict(line)) + "\n" for line in lines))
 
