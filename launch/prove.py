@@ -35,6 +35,7 @@ from trainers.record import files
 from trainers.run.command import config_from
 from trainers.settings import paths
 from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
+from trainers.settings.rules import MOST
 from trainers.show.tables import table
 from trainers.world import process
 
@@ -66,6 +67,8 @@ def settings_from(argv: Sequence[str]) -> Settings:
     options, flags = parser.parse_known_args(argv[1:])
     if options.steps < 2:
         raise BadConfiguration(f"--steps {options.steps} is below 2; pass 2 or more")
+    if options.steps > MOST:
+        raise BadConfiguration(f"--steps {options.steps} is above {MOST}; pass fewer")
     options.json = paths.local("--json", options.json)
     return Settings(
         options, flags, scope_of(config_from(["prove", *flags], ""), options.rows.split(","), len(visible_gpus()))

@@ -35,6 +35,7 @@ from trainers.world import process
 ROOT = Path(__file__).resolve().parent.parent
 TRAINER = ROOT / "trainers/custom_loop.py"
 GRACE_SECONDS = 30.0
+MOST_WORKERS = 256
 
 
 def free_ports(count: int) -> list[int]:
@@ -158,6 +159,8 @@ def options_from(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv[1:])
     if options.workers < 1 or options.restarts < 0:
         parser.error(f"--workers {options.workers} --restarts {options.restarts}: pass 1 or more, and 0 or more")
+    if options.workers > MOST_WORKERS:
+        parser.error(f"--workers {options.workers} is above {MOST_WORKERS}, on one machine; use fewer")
     gpus = visible_gpus()
     if gpus and len(gpus) < options.workers:
         parser.error(f"--workers {options.workers} is above the {len(gpus)} GPUs; use {len(gpus)} or fewer")

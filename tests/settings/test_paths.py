@@ -20,6 +20,7 @@ SCRIPTS = {
     "trainers/sweep.py --data_dir": ["--data_dir=gs://bucket/data"],
     "trainers/benchmark.py": ["--out_dir=gs://bucket/out"],
     "trainers/graph_benchmark.py": ["--out_dir=gs://bucket/out"],
+    "trainers/tensor_check.py": ["--json=gs://bucket/check.json"],
     "launch/prove.py": ["--json=gs://bucket/prove.json"],
     "launch/prove.py --data_dir": ["--data_dir=gs://bucket/data"],
     "launch/scaling.py": ["--out_dir=gs://bucket/out"],
@@ -33,6 +34,15 @@ def test_no_script_takes_an_address_for_a_path(script, tmp_path):
     assert done.returncode == 2, done.stderr
     assert "gs://bucket" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", ["prove", "workers"])
+def test_a_number_that_no_machine_can_serve_is_refused(script, tmp_path):
+    flag = {"prove": "--steps=9223372036854775808", "workers": "--workers=9223372036854775808"}[script]
+    command = [sys.executable, str(ROOT / f"launch/{script}.py"), flag]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2 and "9223372036854775808 is above" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_two_runs_of_one_second_have_folders_of_their_own():

@@ -153,6 +153,9 @@ def config_of_run(config: Config, given: Collection[str]) -> Config:
             )
     if "dataset" in given:
         flags["dataset"] = config.dataset  # as it is written for this place
+    elif (where := before.get(paths.DATASET_PATH)) and not Path(paths.location(flags["dataset"])).exists():
+        # The run began in another directory, to which its path is relative.
+        flags["dataset"] = f"{flags['dataset'].partition(':')[0]}:{where}"
     if "data_dir" not in given:
         flags["data_dir"] = before["data_dir"]
     return dataclasses.replace(config, **flags)
