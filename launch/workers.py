@@ -165,10 +165,9 @@ def options_from(argv: Sequence[str]) -> argparse.Namespace:
     if gpus and len(gpus) < options.workers:
         parser.error(f"--workers {options.workers} is above the {len(gpus)} GPUs; use {len(gpus)} or fewer")
     flags = options.flags[1:] if options.flags[:1] == ["--"] else options.flags
-    options.flags = ["--strategy=multi_worker", *flags]
-    if not any(flag.startswith(("--run_dir", "--flagfile")) for flag in flags):
-        # One name for all: each worker's default would hold its own time.
-        options.flags.append(f"--run_dir=runs/workers-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}")
+    # One name for all, each worker's default would be its own; first, so that a flag or a flagfile comes after it.
+    name = f"runs/workers-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    options.flags = ["--strategy=multi_worker", f"--run_dir={name}", *flags]
     return options
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from launch import workers
+from trainers.settings.flags import config_from
+
 BIN = Path(sys.executable).parent
 
 
@@ -55,6 +58,16 @@ def test_a_second_call_starts_at_once_and_reaches_no_network(tmp_path):
     assert "installing" not in done.stderr
     done = run_command("launch/local.sh", "--model=nothing", env=env)
     assert done.returncode == 2
+
+
+def test_workers_share_a_folder_also_where_a_flagfile_names_none(tmp_path):
+    """The flags.txt of a run holds no run_dir."""
+    (tmp_path / "flags.txt").write_text("--model=mlp\n")
+    one, other = (workers.options_from(["workers", "--", f"--flagfile={tmp_path / 'flags.txt'}"]) for _ in range(2))
+    first = config_from(["x", *one.flags], "").run_dir
+    assert first.startswith("runs/workers-") and first != config_from(["x", *other.flags], "").run_dir
+    (tmp_path / "flags.txt").write_text("--model=mlp\n--run_dir=named\n")
+    assert config_from(["x", *one.flags], "").run_dir == "named"
 
 
 @pytest.mark.parametrize("runs", ["a:b", "gs://bucket/runs", "a:b/../c:ro"])
