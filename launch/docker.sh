@@ -11,6 +11,7 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
   gpus+=(--ulimit memlock=-1 --ulimit stack=67108864)
 fi
 runs=$(realpath -m -- "${RUNS:-runs}")
+case $runs in *:*) echo "launch/docker.sh: RUNS is ${RUNS:-runs} ($runs), but $engine ends the path of a volume at a colon; name a directory without one" >&2; exit 2 ;; esac
 user=$(id -u):$(id -g)
 # Root trains as whoever called sudo, else as the image's own user; a directory that is there keeps its owner.
 if [ "$(id -u)" = 0 ]; then user=${SUDO_UID:-10001}:${SUDO_GID:-10001}; fi

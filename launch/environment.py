@@ -26,7 +26,6 @@ if __name__ == "__main__":
 
     signals.end_at_once_on_signal()  # before an import that takes time
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -36,6 +35,7 @@ from pathlib import Path
 
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import files, nvidia, process
+from trainers.world.locks import hold
 
 ROOT = Path(__file__).resolve().parent.parent
 # Purposes with an environment of their own; the others share `.venv`.
@@ -115,7 +115,7 @@ def ensure(purpose: str) -> Path:
     if needed.items() <= read_stamp(place).items():
         return place / "bin/python"
     with open(ROOT / ".venv.lock", "w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+        hold(guard, wait=True)
         stamp = read_stamp(place)
         if not stamp:
             shutil.rmtree(place, ignore_errors=True)

@@ -47,7 +47,8 @@ def prepare(kubectl: Kubectl, submission: Submission, allow_tag: bool) -> list[D
     plan = check(submission, allow_tag)
     documents = kubectl.render(submission)
     if problems := rules.problems(documents, without=("images",)):
-        raise BadConfiguration(f"what k8s/ renders breaks its rules: {'; '.join(problems)}; fix k8s/")
+        what = "; ".join(dict.fromkeys(problems))
+        raise BadConfiguration(f"{what}; change the flag or, where none says so, k8s/")
     for worker in clusters(documents):
         if worker.size > 1:
             address = worker.addresses[worker.index]

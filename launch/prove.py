@@ -35,7 +35,9 @@ from launch.proof.rows import ROWS, Scope, judge, scope_of
 from launch.proof.verdicts import Verdict
 from launch.workers import visible_gpus
 from trainers.run.command import config_from
+from trainers.settings import paths
 from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
+from trainers.settings.rules import MOST
 from trainers.show.tables import table
 from trainers.world import files, process
 
@@ -67,6 +69,9 @@ def settings_from(argv: Sequence[str]) -> Settings:
     options, flags = parser.parse_known_args(argv[1:])
     if options.steps < 2:
         raise BadConfiguration(f"--steps {options.steps} is below 2; pass 2 or more")
+    if options.steps > MOST:
+        raise BadConfiguration(f"--steps {options.steps} is above {MOST}; pass fewer")
+    options.json = paths.local("--json", options.json)
     return Settings(
         options, flags, scope_of(config_from(["prove", *flags], ""), options.rows.split(","), len(visible_gpus()))
     )
@@ -117,7 +122,7 @@ def main(settings: Settings) -> int:
         rows = "every row that was judged" if settings.scope.skipped else "every row"
         print(report(verdicts))
         print(f"\n{f'{rows} holds' if holds else 'not every row holds'}; {time.monotonic() - began:.0f} s", flush=True)
-        write(Path(settings.options.json), settings.flags, holds, verdicts)
+        write(settings.options.json, settings.flags, holds, verdicts)
     except (KeyboardInterrupt, Stopped):
         return PREEMPTED
     return OK if holds else FAILED

@@ -33,6 +33,7 @@ from typing import NamedTuple
 from launch.workers import visible_gpus
 from trainers.measure.charts import new_figure, write_png
 from trainers.record import reading
+from trainers.settings import paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
 from trainers.settings.flags import config_from
@@ -223,7 +224,7 @@ def main(settings: Settings) -> int:
     """Measures every point, writes JSON, table and chart, and prints the table. Returns the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
-    out = Path(settings.options.out_dir).expanduser()
+    out = paths.local("--out_dir", settings.options.out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
         measured = measure_all(settings)

@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -37,6 +38,7 @@ from trainers.world import nvidia, process
 ROOT = Path(__file__).resolve().parent.parent
 TRAINER = ROOT / "trainers/custom_loop.py"
 GRACE_SECONDS = 30.0
+MOST_WORKERS = 256
 
 
 def free_ports(count: int) -> list[int]:
@@ -156,14 +158,15 @@ def options_from(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv[1:])
     if options.workers < 1 or options.restarts < 0:
         parser.error(f"--workers {options.workers} --restarts {options.restarts}: pass 1 or more, and 0 or more")
+    if options.workers > MOST_WORKERS:
+        parser.error(f"--workers {options.workers} is above {MOST_WORKERS}, on one machine; use fewer")
     gpus = visible_gpus()
     if gpus and len(gpus) < options.workers:
         parser.error(f"--workers {options.workers} is above the {len(gpus)} GPUs; use {len(gpus)} or fewer")
     flags = options.flags[1:] if options.flags[:1] == ["--"] else options.flags
-    options.flags = ["--strategy=multi_worker", *flags]
-    if not any(flag.startswith(("--run_dir", "--flagfile")) for flag in flags):
-        # One name for all: each worker's default would hold its own time.
-        options.flags.append(f"--run_dir=runs/workers-{time.strftime('%Y%m%d-%H%M%S')}")
+    # One name for all, each worker's default would be its own; first, so that a flag or a flagfile comes after it.
+    name = f"runs/workers-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    options.flags = ["--strategy=multi_worker", f"--run_dir={name}", *flags]
     return options
 
 

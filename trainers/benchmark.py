@@ -31,6 +31,7 @@ from models.cards import MODELS
 from trainers.measure import charts, input_pipelines, rounds
 from trainers.measure.input_pipelines import InputSettings
 from trainers.measure.rounds import KINDS, Result, Row
+from trainers.settings import paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, Preempted
 from trainers.settings.flags import fill, short_help_page
@@ -101,7 +102,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
     rows = tuple(row_from(text.strip()) for text in values.rows.split(",") if text.strip())
     if not rows:
         raise BadConfiguration("--rows is empty; pass e.g. mlp:32:1,resnet:128:2")
-    settings = Settings(rows, values.repeats, values.seconds, values.data_dir, Path(values.out_dir).expanduser())
+    settings = Settings(rows, values.repeats, values.seconds, values.data_dir, paths.local("--out_dir", values.out_dir))
     for row in rows:
         _check_row(row, settings)
     return settings

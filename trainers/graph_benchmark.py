@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags, logging
 
 from models.cards import MODELS
+from trainers.settings import paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, RunEnded
 from trainers.settings.flags import fill, short_help_page
@@ -120,7 +121,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
         values.repeats,
         values.steps,
         steps_per_call,
-        Path(values.out_dir).expanduser(),
+        paths.local("--out_dir", values.out_dir),
         values.show_autograph,
     )
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainers.record import reading
+from trainers.settings import paths
 from trainers.settings.config import NO_DIFFERENCE
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import files, process
@@ -185,13 +186,15 @@ def settings_from(argv: Sequence[str]) -> argparse.Namespace:
     """The command line (`argv[0]` is the program): `run_dir`, a list of paths, and `out`, a path.
 
     Raises:
+      BadConfiguration: a path is an address, or its home directory is not known.
       SystemExit: `--help` was given, or a flag is malformed.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", nargs="+", type=Path, help="runs to show, side by side")
-    parser.add_argument("--out", type=Path, help="the file (default: report.html in the first run_dir)")
+    parser.add_argument("run_dir", nargs="+", help="runs to show, side by side")
+    parser.add_argument("--out", help="the file (default: report.html in the first run_dir)")
     options = parser.parse_args(argv[1:])
-    options.out = options.out or options.run_dir[0] / "report.html"
+    options.run_dir = [paths.local("run_dir", text) for text in options.run_dir]
+    options.out = paths.local("--out", options.out) if options.out else options.run_dir[0] / "report.html"
     return options
 
 

@@ -24,9 +24,11 @@ if __name__ == "__main__":
 import argparse
 import concurrent.futures
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
+import os
 import random
 import signal
 import subprocess
@@ -36,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.record import reading
+from trainers.settings import paths
 from trainers.settings.config import NO_DIFFERENCE, Config
 from trainers.settings.exit_codes import CRASHED, OK, PREEMPTED, BadConfiguration
 from trainers.settings.flags import config_from
@@ -44,6 +47,8 @@ from trainers.world import files, process
 
 _TRAINER = Path(__file__).resolve().parent / "custom_loop.py"
 _NAMES = {field.name for field in dataclasses.fields(Config)}
+# Bytes of a file's name; what is written aside beside it has a longer one.
+_LONGEST_NAME = 200
 # The name of a data set or a path may hold a comma of its own.
 _NEVER_SWEPT = ("run_dir", "data_dir", "profile")
 
@@ -82,7 +87,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--sweep_dir", default="runs/sweep", help="the folder of all runs (default: runs/sweep)")
-    parser.add_argument("--spec", type=Path, help="a JSON file of flags and their values")
+    parser.add_argument("--spec", help="a JSON file of flags and their values")
     parser.add_argument("--random", type=int, default=0, help="this many combinations, drawn at random; 0 = all")
     parser.add_argument("--random_seed", type=int, default=0, help="seed of that draw (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
@@ -91,14 +96,14 @@ def settings_from(argv: Sequence[str]) -> Settings:
         raise BadConfiguration(f"--jobs {options.jobs} is below 1; pass 1 or more")
     if options.random < 0:
         raise BadConfiguration(f"--random {options.random} is below 0; pass 0 or more")
-    values = values_of(flags, options.spec)
+    values = values_of(flags, None if options.spec is None else paths.local("--spec", options.spec))
     swept = tuple(name for name, choices in values.items() if len(choices) > 1)
     runs = {}
     for combination in combinations(values, options.random, options.random_seed):
         words = tuple(f"--{name}={value}" for name, value in combination.items())
         name = name_of(combination, swept)
         runs[name] = Run(name, words, config_from(["sweep", *words], ""))
-    return Settings(Path(options.sweep_dir).expanduser(), options.jobs, swept, tuple(runs.values()))
+    return Settings(paths.local("--sweep_dir", options.sweep_dir), options.jobs, swept, tuple(runs.values()))
 
 
 def values_of(flags: Sequence[str], spec: Path | None) -> dict[str, list[str]]:
@@ -154,7 +159,10 @@ def combinations(values: Mapping[str, Sequence[str]], at_random: int, seed: int)
 def name_of(combination: Mapping[str, str], swept: Sequence[str]) -> str:
     """The name of a run's folder: the values of the swept flags."""
     text = "-".join(f"{name}={combination[name]}" for name in swept) or "run"
-    return "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in text)
+    name = "".join(c if c.isalnum() or c in "-_.=+" else "_" for c in text)
+    if len(os.fsencode(name)) <= _LONGEST_NAME:
+        return name
+    return f"{swept[0]}-and-{len(swept) - 1}-more-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -294,6 +302,8 @@ def main(settings: Settings) -> int:
     folder = settings.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BadConfiguration(f"--sweep_dir {folder} {paths.why_no_directory(folder)}") from None
     except OSError as error:
         raise BadConfiguration(f"--sweep_dir {folder} cannot be made: {error.strerror}; name a directory") from None
     print(f"{len(settings.runs)} runs, {settings.jobs} at a time, in {folder}", flush=True)

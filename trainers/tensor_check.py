@@ -26,11 +26,11 @@ import dataclasses
 import platform
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
+from trainers.settings import paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import OK, BadConfiguration, RunEnded
 from trainers.settings.flags import fill
@@ -102,7 +102,7 @@ def _check(settings: Settings) -> None:
         if high is not None and value > high:
             raise BadConfiguration(f"--{name} {value} is above {high}; use {high} or less")
     if settings.json:
-        path = Path(settings.json)
+        path = paths.local("--json", settings.json)
         if path.is_dir():
             raise BadConfiguration(f"--json {path} is a directory; name a file")
         if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -178,7 +178,7 @@ def _write_json(settings: Settings, results: Sequence["Result"]) -> None:
     }
     text = files.to_json(record, indent=2, ensure_ascii=False) + "\n"
     try:
-        files.write_text(Path(settings.json), text)
+        files.write_text(paths.local("--json", settings.json), text)
     except OSError as error:
         raise BadConfiguration(
             f"--json {settings.json} cannot be written: {error.strerror}; name another file"

@@ -51,6 +51,14 @@ def is_trainer(template: Document) -> bool:
     return template["metadata"]["labels"].get(COMPONENT) == "trainer"
 
 
+def flag_of(template: Document, name: str) -> str:
+    """The value of a trainer's flag, the last that is given."""
+    words = template["spec"]["containers"][0].get("args", ())
+    pairs = [(word, following) for word, following in zip(words, [*words[1:], ""], strict=True)]
+    values = [w.split("=", 1)[1] if "=" in w else after for w, after in pairs if re.match(rf"--?{name}(=|$)", w)]
+    return values[-1] if values else ""
+
+
 def tailored(documents: Sequence[Document], submission: Submission, now: str) -> list[Document]:
     """Rendered documents as those of a run: its name, image, size, flags and queue. `now`: as run.json has times."""
     documents = copy.deepcopy(list(documents))

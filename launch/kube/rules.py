@@ -12,11 +12,13 @@ from launch.kube.documents import (
     Document,
     clusters,
     environment,
+    flag_of,
     is_trainer,
     job_name,
     size,
     workloads,
 )
+from launch.kube.names import places, syntax
 from launch.kube.submission import LONGEST_NAME, RUNS, has_digest
 from trainers.settings.exit_codes import NEVER_RETRIED, RETRIED_FREE, BadConfiguration
 
@@ -26,7 +28,6 @@ _SECRET = re.compile(r"(password|passwd|secret|token|credential|api_?key|access_
 _RESTRICTED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected"}
 _RESTRICTED_VOLUMES |= {"secret", "name"}
 _SECCOMP_PROFILES = ("RuntimeDefault", "Localhost")
-
 Problems = Iterator[str]
 
 
@@ -45,12 +46,6 @@ def _trainers(documents: Sequence[Document]) -> Iterator[tuple[Document, Documen
     return (workload for workload in workloads(documents) if is_trainer(workload[2]))
 
 
-def _flag(template: Document, name: str) -> str:
-    """The value of a trainer's flag, the last that is given."""
-    words = template["spec"]["containers"][0].get("args", ())
-    return next((w.split("=", 1)[1] for w in reversed(words) if re.match(rf"--?{name}=", w)), "")
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Who the workers are, and how they find each other.
 
@@ -63,12 +58,12 @@ def _sizes(documents: Sequence[Document]) -> Problems:
             yield f"completions, parallelism and NUM_WORKERS are {numbers}; they must be equal"
         if spec.get("completionMode") != "Indexed":
             yield "completionMode is not Indexed: pods would have no index"
-        strategy = _flag(template, "strategy")
+        strategy = flag_of(template, "strategy")
         if workers != "1" and strategy != "multi_worker":
             yield f"{workers} workers, but the strategy {strategy}: each would train a run of its own"
         instance = template["metadata"]["labels"].get(INSTANCE)
-        if _flag(template, "run_dir") != f"{RUNS}/{instance}":
-            yield f"run_dir is {_flag(template, 'run_dir')}, not {RUNS}/{instance}"
+        if flag_of(template, "run_dir") != f"{RUNS}/{instance}":
+            yield f"run_dir is {flag_of(template, 'run_dir')}, not {RUNS}/{instance}"
 
 
 def _names(documents: Sequence[Document]) -> Problems:
@@ -141,7 +136,7 @@ def _affinity(template: Document) -> Problems:
     """No two workers share a node, if they have GPUs."""
     affinity = template["spec"].get("affinity", {}).get("podAntiAffinity", {})
     on_gpus = GPU in template["spec"]["containers"][0].get("resources", {}).get("limits", {})
-    if on_gpus and _flag(template, "strategy") == "multi_worker" and not affinity:
+    if on_gpus and flag_of(template, "strategy") == "multi_worker" and not affinity:
         yield "no anti-affinity: two workers could share a node"
     for term in affinity.get("requiredDuringSchedulingIgnoredDuringExecution", ()):
         if not matches(term["labelSelector"]["matchLabels"], template):
@@ -357,6 +352,8 @@ RULES: dict[str, Callable[[Sequence[Document]], Problems]] = {
     "selectors": _selectors,
     "fates": _fates,
     "security": _security,
+    "syntax": syntax,
+    "places": places,
     "resources": _resources,
     "setup": _setup,
     "images": _images,

@@ -77,7 +77,7 @@ def rows_of_flags():
 
 def default_of(field):
     """The cell that a field's default must have."""
-    no_value = {"loss": "the model's own", "run_dir": "`runs/<model>-<dataset>-<time>`"}
+    no_value = {"loss": "the model's own", "run_dir": "`runs/<model>-<dataset>-<time>-<random digits>`"}
     if field.default is None:
         return "the model's recipe"
     if field.default == "":

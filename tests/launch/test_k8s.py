@@ -135,6 +135,28 @@ REFUSALS = {
     "a run that cannot resume": ((), ("--resume=never",), "--resume never: the launcher sets it to auto"),
     "a flagfile": ((), ("--flagfile=flags.txt",), "--flagfile=flags.txt is read where the trainer runs"),
     "no node": (("--nodes=0",), (), "--nodes 0 is below 1"),
+    "an image in upper case": (
+        (f"--image=reg.io/Team/{DIGEST}",),
+        (),
+        "'Team/lockstep' has letters in upper case; write",
+    ),
+    "an image with a space": ((f"--image=a b/{DIGEST}",), (), "'a b/lockstep' is not a repository"),
+    "a bad namespace": (("--namespace=My_NS",), (), "the namespace 'My_NS' is not a DNS label"),
+    "a bad queue": (("--queue=My_Queue",), (), "the queue 'My_Queue' is not a name"),
+    "a table of this machine": (
+        (),
+        ("--model=mlp", "--label=y", "--dataset=csv:/home/me/x.csv"),
+        "--dataset=csv:/home/me/x.csv is a path of this machine, which pods do not have; copy it to the claim",
+    ),
+    "a table of this machine in two words": (
+        (),
+        ("--model=mlp", "--label=y", "--dataset", "csv:rows.csv"),
+        "--dataset=csv:rows.csv is a path of this machine",
+    ),
+    "images at home": ((), ("--dataset=images:~/photos",), "--dataset=images:~/photos is a path of this machine"),
+    "images above the claim": ((), ("--dataset=images:/work/runs/../x",), "is a path of this machine"),
+    "a data_dir of this machine": ((), ("--data_dir=/tmp/data",), "--data_dir /tmp/data is a path of this machine"),
+    "a data_dir at an address": ((), ("--data_dir=gs://b/data",), "is an address, not a path"),
     "more replicas than GPUs": ((), ("--replicas=9",), "--replicas 9 is above --gpus_per_node 8"),
 }
 
@@ -145,6 +167,14 @@ def test_submit_refuses(cluster, name):
     done = cluster(*SUBMIT, *words, "--dry_run", "--", *flags)
     assert done.returncode == 2
     assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", ["/work/runs/data/x.csv", "runs/data/x.csv"])
+def test_submit_takes_a_table_on_the_claim(cluster, path):
+    flags = ("--model=mlp", "--label=y", f"--dataset=csv:{path}")
+    image = f"--image=localhost:5000/team/lock_step.x/{DIGEST}"
+    done = cluster(*SUBMIT, "--evaluator", image, "--queue=team.a", "--dry_run", "--", *flags)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_kubectl_no_cluster_and_a_name_that_exists_are_one_line(cluster):

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from launch import workers
+from trainers.settings.flags import config_from
+
 BIN = Path(sys.executable).parent
 
 
@@ -55,6 +58,28 @@ def test_a_second_call_starts_at_once_and_reaches_no_network(tmp_path):
     assert "installing" not in done.stderr
     done = run_command("launch/local.sh", "--model=nothing", env=env)
     assert done.returncode == 2
+
+
+def test_workers_share_a_folder_also_where_a_flagfile_names_none(tmp_path):
+    """The flags.txt of a run holds no run_dir."""
+    (tmp_path / "flags.txt").write_text("--model=mlp\n")
+    one, other = (workers.options_from(["workers", "--", f"--flagfile={tmp_path / 'flags.txt'}"]) for _ in range(2))
+    first = config_from(["x", *one.flags], "").run_dir
+    assert first.startswith("runs/workers-") and first != config_from(["x", *other.flags], "").run_dir
+    (tmp_path / "flags.txt").write_text("--model=mlp\n--run_dir=named\n")
+    assert config_from(["x", *one.flags], "").run_dir == "named"
+
+
+@pytest.mark.parametrize("runs", ["a:b", "gs://bucket/runs", "a:b/../c:ro"])
+def test_docker_gets_no_volume_whose_path_it_would_cut(tmp_path, runs):
+    """Not by the name alone, since a link or the directory of the checkout may hold the colon."""
+    env = os.environ | {"ENGINE": "true", "RUNS": str(tmp_path / runs) if "//" not in runs else runs}
+    done = subprocess.run(
+        [ROOT / "launch/docker.sh"], capture_output=True, text=True, check=False, env=env, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "ends the path of a volume at a colon" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_launch_says_what_is_wrong_with_its_own_variables():

@@ -30,6 +30,22 @@ def test_no_rule_is_broken_by_what_is_shipped(rendered, submissions):
 
 
 MISTAKES = {
+    "an image in upper case": (
+        lambda d: container(d).update(image="Team/Image:v1@sha256:" + "0" * 64),
+        "the repository 'Team/Image' has letters in upper case; write 'team/image'",
+    ),
+    "a registry that is none": (
+        lambda d: container(d).update(image="my_registry.io:x/image"),
+        "'my_registry.io:x' is not the name of a registry",
+    ),
+    "a namespace that is none": (
+        lambda d: first(d, "Job")["metadata"].update(namespace="My_NS"),
+        "'My_NS' is not a DNS",
+    ),
+    "a table that pods do not have": (
+        lambda d: container(d)["args"].append("--dataset=csv:/home/x.csv"),
+        "--dataset=csv:/home/x.csv is a path of this machine",
+    ),
     "another number of pods": (lambda d: job(d).update(completions=3), "they must be equal"),
     "another NUM_WORKERS": (lambda d: variable(d, "NUM_WORKERS").update(value="3"), "they must be equal"),
     "no index": (lambda d: job(d).update(completionMode="NonIndexed"), "completionMode is not Indexed"),

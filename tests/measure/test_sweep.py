@@ -53,3 +53,11 @@ def test_flags_that_make_no_run_differ_are_not_compared():
     assert sweep.has_flags({"flags": flags}, Config())
     assert not sweep.has_flags({"flags": flags | {"seed": 1}}, Config())
     assert not sweep.has_flags({}, Config())
+
+
+def test_the_folder_of_a_long_combination_can_be_made_and_is_its_own(tmp_path):
+    swept = tuple(f"flag_{i}" for i in range(30))
+    names = {sweep.name_of({name: str(value) * 10 for name in swept}, swept) for value in range(5)}
+    assert len(names) == 5
+    for name in names:
+        (tmp_path / name).mkdir()

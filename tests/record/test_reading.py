@@ -1,11 +1,16 @@
 """The one reader of a run's files, on files as runs and kills leave them."""
 
+import contextlib
+import dataclasses
 import json
 
 import pytest
 
 from trainers.record import reading
+from trainers.record.run_record import RunRecord
+from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.rules import resolve
 
 
 def test_a_line_that_a_killed_process_left_unfinished_is_left_out(tmp_path):
@@ -37,6 +42,22 @@ def test_a_run_json_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{half")
     with pytest.raises(BadConfiguration, match=r"run\.json cannot be read: .*; move it away or name another"):
         reading.read_run(tmp_path)
+
+
+def test_an_evaluation_finds_the_table_of_a_run_that_began_in_another_directory(tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text("")
+    monkeypatch.chdir(tmp_path)
+    begun = resolve(Config(model="mlp", dataset="csv:rows.csv", label="y", run_dir=str(tmp_path / "run")))
+    with contextlib.closing(RunRecord(begun)) as record:
+        record.begin()
+    follower = Config(mode="evaluate", run_dir=str(tmp_path / "run"))
+    assert reading.config_of_run(follower, ()).dataset == "csv:rows.csv"
+    monkeypatch.chdir("/")
+    assert reading.config_of_run(follower, ()).dataset == f"csv:{tmp_path}/rows.csv"
+    given = dataclasses.replace(follower, dataset=f"csv:{tmp_path}/./rows.csv")
+    assert reading.config_of_run(given, ("dataset",)).dataset == given.dataset
+    with pytest.raises(BadConfiguration, match="differs from csv:rows.csv of --run_dir"):
+        reading.config_of_run(dataclasses.replace(follower, dataset="csv:/rows.csv"), ("dataset",))
 
 
 def test_an_end_counts_when_it_is_final_and_late_enough():

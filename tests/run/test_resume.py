@@ -1,6 +1,8 @@
 """Promise 2: a run that is killed at any moment and started again ends with the bits of the uninterrupted run."""
 
 import random
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -8,6 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import LONG_TESTS, metrics, short, weights, without_times
+
+from trainers.record import reading
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.rules import resolve
 
 RUNS = {
     "mlp": ("--model=mlp", "--train_steps=1500", "--batch_size=32", "--checkpoint_every=70", "--eval_every=110"),
@@ -147,6 +154,83 @@ def test_a_complete_run_is_complete_already(run, tmp_path):
     second = run()
     assert (second.step, second.eval, second.traces) == (first.step, first.eval, 0)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
+
+
+def test_more_steps_go_on_with_the_warm_up_that_the_run_began_with(trainer, tmp_path):
+    """A recipe's warm-up is shorter in a short run; nobody has set it, so nobody can be told to set another."""
+    flags = ("--model=mlp", "--batch_size=32", "--schedule=constant", *EXACT)
+    for steps in (20, 40):
+        code, output = trainer(*flags, f"--train_steps={steps}", f"--run_dir={tmp_path / 'longer'}").wait()
+        assert code == 0, output
+    assert "resumed from the checkpoint of step 20" in output
+    assert "--warmup_steps=2\n" in (tmp_path / "longer/flags.txt").read_text()
+    code, output = trainer(*flags, "--train_steps=40", "--warmup_steps=2", f"--run_dir={tmp_path / 'whole'}").wait()
+    assert code == 0, output
+    one, other = weights(tmp_path / "longer"), weights(tmp_path / "whole")
+    assert [name for name in one if not np.array_equal(one[name], other[name])] == []
+    code, output = trainer(*flags, "--train_steps=40", "--warmup_steps=4", f"--run_dir={tmp_path / 'longer'}").wait()
+    assert code == 2 and "--warmup_steps 4 differs from 2, with which --run_dir" in output
+
+
+def test_a_run_goes_on_with_its_table_however_the_path_is_written(run, tmp_path, monkeypatch):
+    """In run.json, in the checkpoint, and for workers that find the run complete."""
+    (tmp_path / "rows.csv").write_text("size,price\n" + "".join(f"{i},{i * 1.5}\n" for i in range(30)))
+    flags = {"model": "residual_regressor", "label": "price", "batch_size": 8}
+    monkeypatch.chdir(tmp_path)
+    run(dataset="csv:rows.csv", train_steps=3, **flags)
+    monkeypatch.chdir("/")
+    assert run(dataset=f"csv:{tmp_path}/./rows.csv", **flags).step == 6
+    begun = resolve(Config(dataset=f"csv:{tmp_path}/rows.csv", run_dir=str(tmp_path / "run"), train_steps=6, **flags))
+    assert reading.completed(begun)["step"] == 6
+    (tmp_path / "other.csv").write_text((tmp_path / "rows.csv").read_text())
+    with pytest.raises(BadConfiguration, match=r"--dataset csv:.*other\.csv differs from csv:.*rows\.csv"):
+        run(dataset=f"csv:{tmp_path}/other.csv", **flags)
+
+
+def test_a_description_of_other_workers_does_not_matter_to_one_process(trainer, tmp_path):
+    for number, text in enumerate(("{garbage", '{"cluster": {"worker": ["a:1", "b:2"]}}', "[]")):
+        for strategy in ("mirrored", "one_device")[: 1 + (number == 0)]:
+            flags = ("--model=mlp", "--train_steps=2", f"--strategy={strategy}", f"--run_dir={tmp_path / str(number)}")
+            code, output = trainer(*flags, "--resume=auto", env={"TF_CONFIG": text}).wait()
+            assert code == 0, output
+
+
+@pytest.mark.parametrize("log_every", [20, 0])
+def test_a_run_dir_that_is_removed_is_one_line_and_the_state_is_kept(trainer, tmp_path, log_every):
+    """Found when a line is written or, where there are no lines, when a checkpoint is."""
+    run_dir = tmp_path / "run"
+    flags = ("--model=mlp", "--batch_size=32", "--checkpoint_every=50", "--eval_every=0", f"--log_every={log_every}")
+    one = trainer(*flags, "--train_steps=1000000", f"--run_dir={run_dir}")
+    wait_until(lambda: newest_step(run_dir) >= 100, one.process)
+    run_dir.rename(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone", ignore_errors=True)
+    code, output = one.wait(120)
+    assert code == 2 and "Traceback" not in output, output
+    lines = [line for line in output.splitlines() if "was removed while the run wrote to it" in line]
+    assert len(lines) == 1, output
+    step = int(re.search(r"the checkpoint of step (\d+) was written there again", lines[0])[1])
+    assert newest_step(run_dir) == step
+    assert reading.read_run(run_dir)["exit_code"] == 2
+    code, output = trainer(*flags, f"--train_steps={step + 50}", f"--run_dir={run_dir}").wait()
+    assert code == 0 and f"resumed from the checkpoint of step {step}" in output, output
+
+
+def test_a_run_dir_that_is_removed_for_good_is_one_line(trainer, tmp_path):
+    run_dir = tmp_path / "folder" / "run"
+    one = trainer(
+        "--model=mlp",
+        "--batch_size=32",
+        "--checkpoint_every=50",
+        f"--run_dir={run_dir}",
+        "--log_every=20",
+        "--train_steps=1000000",
+    )
+    wait_until(lambda: newest_step(run_dir) >= 100, one.process)
+    (tmp_path / "folder").rename(tmp_path / "gone")
+    (tmp_path / "folder").write_text("")
+    code, output = one.wait(120)
+    assert code == 2 and "Traceback" not in output, output
+    assert "could not be saved there again (--run_dir" in output and "and is lost" in output
 
 
 def test_the_second_signal_ends_at_once(trainer, tmp_path):

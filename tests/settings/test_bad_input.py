@@ -32,11 +32,37 @@ def answer(*arguments):
     ("flag", "words"),
     [
         ("--model=resnt", ["'resnt'", "did you mean resnet?", "mlp"]),
+        ("--model=MLP", ["'MLP'", "did you mean mlp?"]),
+        ("--loss=Focal", ["'Focal'", "did you mean focal?"]),
+        ("--optimizer= ADAMW", ["' ADAMW'", "did you mean adamw?"]),
+        ("--strategy=multi_worker", ["needs --run_dir, one folder that all workers share"]),
         ("--strategy=tpu", ["'tpu'", "one_device", "mirrored"]),
         ("--learning_rate=-0.1", ["--learning_rate -0.1", "below 0", "0 or more"]),
         ("--learning_rate=nan", ["--learning_rate nan"]),
         ("--learning_rate=inf", ["not finite"]),
         ("--batch_size=0", ["--batch_size 0", "1 or more"]),
+        ("--batch_size=9223372036854775808", ["is above 2147483647; pass 2147483647 or less"]),
+        ("--train_steps=99999999999", ["--train_steps 99999999999 is above"]),
+        ("--replicas=2000000000", ["--replicas 2000000000 is above 1024"]),
+        ("--keep_checkpoints=9223372036854775808", ["--keep_checkpoints"]),
+        ("--step_timeout=1e300", ["--step_timeout 1e+300 is above 1000000000.0"]),
+        ("--profile=²:³", ["START:STOP"]),
+        ("--dataset=digits:abc", ["digits takes nothing after its name; write --dataset=digits"]),
+        ("--dataset=digits:", ["digits takes nothing after its name"]),
+        ("--dataset=mnist:3.0.1", ["'mnist:3.0.1'", "text, csv, images", "write --dataset=mnist"]),
+        ("--dataset=text:", ["names no file or folder; write --dataset=text[:PATH]"]),
+        ("--dataset=csv:", ["names no file or folder; write --dataset=csv:PATH"]),
+        ("--dataset=images", ["names no file or folder; write --dataset=images:DIR"]),
+        ("--dataset=", ["'' is not known", "digits"]),
+        ("--dataset= digits", ["' digits' is not known; did you mean digits?"]),
+        ("--dataset=../x", ["'../x' is not known", "mnist"]),
+        ("--dataset=/etc/passwd", ["'/etc/passwd' is not known"]),
+        ("--run_dir=gs://bucket/run", ["--run_dir 'gs://bucket/run' is an address, not a path"]),
+        ("--data_dir=s3://bucket", ["--data_dir 's3://bucket' is an address, not a path"]),
+        ("--dataset=csv:hdfs://host/x.csv", ["'hdfs://host/x.csv' is an address"]),
+        ("--dataset=images:gs://b/x", ["'gs://b/x' is an address"]),
+        ("--dataset=text:http://b/x", ["'http://b/x' is an address"]),
+        ("--run_dir=~nobody-of-that-name/run", ["the home directory is not known"]),
         ("--batch_size=many", ["--batch_size=many"]),
         ("--train_steps=-5", ["--train_steps -5"]),
         ("--lerning_rate=1", ["lerning_rate", "learning_rate"]),
@@ -53,6 +79,11 @@ def test_a_wrong_flag_is_one_line_and_exit_2(flag, words):
     assert out == ""
     assert len(error.splitlines()) == 1
     assert all(word in error for word in words), error
+
+
+def test_an_evaluation_does_not_wait_for_a_run_at_an_address():
+    code, _, error = answer("--mode=evaluate", "--run_dir=gs://bucket/run")
+    assert code == 2 and "is an address, not a path" in error and len(error.splitlines()) == 1
 
 
 def test_help_answers_before_tensorflow_is_imported_and_names_every_flag(monkeypatch):
@@ -77,6 +108,11 @@ def test_a_flagfile_repeats_a_run(run, tmp_path):
 def test_an_unknown_data_set_names_the_near_ones(run):
     with pytest.raises(BadConfiguration, match=r"'minst' is not known; near.*mnist.*digits"):
         run(dataset="minst")
+
+
+def test_a_variant_that_a_set_does_not_have_is_one_line(run):
+    with pytest.raises(BadConfiguration, match="'mnist/nope': the set has no such variant; choose the set by its"):
+        run(dataset="mnist/nope")
 
 
 def test_a_data_set_without_network_names_digits(run, monkeypatch):
@@ -112,6 +148,20 @@ def test_a_run_dir_that_is_a_file(run, tmp_path):
     with pytest.raises(BadConfiguration, match="file; name a directory"):
         run("run/below")
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_directory_that_is_a_link_to_nothing(run, tmp_path):
+    """Nothing is there, so to call it a file would send the user the wrong way."""
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    said = f"a link to {tmp_path / 'gone'}, which does not exist; make that, or name another directory"
+    for words, given in (
+        (f"--run_dir {tmp_path / 'link'} is {said}", {"run_dir": str(tmp_path / "link")}),
+        (f"--run_dir .* lies under {tmp_path / 'link'}, {said}", {"run_dir": str(tmp_path / "link/below")}),
+        (f"--data_dir {tmp_path / 'link'} is {said}", {"data_dir": str(tmp_path / "link")}),
+    ):
+        with pytest.raises(BadConfiguration, match=words):
+            run(**given)
+    assert not (tmp_path / "gone").exists()
 
 
 def test_a_run_dir_that_is_read_only(run, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from trainers.settings.exit_codes import BadConfiguration, PeerLost
 from trainers.world import rendezvous
 from trainers.world.cluster import KUBERNETES as KUBERNETES_SOURCE
-from trainers.world.cluster import Cluster, expand_hosts, from_environment
+from trainers.world.cluster import Cluster, from_environment
 from trainers.world.rendezvous import meet
 
 KUBERNETES = {"JOB_COMPLETION_INDEX": "1", "NUM_WORKERS": "3", "JOB_NAME": "train", "WORKER_DOMAIN": "train.ns.svc"}
@@ -58,19 +58,6 @@ def test_a_chief_in_tf_config_is_the_first_worker():
 def test_a_wrong_description_is_named(environment, words):
     with pytest.raises(BadConfiguration, match=words):
         from_environment(environment)
-
-
-@pytest.mark.parametrize(
-    ("text", "hosts"),
-    [
-        ("a", ["a"]),
-        ("a,b", ["a", "b"]),
-        ("n[1-3]", ["n1", "n2", "n3"]),
-        ("n[08-10,12]x,b2", ["n08x", "n09x", "n10x", "n12x", "b2"]),
-    ],
-)
-def test_a_list_of_hosts_is_opened(text, hosts):
-    assert expand_hosts(text) == hosts
 
 
 def free_addresses(count):

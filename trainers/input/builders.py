@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 import urllib.parse
@@ -32,7 +31,9 @@ from trainers.input.dataset import (
 from trainers.input.errors import reason_of
 from trainers.input.pictures import Pictures
 from trainers.input.pipelines import calls_at_once
+from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.world import locks
 
 # Splits for evaluation, the first that is there: the labels of a test split are sometimes kept secret.
 HELD_OUT = ("validation", "test")
@@ -61,10 +62,17 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def _prepare(make: Make, request: Request) -> None:
-    """Downloads and prepares once; processes that start together take turns."""
-    Path(request.data_dir).mkdir(parents=True, exist_ok=True)
-    with open(Path(request.data_dir) / f".{request.name.partition('/')[0]}.lock", "w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    """Downloads and prepares once; processes that start together take turns, where the file system has locks."""
+    folder = Path(request.data_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BadConfiguration(f"--data_dir {folder} {paths.why_no_directory(folder)}") from None
+    with open(folder / f".{request.name.partition('/')[0]}.lock", "w") as guard:
+        if without := locks.hold(guard, wait=True):
+            logging.warning(
+                "--data_dir %s cannot be locked (%s): prepare a data set in one process alone", folder, without
+            )
         builder = make()
         if _is_prepared(builder):
             return

@@ -15,6 +15,7 @@ from trainers.input.augment.augmentation import Augmentation
 from trainers.input.pictures import Pictures
 from trainers.input.pipelines import steady
 from trainers.input.records import Records
+from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration
 
 # A split up to this size is held on each device; a larger one streams. Set --input to decide otherwise.
@@ -56,7 +57,7 @@ class Request:
     @property
     def path(self) -> Path:
         """The argument as a path."""
-        return Path(self.argument).expanduser()
+        return paths.local(f"--dataset={self.name}:", self.argument)
 
     def is_resident(self, num_bytes: float) -> bool:
         """Whether splits are held on each device. `num_bytes`: the size of the data, infinite where it is not fixed."""

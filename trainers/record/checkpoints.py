@@ -23,6 +23,7 @@ from absl import logging
 
 from trainers.record import reading
 from trainers.record.state import State
+from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import files
 
@@ -220,7 +221,7 @@ class Checkpoints:
                 f"{path} has format {manifest['format']}, this version reads {_FORMAT}; use its version"
             )
         for key, value in self.identity.items():
-            if manifest["identity"].get(key, value) != value:
+            if key != paths.DATASET_PATH and paths.differs(manifest["identity"], key, value):
                 what = f"--{key} {value}" if key != "data" else f"the fingerprint {value} of the data"
                 other = f"{manifest['identity'][key]} of {path}"
                 raise BadConfiguration(f"{what} differs from {other}; use that, or name another --run_dir")

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainers.settings import paths
 from trainers.settings.config import FIXED, Config
 from trainers.settings.exit_codes import NEVER_RETRIED, OK, BadConfiguration, PeerLost
 
@@ -46,6 +47,21 @@ def read_run(run_dir: Path) -> dict[str, Any]:
 def numbers(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line of metrics as it was measured: what is not finite is null in JSON, and not a number here."""
     return {name: math.nan if value is None else value for name, value in line.items()}
+
+
+def begun_as(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a run.json, and where the files of its data lie, as `trainers.settings.paths.differs` takes them."""
+    where = {name: facts[name] for name in (paths.DATASET_PATH,) if name in facts}
+    return dict(facts.get("flags", {})) | where
+
+
+def begun_with(config: Config) -> dict[str, Any]:
+    """The flags of the run that `--run_dir` holds; empty if it holds none that can be read."""
+    if not config.run_dir:
+        return {}
+    with contextlib.suppress(ValueError, OSError):
+        return begun_as(read_json(paths.local("--run_dir", config.run_dir) / RUN))
+    return {}
 
 
 def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -110,8 +126,8 @@ def completed(config: Config) -> dict[str, Any]:
         facts = read_json(directory / RUN)
     except (ValueError, OSError):
         return {}
-    flags = facts.get("flags", {})
-    same = all(name in flags and flags[name] == getattr(config, name) for name in FIXED)
+    before = begun_as(facts)
+    same = all(name in before and not paths.differs(before, name, getattr(config, name)) for name in FIXED)
     done = facts.get("exit_code") == OK and facts.get("step", 0) >= config.train_steps
     exported = not config.export or (directory / "export").exists()
     return facts if same and done and exported and config.resume == "auto" else {}
@@ -128,18 +144,24 @@ def config_of_run(config: Config, given: Collection[str]) -> Config:
     """
     if not config.run_dir:
         raise BadConfiguration("--mode=evaluate needs --run_dir, the run that it follows; name it")
-    run_dir, began = Path(config.run_dir).expanduser(), time.monotonic()
+    run_dir, began = paths.local("--run_dir", config.run_dir), time.monotonic()
     while not (facts := read_run(run_dir)):
         if time.monotonic() - began > config.startup_timeout:
             raise PeerLost(f"no run began in --run_dir {config.run_dir} within --startup_timeout; start it again later")
         time.sleep(0.2)
-    flags = {name: facts["flags"][name] for name in (*FIXED, "train_steps")}
+    before = begun_as(facts)
+    flags = {name: before[name] for name in (*FIXED, "train_steps")}
     for name in given:
-        if name in flags and flags[name] != getattr(config, name):
+        if name in flags and paths.differs(before, name, getattr(config, name)):
             raise BadConfiguration(
                 f"--{name} {getattr(config, name)} differs from {flags[name]} of --run_dir {config.run_dir}; "
                 "leave it out: --mode=evaluate takes the run's own"
             )
+    if "dataset" in given:
+        flags["dataset"] = config.dataset  # as it is written for this place
+    elif (where := before.get(paths.DATASET_PATH)) and not Path(paths.location(flags["dataset"])).exists():
+        # The run began in another directory, to which its path is relative.
+        flags["dataset"] = f"{flags['dataset'].partition(':')[0]}:{where}"
     if "data_dir" not in given:
-        flags["data_dir"] = facts["flags"]["data_dir"]
+        flags["data_dir"] = before["data_dir"]
     return dataclasses.replace(config, **flags)

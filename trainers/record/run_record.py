@@ -6,17 +6,21 @@ Everything is written aside and renamed, or appended a whole line at a time, so 
 import dataclasses
 import datetime
 import errno
-import fcntl
 import platform
 import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from trainers.record import reading
+from trainers.settings import paths
 from trainers.settings.config import FIXED, REPEATED, Config
-from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import files, machine
+from trainers.settings.exit_codes import BadConfiguration, RunDirRemoved
+from trainers.world import files, locks, machine
+
+_LOCK = ".lock"
 
 
 def _now() -> str:
@@ -48,6 +52,7 @@ class RunRecord:
             "exit_reason": None,
             "attempts": self.previous.get("attempts", 0) + 1,
             "flags": dataclasses.asdict(config),
+            paths.DATASET_PATH: paths.location(config.dataset),
             "versions": machine.versions(),
             "commit": machine.commit(),
             "host": platform.node(),
@@ -56,9 +61,9 @@ class RunRecord:
     def _open_directory(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.directory / ".lock", "a+")  # noqa: SIM115 - held for the life of the run
+            self._lock = open(self.directory / _LOCK, "a+")  # noqa: SIM115 - held for the life of the run
         except (FileExistsError, NotADirectoryError):
-            raise BadConfiguration(f"--run_dir {self.directory} is, or lies under, a file; name a directory") from None
+            raise BadConfiguration(f"--run_dir {self.directory} {paths.why_no_directory(self.directory)}") from None
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise
@@ -66,23 +71,40 @@ class RunRecord:
                 f"--run_dir {self.directory} cannot be written: {error.strerror}; name one that can"
             ) from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            without = locks.hold(self._lock, wait=False)
         except BlockingIOError:
             raise BadConfiguration(
                 f"--run_dir {self.directory} is in use by another run; wait for it, end it, or name another directory"
             ) from None
-        except OSError:
-            pass  # a file system without locks: nothing to hold
+        if without:
+            logging.warning(
+                "--run_dir %s cannot be locked (%s): see to it that no other run writes there", self.directory, without
+            )
 
     def _check_same_run(self) -> None:
         """A run_dir belongs to one run: flags that decide the mathematics must be what they were."""
-        before = self.previous.get("flags", {})
+        before = reading.begun_as(self.previous)
         for name in FIXED:
-            if name in before and before[name] != getattr(self.config, name):
+            if paths.differs(before, name, getattr(self.config, name)):
                 raise BadConfiguration(
                     f"--{name} {getattr(self.config, name)} differs from {before[name]}, with which --run_dir "
                     f"{self.directory} was begun; pass that, or name another --run_dir"
                 )
+
+    def is_gone(self) -> bool:
+        """Whether somebody has removed run_dir: neither the file that this process has locked is there nor run.json."""
+        return self.writes and not any((self.directory / name).exists() for name in (_LOCK, reading.RUN))
+
+    def check_there(self) -> None:
+        """Raises RunDirRemoved if run_dir is gone."""
+        if self.is_gone():
+            raise RunDirRemoved(f"--run_dir {self.directory} was removed while the run wrote to it")
+
+    def make_again(self) -> None:
+        """Makes a run_dir that was removed, with flags.txt and run.json. Raises as opening it does."""
+        self._lock.close()
+        self._open_directory()
+        self.begin()
 
     def begin(self) -> None:
         """Writes flags.txt and the first run.json."""
@@ -101,6 +123,7 @@ class RunRecord:
         """Adds facts to run.json and writes it."""
         self.facts.update(facts)
         if self.writes:
+            self.check_there()
             files.write_text(self.directory / reading.RUN, files.to_json(self.facts, indent=2) + "\n")
 
     def end(self, exit_code: int, reason: str, **facts: Any) -> None:
@@ -119,6 +142,7 @@ class RunRecord:
         """Appends lines to metrics.jsonl."""
         if not self.writes:
             return
+        self.check_there()
         with open(self.metrics_path, "a") as file:
             file.write("".join(files.to_json(line) + "\n" for line in lines))
 

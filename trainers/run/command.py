@@ -4,6 +4,7 @@ import errno
 import importlib
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from trainers.settings.exit_codes import BadConfiguration
@@ -18,13 +19,16 @@ def config_from(argv: Sequence[str], summary: str) -> "Config":  # noqa: F821 - 
       PeerLost: there is no run to follow.
       SystemExit: `--help` was given and its page has been printed; code 0.
     """
-    from trainers.record.reading import config_of_run
-    from trainers.settings import flags, rules
+    from trainers.record.reading import begun_with, config_of_run
+    from trainers.settings import flags, paths, rules
 
     config, given = flags.read(argv, summary)
     if config.mode == "evaluate":
         config = config_of_run(config, given)
-    return rules.resolve(config)
+    config = rules.resolve(config, begun_with(config))
+    if config.data_dir == paths.DATA_WITHOUT_HOME and "data_dir" not in given:
+        process.say(f"no home directory is known: --data_dir is {Path(config.data_dir).absolute()}")
+    return config
 
 
 def main(module: str, summary: str) -> NoReturn:

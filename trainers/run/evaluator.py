@@ -22,7 +22,7 @@ from trainers.record.state import State, assign
 from trainers.run.faults import faults_named
 from trainers.run.inner_loop import InnerLoop
 from trainers.run.training import checkpoints_of
-from trainers.settings.exit_codes import CRASHED, OK, PeerLost, Preempted, RunEnded
+from trainers.settings.exit_codes import CRASHED, OK, BadConfiguration, PeerLost, Preempted, RunEnded
 from trainers.show.progress import Progress
 from trainers.show.summaries import Summaries
 from trainers.world.signals import Preemption
@@ -48,7 +48,7 @@ def follow(loop: InnerLoop, clock: Clock, watchdog: Watchdog) -> dict[str, Any]:
             line = Follower(loop, record, clock, watchdog, preemption).run()
         except BaseException as error:
             code = error.exit_code if isinstance(error, RunEnded) else CRASHED
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, BadConfiguration):
                 record.end(code, f"{type(error).__name__}: {error}", seconds=clock.seconds)
             raise
         ended = reading.read_json(run_dir / reading.RUN)

@@ -16,7 +16,7 @@ from trainers.run.inner_loop import InnerLoop
 from trainers.run.plan import plan
 from trainers.run.training import Summary, Training
 from trainers.settings.config import Config
-from trainers.settings.exit_codes import CRASHED, RunEnded
+from trainers.settings.exit_codes import CRASHED, BadConfiguration, RunEnded
 from trainers.settings.rules import check_batch, check_task
 from trainers.show.progress import words
 from trainers.world import cluster as clusters
@@ -91,6 +91,6 @@ def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None):  # n
     except BaseException as error:
         ended = workers.peer_lost(error) if cluster else error
         code = ended.exit_code if isinstance(ended, RunEnded) else CRASHED
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, BadConfiguration):
             record.end(code, f"{type(ended).__name__}: {ended}", seconds=clock.seconds)
         raise ended from (None if ended is error else error)

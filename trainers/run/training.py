@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,9 @@ from trainers.run.pace import Pace
 from trainers.run.plan import plan
 from trainers.run.reporter import Reporter, only_warned
 from trainers.run.windows import Columns
+from trainers.settings import paths
 from trainers.settings.config import FIXED
-from trainers.settings.exit_codes import OK, BadConfiguration, Diverged, Preempted
+from trainers.settings.exit_codes import OK, BadConfiguration, Diverged, Preempted, RunDirRemoved
 from trainers.show.profiles import Profiles
 from trainers.show.progress import Progress, words
 from trainers.show.summaries import Summaries
@@ -48,6 +49,8 @@ class Summary:
 def checkpoints_of(loop: InnerLoop, run_dir: Path) -> Checkpoints:
     """The checkpoints of a run, which belong to the flags that decide its mathematics and to its data."""
     identity = {name: getattr(loop.config, name) for name in FIXED} | {"data": loop.dataset.fingerprint}
+    if (where := paths.location(loop.config.dataset)) is not None:
+        identity[paths.DATASET_PATH] = where
     return Checkpoints(run_dir, loop.config.keep_checkpoints, identity, *loop.best)
 
 
@@ -69,6 +72,7 @@ class Training:
         self.columns = Columns(loop)
         # Steps that are done, and the running sums of the window that they ended in.
         self.step, self.sums = 0, np.zeros([loop.sums.width], np.float64)
+        self.read_variables: Callable[[], state.State] | None = None
         self.restored = False
         self.stopping = False
 
@@ -78,6 +82,32 @@ class Training:
         Raises:
           BadConfiguration, Diverged, PeerLost, Preempted: see `trainers.settings.exit_codes`.
         """
+        try:
+            return self.phases()
+        except (OSError, tf.errors.OpError, BadConfiguration) as error:
+            if not self.record.is_gone():
+                raise
+            removed = f"--run_dir {self.record.directory} was removed while the run wrote to it"
+            raise RunDirRemoved(f"{removed}; {self.kept_of_removed()}") from error
+
+    def kept_of_removed(self) -> str:
+        """Writes what is left of a run whose run_dir was removed, its state, to the same place. Returns the words."""
+        if self.step == 0 or self.read_variables is None:
+            return "no step was finished; the same command begins again"
+        try:
+            self.watchdog.feed(f"the checkpoint of step {self.step}")
+            values = self.read_variables() | {"loop/sums": self.sums}
+            self.record.make_again()
+            self.store.save(self.step, values)
+        except (BadConfiguration, OSError, tf.errors.OpError) as error:
+            return f"step {self.step} could not be saved there again ({str(error).splitlines()[0]}) and is lost"
+        return (
+            f"its metrics and older checkpoints are lost; the checkpoint of step {self.step} was written there again, "
+            "and the same command continues from it"
+        )
+
+    def phases(self) -> Summary:
+        """What `run` does, while run_dir is there."""
         self.restore()
         self.begin_record()
         if self.step >= self.config.train_steps:
@@ -245,10 +275,10 @@ class Training:
         logged = [due(int(step), self.config.log_every, self.config.train_steps) for step in steps]
         rates = self.pace.rates(self.step, steps, logged, self.took)
         self.step = int(steps[-1])
-        if rates:
-            self.background.do(self.reporter.windows, rows[logged], rates, self.shares.take())
         if logged[-1]:
             self.sums = np.zeros_like(self.sums)
+        if rates:
+            self.background.do(self.reporter.windows, rows[logged], rates, self.shares.take())
         every = self.config.histogram_every
         if self.world.cluster and self.world.chief and every and self.step % every == 0:
             self.summaries.histograms(self.step, self.loop.weights)
@@ -282,6 +312,7 @@ class Training:
 
     def write_checkpoint(self, step: int, values: state.State, evaluation: Mapping[str, float] | None) -> None:
         """In the background: what the checkpoint covers is on the disk before it."""
+        self.record.check_there()
         self.record.sync_metrics()
         self.summaries.flush()
         self.store.save(step, values, evaluation)

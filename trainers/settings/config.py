@@ -10,6 +10,8 @@ from trainers.settings.augmentation import described
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
 MODES = ("train", "evaluate")
 DEFAULT_CPU_REPLICAS = 2
+# Above it clocks of the system overflow; 30 years are for ever.
+MOST_SECONDS = 1e9
 
 
 def _flag(default: Any, group: str, text: str, **rules: Any) -> Any:
@@ -33,13 +35,18 @@ class Config:
 
     strategy: str = _flag("mirrored", "devices", "how replicas are placed", choices=STRATEGIES)
     replicas: int = _flag(
-        0, "devices", "replicas on this machine; 0 = every visible GPU or, with no GPU, 2 virtual CPU devices", low=0
+        0,
+        "devices",
+        "replicas on this machine; 0 = every visible GPU or, with no GPU, 2 virtual CPU devices",
+        low=0,
+        high=1024,
     )
     startup_timeout: float = _flag(
         600.0,
         "devices",
         "seconds to wait for all workers of multi_worker; of evaluate, for the next checkpoint",
         low=1,
+        high=MOST_SECONDS,
         compared=False,
     )
     step_timeout: float = _flag(
@@ -47,6 +54,7 @@ class Config:
         "devices",
         "seconds without a finished call after which the process ends with code 75; 0 = never",
         low=0,
+        high=MOST_SECONDS,
         compared=False,
     )
     precision: str = _flag(
@@ -157,7 +165,7 @@ class Config:
     run_dir: str = _flag(
         "",
         "run",
-        "everything that the run writes; default runs/<model>-<dataset>-<time>",
+        "everything that the run writes; default runs/<model>-<dataset>-<time>-<random digits>",
         repeated=False,
         distinct=False,
         compared=False,

@@ -34,6 +34,10 @@ class BadConfiguration(RunEnded):
     exit_code = BAD_CONFIGURATION
 
 
+class RunDirRemoved(BadConfiguration):
+    """Somebody has removed run_dir while the run writes to it."""
+
+
 class UnsavedVariable(BadConfiguration):
     """A variable is used in training and would be missing from checkpoints."""
 

@@ -1,17 +1,27 @@
 """The rules of the configuration, checked before TensorFlow is imported, and the recipe's values filled in."""
 
 import dataclasses
+import re
+import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from models.cards import LOSSES, MODELS
-from trainers.settings import augmentation
+from trainers.settings import augmentation, paths
 from trainers.settings.augmentation import mixes
 from trainers.settings.config import Config
-from trainers.settings.data_cards import data_card
+from trainers.settings.data_cards import DATASETS, data_card, split_name
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.names import unknown
+
+# The longest part of a data set's name in the name of a run's folder: a file's name has 255 bytes at most.
+_MOST_CHARACTERS = 60
+# A whole number above it fits into no tensor of shapes, and into no name of a checkpoint.
+MOST = 2**31 - 1
+# What TensorFlow Datasets call a set, with the name of a variant.
+_TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[A-Za-z0-9][\w.,=+-]*)?", re.ASCII)
 
 
 def _check_field(field: dataclasses.Field, value: Any) -> None:
@@ -22,17 +32,18 @@ def _check_field(field: dataclasses.Field, value: Any) -> None:
         raise BadConfiguration(unknown(f"--{name}", value, rules["choices"]))
     if "low" in rules and not value >= rules["low"]:
         raise BadConfiguration(f"--{name} {value} is below {rules['low']}; pass {rules['low']} or more")
-    if "high" in rules and not value <= rules["high"]:
-        raise BadConfiguration(f"--{name} {value} is above {rules['high']}; pass {rules['high']} or less")
     if isinstance(value, float) and value == float("inf"):
         raise BadConfiguration(f"--{name} {value} is not finite; pass a finite number")
+    high = rules.get("high", MOST if isinstance(value, int) else float("inf"))
+    if not isinstance(value, str) and not value <= high:
+        raise BadConfiguration(f"--{name} {value} is above {high}; pass {high} or less")
 
 
 def _check_profile(config: Config) -> None:
     if not config.profile:
         return
     start, _, stop = config.profile.partition(":")
-    if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+    if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
         raise BadConfiguration(f"--profile {config.profile!r} is not START:STOP with START < STOP; pass e.g. 100:110")
     if int(start) >= (config.train_steps or int(stop)):
         raise BadConfiguration(
@@ -40,14 +51,62 @@ def _check_profile(config: Config) -> None:
         )
 
 
+def short(text: str, most: int = _MOST_CHARACTERS) -> str:
+    """A text as part of a file's name: what a path cannot hold is replaced; of one that is too long, the end."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in text)[-most:]
+
+
+def time_and_chance() -> str:
+    """The time, and digits that tell apart what was started within one second."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
 def default_run_dir(config: Config) -> str:
-    """`runs/<model>-<dataset>-<time>`, with what a path cannot hold replaced."""
-    dataset = "".join(c if c.isalnum() or c in "-_." else "_" for c in config.dataset)
-    return str(Path("runs") / f"{config.model}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    """`runs/<model>-<dataset>-<time>-<random digits>`."""
+    return str(Path("runs") / f"{config.model}-{short(config.dataset)}-{time_and_chance()}")
 
 
-def resolve(config: Config) -> Config:
+def _check_dataset(config: Config) -> None:
+    """What the name of the data alone tells: whether there can be such a set, and whether it takes an argument."""
+    name, flag = config.dataset, f"--dataset {config.dataset!r}"
+    kind, argument = split_name(name)
+    if kind not in DATASETS:
+        if not _TFDS_NAME.fullmatch(kind):
+            raise BadConfiguration(
+                unknown("--dataset", name, DATASETS) + ", or a set of TensorFlow Datasets such as mnist"
+            )
+        if ":" in name:
+            raise BadConfiguration(
+                f"{flag}: only {', '.join(k for k in DATASETS if DATASETS[k].argument)} take what "
+                f"follows a colon; write --dataset={kind}"
+            )
+        return
+    form = DATASETS[kind].argument
+    if ":" in name and not form:
+        raise BadConfiguration(f"{flag}: {kind} takes nothing after its name; write --dataset={kind}")
+    if not argument and (":" in name or form.startswith(":")):
+        raise BadConfiguration(f"{flag} names no file or folder; write --dataset={kind}{form}")
+    if argument:
+        paths.local(f"--dataset={kind}:", argument)
+
+
+def _local_paths(config: Config) -> Config:
+    """The configuration with its paths opened; without a home directory the data lie beside `runs/`."""
+    data_dir = config.data_dir
+    if data_dir == Config.data_dir and not paths.has_home():
+        data_dir = paths.DATA_WITHOUT_HOME
+    return dataclasses.replace(
+        config,
+        run_dir=str(paths.local("--run_dir", config.run_dir or default_run_dir(config))),
+        data_dir=str(paths.local("--data_dir", data_dir)),
+    )
+
+
+def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     """Checks each value on its own and fills in the recipe.
+
+    `begun`: the flags of the run that `--run_dir` holds, if there is one. A recipe's warm-up depends on the number of
+    steps, so a run that goes on to another number keeps the warm-up that it was begun with.
 
     Raises:
       BadConfiguration: a value breaks its rule; the message names the value, the rule and the remedy.
@@ -62,10 +121,12 @@ def resolve(config: Config) -> Config:
     _check_profile(config)
     if config.mode == "evaluate" and config.strategy == "multi_worker":
         raise BadConfiguration("--mode=evaluate runs in one process; use --strategy=mirrored")
+    if config.strategy == "multi_worker" and not config.run_dir and not config.dry_run:
+        raise BadConfiguration("--strategy=multi_worker needs --run_dir, one folder that all workers share; name it")
     if config.ema == 1:
         raise BadConfiguration("--ema 1 would never move; pass a decay below 1, e.g. 0.999")
-    if config.warmup_steps > config.train_steps:
-        config = _shorter_warmup(config, "warmup_steps" in filled)
+    config = _with_warmup(config, "warmup_steps" in filled, (begun or {}).get("warmup_steps"))
+    _check_dataset(config)
     card = data_card(config.dataset)
     check_task(config, card.task)
     if config.loss and config.loss not in LOSSES[config.card.task]:
@@ -75,13 +136,7 @@ def resolve(config: Config) -> Config:
         raise BadConfiguration(f"--dataset {config.dataset} {need}")
     _check_images(config, card.images)
     _check_documents(config, card.documents)
-    if not config.run_dir:
-        config = dataclasses.replace(config, run_dir=default_run_dir(config))
-    return dataclasses.replace(
-        config,
-        run_dir=str(Path(config.run_dir).expanduser()),
-        data_dir=str(Path(config.data_dir).expanduser()),
-    )
+    return _local_paths(config)
 
 
 def _check_images(config: Config, images: bool) -> None:
@@ -118,8 +173,12 @@ def check_task(config: Config, task: str) -> None:
         )
 
 
-def _shorter_warmup(config: Config, from_recipe: bool) -> Config:
-    """A recipe's warm-up gives way to a short run; one that the user named is an error."""
+def _with_warmup(config: Config, from_recipe: bool, begun: int | None) -> Config:
+    """A recipe's warm-up gives way to that of the run and to a short run; one that the user named is an error."""
+    if from_recipe and begun is not None:
+        return dataclasses.replace(config, warmup_steps=begun)
+    if config.warmup_steps <= config.train_steps:
+        return config
     if from_recipe:
         return dataclasses.replace(config, warmup_steps=config.train_steps // 10)
     raise BadConfiguration(

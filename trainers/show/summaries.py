@@ -22,14 +22,33 @@ PR_THRESHOLDS = 51
 _GRAPH_PLUGIN = "graph_run_metadata_graph"
 
 
+def _put_first(directory: Path, now: int) -> None:
+    """Gives the event files of earlier attempts names that stand before those of `now`, in the order that they had.
+
+    TensorBoard reads files in the order of their names, which hold the time. It may have been set back since, and
+    TensorFlow names its file by the clock.
+    """
+    late = []
+    for path in sorted(directory.glob("events.out.tfevents.*")):
+        stamp, _, rest = path.name.removeprefix("events.out.tfevents.").partition(".")
+        if stamp.isdecimal() and int(stamp) >= now:
+            late.append((path, rest.split(".", 1)[1] if rest.startswith("~") else rest))
+    first = sum(1 for _ in directory.glob("events.out.tfevents.*.~*"))
+    for i, (path, rest) in enumerate(late):
+        # `~` stands after whatever a host's name begins with: behind the files of that second.
+        path.rename(directory / f"events.out.tfevents.{now - 1}.~{first + i:06d}.{rest}")
+
+
 def _mark_start(directory: Path, step: int) -> None:
     """Tells TensorBoard to forget events after `step`, which a killed process wrote and this one writes again.
 
     Its rule: the second and later START in a folder discard what lies at or after their step.
     """
     directory.mkdir(exist_ok=True)
+    now = int(time.time())
+    _put_first(directory, now)
     # Files are read in the order of their names: `-` stands before the digit in the name of the file that follows.
-    name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.-start.v2"
+    name = f"events.out.tfevents.{now}.{socket.gethostname()}.{os.getpid()}.-start.v2"
     start = tb.event_pb2.SessionLog(status=tb.event_pb2.SessionLog.START)
     with tf.io.TFRecordWriter(str(directory / name)) as writer:
         writer.write(tb.event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())

@@ -5,10 +5,10 @@ The order is TF_CONFIG as given, a Kubernetes Indexed Job, Slurm.
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.world import slurm
 
 DEFAULT_PORT = 2222
 KUBERNETES = "Kubernetes Indexed Job"
@@ -33,13 +33,6 @@ class Cluster:
         return json.dumps({"cluster": {"worker": list(self.addresses)}, "task": task})
 
 
-def _whole_number(environment: Mapping[str, str], name: str) -> int:
-    text = environment.get(name, "")
-    if not text.isdigit():
-        raise BadConfiguration(f"{name} is {text!r}; it must be a whole number; set it as the cluster's manager would")
-    return int(text)
-
-
 def _from_tf_config(text: str) -> Cluster:
     try:
         config = json.loads(text)
@@ -58,7 +51,7 @@ def _from_tf_config(text: str) -> Cluster:
 
 
 def _from_kubernetes(environment: Mapping[str, str]) -> Cluster:
-    index, size = (_whole_number(environment, name) for name in ("JOB_COMPLETION_INDEX", "NUM_WORKERS"))
+    index, size = (slurm.whole_number(environment, name) for name in ("JOB_COMPLETION_INDEX", "NUM_WORKERS"))
     job, domain = environment.get("JOB_NAME", ""), environment.get("WORKER_DOMAIN", "")
     if not job or not domain:
         raise BadConfiguration(
@@ -66,36 +59,6 @@ def _from_kubernetes(environment: Mapping[str, str]) -> Cluster:
         )
     addresses = tuple(f"{job}-{i}.{domain}:{DEFAULT_PORT}" for i in range(size))
     return Cluster(index, addresses, KUBERNETES)
-
-
-def expand_hosts(text: str) -> list[str]:
-    """Slurm's list of hosts, opened: `a[1-2,05],b` → a1, a2, a05, b."""
-    hosts = []
-    for item in re.findall(r"[^,\[]+(?:\[[^\]]*\][^,\[]*)?", text):
-        match = re.fullmatch(r"([^\[]*)\[([^\]]*)\]([^\[]*)", item)
-        if not match:
-            hosts.append(item)
-            continue
-        before, ranges, after = match.groups()
-        for part in ranges.split(","):
-            low, _, high = part.partition("-")
-            for number in range(int(low), int(high or low) + 1):
-                hosts.append(f"{before}{number:0{len(low)}d}{after}")
-    return hosts
-
-
-def _from_slurm(environment: Mapping[str, str]) -> Cluster:
-    index, size = (_whole_number(environment, name) for name in ("SLURM_PROCID", "SLURM_NTASKS"))
-    hosts = expand_hosts(environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", ""))
-    if not hosts or size % len(hosts):
-        raise BadConfiguration(
-            f"SLURM_NTASKS {size} does not divide over the {len(hosts)} nodes; set --ntasks-per-node"
-        )
-    # Jobs that share a node must not share ports; several tasks on a node neither.
-    base = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 10000
-    per_host = size // len(hosts)
-    addresses = tuple(f"{host}:{base + i}" for host in hosts for i in range(per_host))
-    return Cluster(index, addresses, "Slurm")
 
 
 def from_environment(environment: Mapping[str, str]) -> Cluster:
@@ -109,7 +72,8 @@ def from_environment(environment: Mapping[str, str]) -> Cluster:
     elif "JOB_COMPLETION_INDEX" in environment:
         cluster = _from_kubernetes(environment)
     elif "SLURM_PROCID" in environment:
-        cluster = _from_slurm(environment)
+        index, found = slurm.workers(environment)
+        cluster = Cluster(index, tuple(found), "Slurm")
     else:
         raise BadConfiguration(
             "--strategy=multi_worker finds no cluster: set TF_CONFIG, or run in a Kubernetes Indexed Job "
@@ -125,7 +89,7 @@ def _check(cluster: Cluster) -> None:
         raise BadConfiguration(f"{cluster.source} names no worker; name each worker's host:port")
     for address in cluster.addresses:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 65536:
             raise BadConfiguration(f"{cluster.source} names the address {address!r}; write host:port")
     repeated = sorted({a for a in cluster.addresses if cluster.addresses.count(a) > 1})
     if repeated:

@@ -116,6 +116,8 @@ def set_up(config: Config, cluster: Cluster | None = None, log: Callable[[str], 
         nvidia.warn_of_unseen()
     replicas = replica_count(config)
     keep_freed_memory()
+    if cluster is None:
+        os.environ.pop("TF_CONFIG", None)  # TensorFlow reads it for every strategy; this run has no other workers
     # First of all: TensorFlow configures collectives only before its first operation.
     joined = join(config, cluster, log) if cluster else None
     kind = configure_devices(replicas) if joined is None else ""

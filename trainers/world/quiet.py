@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.paths import has_home
 
 _NOISE = re.compile(
     r"All log messages before absl::InitializeLog|oneDNN custom operations are on|Could not find cuda drivers|"
@@ -61,6 +62,9 @@ def import_tensorflow() -> None:
       BadConfiguration: Keras does not take its configuration.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not has_home():
+        # Keras would make a folder of the name ~ here, for its configuration.
+        os.environ.setdefault("KERAS_HOME", os.path.join(tempfile.gettempdir(), f"keras-{os.getuid()}"))
     # Threads of their own that only feed a GPU (TensorFlow's guide "Optimize GPU performance with the Profiler").
     os.environ.setdefault("TF_GPU_THREAD_MODE", "gpu_private")
     os.environ["KERAS_BACKEND"] = "tensorflow"

@@ -1,13 +1,12 @@
 """Any image classification set of TensorFlow Datasets, by its name there."""
 
-import difflib
-
 import tensorflow_datasets as tfds
 
 from trainers.input import builders
 from trainers.input.dataset import Dataset, Request
 from trainers.settings.data_cards import DATASETS
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.names import nearest
 
 
 def load(request: Request) -> Dataset:
@@ -26,9 +25,13 @@ def _builder(request: Request) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder(name, data_dir=request.data_dir)
     except tfds.core.DatasetNotFoundError:
-        near = difflib.get_close_matches(name, {*DATASETS, *tfds.list_builders()}, n=3)
+        near = nearest(name, {*DATASETS, *tfds.list_builders()}, 3)
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise BadConfiguration(
             f"--dataset {name!r} is not known{hint}; choose one of: {', '.join(sorted(DATASETS))}, "
             "or an image classification set of TensorFlow Datasets such as mnist or cifar10"
         ) from None
+    except ValueError:  # its text is a page
+        variants = sorted(tfds.builder_cls(name.partition("/")[0]).builder_configs)
+        choices = f"one of: {', '.join(variants[:20])}" if variants else "the set by its name alone"
+        raise BadConfiguration(f"--dataset {name!r}: the set has no such variant; choose {choices}") from None

@@ -1,0 +1,72 @@
+"""Paths that a user has named: on this machine, with `~` opened, and told apart from one another."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainers.settings.data_cards import DATASETS, split_name
+from trainers.settings.exit_codes import BadConfiguration
+
+# Where `--data_dir` lies for a user without a home directory: beside `runs/`.
+DATA_WITHOUT_HOME = "tensorflow_datasets"
+# In run.json and in manifests: where the files of `--dataset` lie, whatever the path was written like.
+DATASET_PATH = "dataset_path"
+
+
+def local(what: str, text: str | os.PathLike) -> Path:
+    """The path that a user has written, with `~` opened. `what`: how to name it in a message, a flag for example.
+
+    Raises:
+      BadConfiguration: it is the address of a store of objects, or the home directory is not known.
+    """
+    text = os.fspath(text)
+    if "://" in text:
+        raise BadConfiguration(f"{what} {text!r} is an address, not a path; name a path that this machine has mounted")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise BadConfiguration(
+            f"{what} {text!r}: the home directory is not known; set HOME, or write the path without ~"
+        ) from None
+
+
+def has_home() -> bool:
+    """Whether `~` means something: no user of a container without HOME and without a line in passwd has one."""
+    try:
+        return bool(Path("~").expanduser())
+    except RuntimeError:
+        return False
+
+
+def why_no_directory(path: Path) -> str:
+    """Why `path` cannot be made a directory, where mkdir says that a file exists: the reason and the remedy."""
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            at = "is" if place == path else f"lies under {place},"
+            return f"{at} a link to {os.readlink(place)}, which does not exist; make that, or name another directory"
+    return "is, or lies under, a file; name a directory"
+
+
+def location(dataset: str | None) -> str | None:
+    """The absolute path of a data set's files, links followed; None for a set that has none of the user's own."""
+    kind, argument = split_name(dataset or "")
+    if not argument or kind not in DATASETS or not DATASETS[kind].argument:
+        return None
+    return os.path.realpath(os.path.expanduser(argument))
+
+
+def same_dataset(before: Mapping[str, Any], now: str | None) -> bool:
+    """Whether a value of `--dataset` means the data of a record, which holds `dataset` and perhaps its location."""
+    if before["dataset"] == now:
+        return True
+    was = before.get(DATASET_PATH) or location(before["dataset"])
+    same_kind = split_name(before["dataset"] or "")[0] == split_name(now or "")[0]
+    return same_kind and was is not None and was == location(now)
+
+
+def differs(before: Mapping[str, Any], name: str, now: Any) -> bool:
+    """Whether a flag's value is not that of a record of a run, which may lack it."""
+    if name not in before:
+        return False
+    return not same_dataset(before, now) if name == "dataset" else before[name] != now
