@@ -71,12 +71,21 @@ def test_a_set_is_loaded_by_its_name_and_evaluated_on_the_split_that_has_labels(
     assert dataset.train.arrays["image"].shape == (30, 224, 224, 3)
 
 
-def test_a_set_without_labelled_images_is_refused(stripes, tmp_path):
-    folder = copy_of(stripes, tmp_path)
-    info = folder / "stripes/1.0.0/features.json"
-    info.write_text(info.read_text().replace('"label"', '"kind"'))
-    with pytest.raises(BadConfiguration, match=r"'stripes' has features .*'kind'.*image and label are needed"):
-        data.load("stripes", str(folder))
+class Moods(Stripes):
+    """Images with a class that is not named `label`."""
+
+    def _info(self):
+        image, kind = tfds.features.Image(shape=(None, None, 3)), tfds.features.ClassLabel(num_classes=3)
+        features = tfds.features.FeaturesDict({"image": image, "kind": kind})
+        return tfds.core.DatasetInfo(builder=self, description="moods", features=features)
+
+    def _generate_examples(self, count, label):
+        yield 0, {"image": np.zeros([4, 4, 3], np.uint8), "kind": 0}
+
+
+def test_a_set_without_labelled_images_is_refused(tmp_path):
+    with pytest.raises(BadConfiguration, match=r"'moods' has features \['image', 'kind'\]; image and label are needed"):
+        data.load("moods", str(tmp_path))
 
 
 def test_reading_by_index_gives_what_reading_in_order_gives(stripes):

@@ -49,7 +49,7 @@ def answer(*arguments):
         ("--profile=²:³", ["START:STOP"]),
         ("--dataset=digits:abc", ["digits takes nothing after its name; write --dataset=digits"]),
         ("--dataset=digits:", ["digits takes nothing after its name"]),
-        ("--dataset=mnist:3.0.1", ["'mnist:3.0.1'", "text, csv, images", "write --dataset=mnist"]),
+        ("--dataset=mnist:3.0.1", ["'mnist:3.0.1'", "text, tokens, csv, images", "write --dataset=mnist"]),
         ("--dataset=text:", ["names no file or folder; write --dataset=text[:PATH]"]),
         ("--dataset=csv:", ["names no file or folder; write --dataset=csv:PATH"]),
         ("--dataset=images", ["names no file or folder; write --dataset=images:DIR"]),
