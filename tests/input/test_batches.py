@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainers.input import batches, source
+from trainers.input import batches, resident, source
 from trainers.input.dataset import Split
 from trainers.input.pipelines import steady
 from trainers.input.records import Records
+from trainers.world import private_api
 
 
 class Numbers(Records):
@@ -178,3 +179,29 @@ def test_workers_read_their_own_examples_alone_and_together_all(workers):
 def test_one_example_is_a_data_set():
     index = source.shuffled_index(tf.range(5, dtype=tf.int64), 1, 0)
     assert index.numpy().tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float32, np.bool_])
+@pytest.mark.parametrize("shape", [(), (3,), (8,), (5, 7, 3)])
+def test_what_gpus_cannot_gather_is_held_as_words_and_comes_back(monkeypatch, dtype, shape):
+    """GPUs have no kernel for it: here the CPU does as they do."""
+    chance = np.random.default_rng(0)
+    array = chance.integers(-(2**40), 2**40, (SIZE, *shape)).astype(dtype)
+    strategy, step = strategy_of(1), tf.constant(0, tf.int64)
+    results = []
+    for packs in (False, True):
+        monkeypatch.setattr(resident, "_gathers_on_gpus", lambda strategy, packs=packs: packs)
+        own = batches.batches(strategy, Split(SIZE, arrays={"x": array}), BATCH, 3)
+        narrow = np.dtype(dtype).itemsize < 4 and dtype is not np.bool_
+        [held] = strategy.experimental_local_results(own.feed()[0]["x"])
+        assert (held.dtype == tf.int32) == ((packs and narrow) or dtype is np.int32)
+        features, _, _ = strategy.run(lambda own=own: own.part(own.feed()[0], own.order(step, step + 1), step, 0))
+        results.append(strategy.experimental_local_results(features["x"])[0].numpy())
+    assert results[1].dtype == dtype and results[1].shape == (BATCH, *shape)
+    np.testing.assert_array_equal(*results)
+
+
+def test_what_gpus_can_gather_is_what_tensorflow_registers():
+    """The day a kernel for 8 bits is there, nothing need be held as words."""
+    types = private_api.types_of_kernel("GatherV2", "GPU")
+    assert "int32" in types and not {"uint8", "int8", "uint16", "int16"} & types

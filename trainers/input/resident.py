@@ -1,7 +1,9 @@
 """A split that lies on each device: a replica gathers its share inside the compiled loop."""
 
+import math
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from trainers.input.dataset import Features, Split
@@ -22,7 +24,10 @@ class ResidentBatches(Batches):
     ):
         super().__init__(strategy, split, batch_size, seed, parts)
         self.ordered = max(_ORDERED // batch_size, 1)
-        self._held = _on_each_device(strategy, split.arrays)
+        # GPUs gather no numbers of less than 32 bits: TensorFlow would copy the whole split to the host at each step.
+        narrow = [key for key, array in split.arrays.items() if array.dtype.itemsize < 4 and array.dtype.kind in "iu"]
+        self._packed = {key: split.arrays[key] for key in narrow} if _gathers_on_gpus(strategy) else {}
+        self._held = _on_each_device(strategy, split.arrays | {key: words_of(a) for key, a in self._packed.items()})
 
     def start(self, step: int) -> None:
         """Nothing to do: the order is a function of the step."""
@@ -60,7 +65,25 @@ class ResidentBatches(Batches):
         if self.seed is None:
             position = step * self.batch_size + first + tf.range(count, dtype=tf.int64)
             weights = tf.cast(position < self.size, tf.float32)
-        return {key: tf.gather(array, index) for key, array in feed.items()}, weights
+        rows = {key: tf.gather(array, index) for key, array in feed.items()}
+        return rows | {key: rows_of(rows[key], array) for key, array in self._packed.items()}, weights
+
+
+def words_of(array: np.ndarray) -> np.ndarray:
+    """An array `[size, …]` of 8 or 16 bits as words of 32 bits: int32 `[size, words]`, the last filled up with 0."""
+    rows = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
+    return np.pad(rows, [(0, 0), (0, -rows.shape[1] % 4)]).view(np.int32)
+
+
+def rows_of(words: tf.Tensor, array: np.ndarray) -> tf.Tensor:
+    """The way back from `words_of(array)`, of some rows: `[rows, words]` → `[rows, …]`, in the type of the array."""
+    shape = array.shape[1:]
+    values = tf.reshape(tf.bitcast(words, array.dtype), [-1, words.shape[1] * 4 // array.dtype.itemsize])
+    return tf.reshape(values[:, : math.prod(shape)], [-1, *shape])
+
+
+def _gathers_on_gpus(strategy: tf.distribute.Strategy) -> bool:
+    return any("GPU" in device for device in strategy.extended.worker_devices)
 
 
 def _on_each_device(strategy: tf.distribute.Strategy, arrays: Features) -> Any:

@@ -93,6 +93,18 @@ def is_deterministic() -> bool:
     return config.is_op_determinism_enabled()
 
 
+def types_of_kernel(operation: str, device: str) -> set[str]:
+    """Names of the types for which TensorFlow has a kernel of an operation. It documents them nowhere."""
+    import tensorflow as tf
+    from tensorflow.python.framework import kernels
+
+    registered = kernels.get_registered_kernels_for_op(operation).kernel
+    constraints = [
+        constraint for kernel in registered if kernel.device_type == device for constraint in kernel.constraint
+    ]
+    return {tf.as_dtype(number).name for each in constraints for number in each.allowed_values.list.type}
+
+
 def profile_from(content: bytes) -> Any:
     """The `XSpace` message of a profile's file. TensorFlow ships its class, and exports it nowhere."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2

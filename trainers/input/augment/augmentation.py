@@ -42,7 +42,7 @@ class Augmentation:
         if "flip" in self.words:
             images = crops.flipped(images, alone)
         if "crop" in self.words:
-            images = crops.shifted(images, self.words["crop"])
+            images = crops.shifted(images, self.words["crop"], alone)
         if "randaugment" in self.words:
             images = randaugment.randaugmented(images, self.words["randaugment"], alone)
         return images

@@ -53,21 +53,23 @@ def resized(images: tf.Tensor, crops: tf.Tensor, size: tuple[int, int]) -> tf.Te
     return tf.cast(tf.round(values), tf.uint8)
 
 
-def shifted(images: tf.Tensor, most: float) -> tf.Tensor:
-    """Each image shifted by up to `most` of its size in both directions, over black.
+def shifted(images: tf.Tensor, most: float, alone: bool) -> tf.Tensor:
+    """Each image shifted by up to `most` of its size in both directions, over black. `alone`: the batch is one image.
 
     Source: He et al., "Deep residual learning", CVPR 2016, section 4.2 (4 of 32 pixels); one pixel at the least.
     """
     _, height, width, _ = images.shape
     draws = randomness.uniform(tf.stack([tf.shape(images)[0], 2]), "augment/crop")
+    # Many are shifted where the replica computes, and GPUs gather no numbers of 8 bits.
+    values = images if alone else tf.cast(images, tf.float32)
     for axis, size in ((1, height), (2, width)):
         reach = max(round(most * size), 1)
         shift = tf.cast(tf.floor(draws[:, axis - 1] * (2 * reach + 1)), tf.int32) - reach
         index = tf.range(size)[None] + shift[:, None]
-        inside = tf.cast((index >= 0) & (index < size), images.dtype)
+        inside = tf.cast((index >= 0) & (index < size), values.dtype)
         inside = inside[:, :, None, None] if axis == 1 else inside[:, None, :, None]
-        images = tf.gather(images, tf.clip_by_value(index, 0, size - 1), axis=axis, batch_dims=1) * inside
-    return images
+        values = tf.gather(values, tf.clip_by_value(index, 0, size - 1), axis=axis, batch_dims=1) * inside
+    return tf.cast(values, images.dtype)
 
 
 def flipped(images: tf.Tensor, alone: bool) -> tf.Tensor:
