@@ -10,6 +10,7 @@ from launch.proof import inputs, verdicts
 from launch.proof.causes import explained
 from launch.proof.prover import LAST_BITS, SGD, Prover, updates_of
 from launch.proof.verdicts import Verdict
+from trainers.settings.augmentation import mixes, parse
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -59,7 +60,7 @@ def scope_of(config: Config, rows: Sequence[str], gpus: int) -> Scope:
     if unknown := [row for row in rows if row not in ROWS]:
         raise BadConfiguration(f"--rows names {unknown[0]!r}; choose among {', '.join(ROWS)}")
     most = gpus or VIRTUAL_DEVICES
-    sizes = tuple(n for n in SIZES if n <= most and config.batch_size % (n * config.accumulate) == 0)
+    sizes = tuple(n for n in SIZES if n <= most and inputs.fits(config, config.augment, n))
     skipped = {}
     if "augment" in rows and not inputs.has_images(config):
         if set(rows) != set(ROWS):
@@ -71,7 +72,7 @@ def scope_of(config: Config, rows: Sequence[str], gpus: int) -> Scope:
     if gpus != 1:
         raise BadConfiguration(
             f"--batch_size {config.batch_size} does not divide over 2 replicas on {gpus or 'virtual'} devices; "
-            "pass an even number"
+            f"pass a multiple of {4 if mixes(parse(config.augment)) else 2}"
         )
     if {*rows, *skipped} != set(ROWS):
         raise BadConfiguration(

@@ -151,7 +151,9 @@ def truncated(path):
 def test_an_image_that_opens_and_cannot_be_decoded_is_named(tmp_path, data_dir, layout):
     images(tmp_path / layout, sizes=((90, 70),))
     truncated(tmp_path / layout / "dark/99.jpg")
-    with pytest.raises(BadConfiguration, match=r"dark/99.jpg cannot be read \(.*remove or replace") as error:
+    with pytest.raises(
+        BadConfiguration, match=r"dark/99.jpg cannot be read \(.*replace it, and begin another run"
+    ) as error:
         load(tmp_path, data_dir, "resident")
     message = str(error.value)
     assert "delete" not in message and str(data_dir) not in message and "{{" not in message and "[Op" not in message
@@ -165,7 +167,7 @@ def test_an_unreadable_image_ends_a_streamed_run_with_its_name_and_a_checkpoint(
     names = sorted((tmp_path / "photos/light").iterdir())
     for path in names[::9]:  # 22 of 400: one of them within the next steps
         path.write_bytes(path.read_bytes()[:-30] + bytes(30))
-    with pytest.raises(BadConfiguration, match=r"photos/light/\d+.png cannot be read \(.*remove or replace"):
+    with pytest.raises(BadConfiguration, match=r"photos/light/\d+.png cannot be read \(.*replace it, and"):
         run("one", train_steps=60, **flags)
     assert list((tmp_path / "one/checkpoints").iterdir())
 
@@ -176,11 +178,13 @@ def test_an_image_that_grew_or_vanished_while_the_run_goes_on_is_named(tmp_path,
     path = tmp_path / records.names[3]
     before = path.stat().st_size
     path.write_bytes(path.read_bytes() + b"more")
-    assert f"{path} cannot be read ({before} bytes when the run began, now {before + 4})" in str(records.fault(3))
+    assert f"{path} has changed ({before} bytes when the run began, now {before + 4}); restore it" in str(
+        records.fault(3)
+    )
     with pytest.raises(tf.errors.InvalidArgumentError):
         records.read(tf.constant(3, tf.int64))
     path.unlink()
-    assert f"{path} cannot be read (No such file or directory)" in str(records.fault(3))
+    assert f"{path} has changed (No such file or directory); restore it, or begin another run" in str(records.fault(3))
     assert records.fault(2) is None
 
 
@@ -273,3 +277,54 @@ def test_a_folder_that_cannot_be_listed_is_named_and_not_data_dir(tmp_path, data
     assert "data_dir" not in str(error.value) and str(data_dir) not in str(error.value)
     with pytest.raises(BadConfiguration, match="is not a folder"):
         load("/nonexistent", data_dir)
+
+
+def test_a_link_that_leads_back_counts_nothing_twice(tmp_path, data_dir):
+    images(tmp_path)
+    (tmp_path / "dark/again").symlink_to(tmp_path / "dark")
+    (tmp_path / "dark/all").symlink_to(tmp_path)
+    dataset = load(tmp_path, data_dir)
+    assert dataset.train.size + dataset.eval.size == 30  # light/ once more, as images of dark/: it is linked there
+
+
+def test_folders_beside_train_are_named(tmp_path, data_dir, caplog):
+    images(tmp_path / "train")
+    images(tmp_path / "more")
+    load(tmp_path, data_dir)
+    assert any("left out: more" in record.getMessage() for record in caplog.records)
+
+
+def test_a_file_without_a_suffix_is_used_if_it_is_an_image(tmp_path, data_dir, caplog):
+    images(tmp_path)
+    (tmp_path / "dark/README").write_text("about these")
+    os.rename(tmp_path / "dark/01.png", tmp_path / "dark/01")
+    dataset = load(tmp_path, data_dir)
+    assert dataset.train.size + dataset.eval.size == 20
+    assert any("README" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("placement", ["resident", "stream"])
+def test_names_need_not_be_unicode(tmp_path, data_dir, placement):
+    images(tmp_path)
+    os.rename(tmp_path / "dark", os.fsencode(tmp_path) + b"/caf\xe9")
+    assert load(tmp_path, data_dir, placement).train.size == 16
+
+
+def test_a_cut_off_edge_that_evaluation_does_not_see_is_found(tmp_path, data_dir):
+    images(tmp_path, sizes=((40, 30),))
+    path = tmp_path / "dark/99.jpg"
+    PIL.Image.effect_noise((300, 900), 60).convert("RGB").save(path, quality=95)
+    path.write_bytes(path.read_bytes()[:-9000])
+    dataset = load(tmp_path, data_dir, "stream", augment={"inception": 0.08})
+    faults = [
+        records.fault(i) for records in (dataset.train.records, dataset.eval.records) for i in range(records.size)
+    ]
+    assert [str(fault).startswith(f"{path} cannot be read") for fault in faults if fault] == [True]
+
+
+def test_a_look_that_was_torn_is_made_again(tmp_path):
+    images(tmp_path / "photos")
+    load(tmp_path / "photos", tmp_path / "data")
+    [kept] = (tmp_path / "data/lockstep").glob("*.npz")
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert load(tmp_path / "photos", tmp_path / "data").train.size == 16

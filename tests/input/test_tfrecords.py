@@ -182,4 +182,4 @@ def test_a_file_that_vanished_is_named(stripes, tmp_path):
     records = streamed(copy_of(stripes, tmp_path)).train.records
     file, _, _ = records.shards.place(0)
     os.rename(file, f"{file}.away")
-    assert f"{file}, record 0 at byte 0, cannot be read (No such file" in str(records.fault(0))
+    assert f"{file}, record 0 at byte 0, has changed (No such file" in str(records.fault(0))

@@ -96,3 +96,10 @@ def test_without_a_home_a_path_below_it_is_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.endswith("the home directory is not known; set HOME, or write the path without ~\n")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_record_that_is_older_than_a_flag_has_its_default():
+    before = {"model": "mlp", "dataset": "digits"}
+    assert not paths.differs(before, "augment", "") and paths.differs(before, "augment", "flip")
+    assert not paths.differs(before, "document_mask", False) and paths.differs(before, "document_mask", True)
+    assert not paths.differs({}, "augment", "flip")

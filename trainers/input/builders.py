@@ -116,6 +116,8 @@ def readable_errors(request: Request) -> Iterator[None]:
             reason, remedy = "the disk is full", "free space or name another --data_dir"
         elif error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             reason, remedy = str(error), "name a --data_dir that can be written"
+        elif error.errno == errno.ENOENT:
+            reason, remedy = str(error), "delete its folder there to prepare it again"
         else:
             reason, remedy = reason_of(error), _NO_NETWORK_NEEDED
         raise BadConfiguration(f"--dataset {name!r} could not be prepared in {data_dir}: {reason}; {remedy}") from error
@@ -141,6 +143,11 @@ def image_classification(builder: tfds.core.DatasetBuilder, name: str, request: 
     pictures = pictures_for(stored, image.shape[-1] or 3, request.images)
     resident = are_resident(request, pictures, stored, builder.info.splits["train"].num_examples)
     read = _by_index if can_be_indexed(builder) else _from_the_begin
+    if read is _from_the_begin and "inception" in request.images.augment and stored != pictures.size:
+        raise BadConfiguration(
+            f"--augment inception needs images as they are stored, and those of {name!r} cannot be read by index; use "
+            "--augment=crop,flip"
+        )
     train, held_out = (read(builder, split, pictures, resident) for split in names)
     train = augmented(train, request.images, pictures.size)
     identity = builder.info.full_name
@@ -154,11 +161,7 @@ def image_classification(builder: tfds.core.DatasetBuilder, name: str, request: 
 def can_be_indexed(builder: tfds.core.DatasetBuilder) -> bool:
     """Whether its images can be read one by one: they lie encoded in TFRecord files."""
     image = builder.info.features["image"]
-    return (
-        builder.info.file_format == tfds.core.FileFormat.TFRECORD
-        and isinstance(image, tfds.features.Image)
-        and image.np_dtype == np.uint8
-    )
+    return builder.info.file_format == tfds.core.FileFormat.TFRECORD and isinstance(image, tfds.features.Image)
 
 
 def _by_index(builder: tfds.core.DatasetBuilder, split: str, pictures: Pictures, resident: bool) -> Split:
@@ -185,7 +188,7 @@ def _from_the_begin(builder: tfds.core.DatasetBuilder, split: str, pictures: Pic
     def example(features: Features) -> Features:
         image = features["image"]
         if image.shape.as_list() != list(pictures.shape):
-            image = tf.cast(tf.image.resize(image, pictures.size, antialias=True), tf.uint8)
+            image = pictures.cut(image, pictures.evaluation_crop)
         return {"image": tf.ensure_shape(image, pictures.shape), "label": features["label"]}
 
     def stream() -> tf.data.Dataset:
@@ -210,6 +213,9 @@ def _check_features(builder: tfds.core.DatasetBuilder, name: str) -> None:
         raise BadConfiguration(
             f"--dataset {name!r} has features {sorted(features)}; image and label are needed; choose such a set"
         )
+    if features["image"].np_dtype != np.uint8:
+        kind = np.dtype(features["image"].np_dtype)
+        raise BadConfiguration(f"--dataset {name!r} has images of {kind}; uint8 is needed; choose such a set")
 
 
 def _held_out_split(builder: tfds.core.DatasetBuilder, name: str) -> str:

@@ -123,7 +123,7 @@ class Dataset:
 
 def fingerprint(identity: str, *splits: Split) -> str:
     """SHA-256 over the arrays themselves or, where they stream, over a name of the data and the sizes."""
-    digest = hashlib.sha256(identity.encode())
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape"))
     for split in splits:
         digest.update(f"{split.size}".encode())
         for key, array in sorted((split.arrays or {}).items()):

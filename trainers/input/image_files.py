@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def look_at(root: Path, names: Sequence[str], kept_in: Path) -> Look:
       BadConfiguration: a file is not an image that can be decoded; the message names the first ones.
     """
     PIL.Image.MAX_IMAGE_PIXELS = None  # headers alone are read, so no image can be too large
-    place = kept_in / f"images-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
+    place = kept_in / f"images-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"
     stats = [os.stat(root / name) for name in names]
     facts = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats], np.int64).reshape(-1, 2)
     known = _kept(place)
@@ -67,10 +68,15 @@ def look_at(root: Path, names: Sequence[str], kept_in: Path) -> Look:
     if missing:
         with concurrent.futures.ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
             looks = list(pool.map(_header, [root / names[number] for number in missing]))
-        _check(root, [(names[number], look) for number, look in zip(missing, looks, strict=True)])
+        _check(root, len(names), [(names[number], look) for number, look in zip(missing, looks, strict=True)])
         found[missing] = looks
         _keep(place, names, np.concatenate([facts, found], axis=1))
     return Look(*facts.T, *found.T)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's header is that of an image that can be decoded."""
+    return not isinstance(_header(path), str)
 
 
 def _header(path: Path) -> tuple[int, int, int] | str:
@@ -83,19 +89,19 @@ def _header(path: Path) -> tuple[int, int, int] | str:
             height, width = image.height, image.width
     except PIL.UnidentifiedImageError:
         return "it is empty" if path.stat().st_size == 0 else "its content is not an image"
-    except (OSError, ValueError, SyntaxError) as error:
-        return str(error)
+    except Exception as error:  # Pillow's readers of damaged files raise whatever they run into
+        return str(error) or type(error).__name__
     orientation = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
     return (width, height, orientation) if orientation >= 5 else (height, width, orientation)
 
 
-def _check(root: Path, looks: Sequence[tuple[str, tuple[int, int, int] | str]]) -> None:
+def _check(root: Path, count: int, looks: Sequence[tuple[str, tuple[int, int, int] | str]]) -> None:
     bad = [(name, look) for name, look in looks if isinstance(look, str)]
     if bad:
         named = "; ".join(f"{root / name} ({reason})" for name, reason in bad[:_NAMED])
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         raise BadConfiguration(
-            f"{len(bad)} of {len(looks)} files are not usable images: {named}{more}; remove or replace them"
+            f"{len(bad)} of {count} files are not usable images: {named}{more}; remove or replace them"
         )
 
 
@@ -107,7 +113,7 @@ def _kept(place: Path) -> dict[str, list[int]]:
                 return {}
             names = kept["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
             return dict(zip(names, kept["facts"].tolist(), strict=True))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
 
 

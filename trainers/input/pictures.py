@@ -4,7 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from trainers.input.records import Crop
+from trainers.input.records import Crop, everything
 
 # Evaluation takes the central square of this share of the shorter side. Source: Szegedy et al., 2015, and the recipes
 # of TensorFlow's Model Garden: 224 of 256.
@@ -38,7 +38,7 @@ class Pictures:
         `encoded`: the bytes of a file. `orientation`: as EXIF has it, 1 to 8; None = 1. `crop`: which part of the image
         is taken; None = that of evaluation.
         """
-        crop = crop or (self._everything if self.whole else self._centre)
+        crop = crop or self.evaluation_crop
         is_jpeg = tf.io.is_jpeg(encoded)
         if orientation is not None:
             is_jpeg &= orientation == 1
@@ -47,11 +47,10 @@ class Pictures:
         )
         return tf.ensure_shape(image, self.shape)
 
-    def _everything(self, shape: tf.Tensor) -> tf.Tensor:
-        return tf.concat([tf.zeros([2], tf.int32), shape], axis=0)
-
-    def _centre(self, shape: tf.Tensor) -> tf.Tensor:
-        """The largest centred crop of the aspect of `size` that `CENTRAL` of the shorter side allows."""
+    def evaluation_crop(self, shape: tf.Tensor) -> tf.Tensor:
+        """All of an image, or the largest centred crop of the aspect of `size` that `CENTRAL` of it allows."""
+        if self.whole:
+            return everything(shape)
         height, width = self.size
         room = tf.cast(shape, tf.float64) * CENTRAL
         scale = tf.minimum(room[0] / height, room[1] / width)
@@ -84,6 +83,10 @@ class Pictures:
         image = tf.cond(is_webp, lambda: self._from_webp(encoded), lambda: self._from_common(encoded))
         if orientation is not None:
             image = upright(image, orientation)
+        return self.cut(image, crop)
+
+    def cut(self, image: tf.Tensor, crop: Crop) -> tf.Tensor:
+        """A crop of decoded pixels, uint8 `[height, width, channels]`, in `size`."""
         window = crop(tf.shape(image)[:2])
         return self._resized(tf.slice(image, [window[0], window[1], 0], [window[2], window[3], -1]), averaged=True)
 

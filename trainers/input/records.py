@@ -15,6 +15,11 @@ Example = dict[str, Any]
 Crop = Callable[[tf.Tensor], tf.Tensor]
 
 
+def everything(shape: tf.Tensor) -> tf.Tensor:
+    """The crop that takes the whole image."""
+    return tf.concat([tf.zeros([2], tf.int32), shape], axis=0)
+
+
 class Records(abc.ABC):
     """`size` examples of a split. Which one has an index never changes.
 
@@ -50,13 +55,15 @@ class Records(abc.ABC):
 
     def fault(self, index: int) -> BadConfiguration | None:
         """What is wrong with an example, as an error that names it; None if it can be read."""
+        if reason := self.changed(index):
+            return BadConfiguration(f"{self.where(index)} has changed ({reason}); restore it, or begin another run")
         try:
-            self.decode(self.read(tf.constant(index, tf.int64)))
+            self.decode(self.read(tf.constant(index, tf.int64)), everything)
         except (tf.errors.OpError, ValueError) as error:
-            reason = self.changed(index) or reason_of(error)
-            return BadConfiguration(f"{self.where(index)} cannot be read ({reason}); remove or replace it")
-        reason = self.changed(index)
-        return BadConfiguration(f"{self.where(index)} has changed ({reason}); begin another run") if reason else None
+            return BadConfiguration(
+                f"{self.where(index)} cannot be read ({reason_of(error)}); replace it, and begin another run"
+            )
+        return None
 
 
 def num_bytes(stored: Example) -> tf.Tensor:

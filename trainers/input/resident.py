@@ -24,8 +24,9 @@ class ResidentBatches(Batches):
     ):
         super().__init__(strategy, split, batch_size, seed, parts)
         self.ordered = max(_ORDERED // batch_size, 1)
-        # GPUs gather no numbers of less than 32 bits: TensorFlow would copy the whole split to the host at each step.
-        narrow = [key for key, array in split.arrays.items() if array.dtype.itemsize < 4 and array.dtype.kind in "iu"]
+        # GPUs gather no whole numbers of less than 32 bits, and TensorFlow keeps those of 32 in the host's memory: the
+        # whole split would be copied at each step.
+        narrow = [key for key, array in split.arrays.items() if array.dtype.itemsize < 8 and array.dtype.kind in "iu"]
         self._packed = {key: split.arrays[key] for key in narrow} if _gathers_on_gpus(strategy) else {}
         self._held = _on_each_device(strategy, split.arrays | {key: words_of(a) for key, a in self._packed.items()})
 
@@ -70,15 +71,15 @@ class ResidentBatches(Batches):
 
 
 def words_of(array: np.ndarray) -> np.ndarray:
-    """An array `[size, …]` of 8 or 16 bits as words of 32 bits: int32 `[size, words]`, the last filled up with 0."""
+    """An array `[size, …]` of 8 to 32 bits as words of 64 bits: int64 `[size, words]`, the last filled up with 0."""
     rows = np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
-    return np.pad(rows, [(0, 0), (0, -rows.shape[1] % 4)]).view(np.int32)
+    return np.pad(rows, [(0, 0), (0, -rows.shape[1] % 8)]).view(np.int64)
 
 
 def rows_of(words: tf.Tensor, array: np.ndarray) -> tf.Tensor:
     """The way back from `words_of(array)`, of some rows: `[rows, words]` → `[rows, …]`, in the type of the array."""
     shape = array.shape[1:]
-    values = tf.reshape(tf.bitcast(words, array.dtype), [-1, words.shape[1] * 4 // array.dtype.itemsize])
+    values = tf.reshape(tf.bitcast(words, array.dtype), [-1, words.shape[1] * 8 // array.dtype.itemsize])
     return tf.reshape(values[:, : math.prod(shape)], [-1, *shape])
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import struct
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -84,7 +85,7 @@ class Shards:
         try:
             with np.load(self.index, allow_pickle=False) as kept:
                 version, identity, offsets = int(kept["version"]), str(kept["identity"]), kept["offsets"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise BadConfiguration(f"{self.index} cannot be read ({error}); {remedy}") from None
         if version != INDEX_VERSION:
             raise BadConfiguration(f"{self.index} is of version {version}, not {INDEX_VERSION}; {remedy}")

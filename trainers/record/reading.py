@@ -127,7 +127,7 @@ def completed(config: Config) -> dict[str, Any]:
     except (ValueError, OSError):
         return {}
     before = begun_as(facts)
-    same = all(name in before and not paths.differs(before, name, getattr(config, name)) for name in FIXED)
+    same = bool(before) and not any(paths.differs(before, name, getattr(config, name)) for name in FIXED)
     done = facts.get("exit_code") == OK and facts.get("step", 0) >= config.train_steps
     exported = not config.export or (directory / "export").exists()
     return facts if same and done and exported and config.resume == "auto" else {}
@@ -150,7 +150,7 @@ def config_of_run(config: Config, given: Collection[str]) -> Config:
             raise PeerLost(f"no run began in --run_dir {config.run_dir} within --startup_timeout; start it again later")
         time.sleep(0.2)
     before = begun_as(facts)
-    flags = {name: before[name] for name in (*FIXED, "train_steps")}
+    flags = {name: before.get(name, getattr(Config, name)) for name in (*FIXED, "train_steps")}
     for name in given:
         if name in flags and paths.differs(before, name, getattr(config, name)):
             raise BadConfiguration(

@@ -142,7 +142,11 @@ class Follower:
     def tell(self, step: int, state: State) -> None:
         """Evaluates the values of a step and writes the line."""
         steps = -(-self.source.size // self.source.batch_size)
-        with self.clock.phase("evaluate"), evaluated_as(self.loop, state), faults_named(self.source, 0, steps):
+        with (
+            self.clock.phase("evaluate"),
+            evaluated_as(self.loop, state),
+            faults_named(self.source, 0, steps, self.watchdog),
+        ):
             values = self.evaluate().numpy().tolist()
         line = dict(zip(self.loop.eval_names, values, strict=True))
         self.record.append_metrics([{"step": step, "split": "eval", **line}])

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from trainers.run.inner_loop import Source
+from trainers.world.watchdog import Watchdog
+
+# Seconds: one example after the other is read and decoded.
+LONGEST_SEARCH = 3600.0
 
 # What reading and decoding raise. Others tell of devices or of workers that are lost.
 _OF_READING = (
@@ -20,7 +24,7 @@ _OF_READING = (
 
 
 @contextlib.contextmanager
-def faults_named(source: Source, first: int, last: int) -> Iterator[None]:
+def faults_named(source: Source, first: int, last: int, watchdog: Watchdog) -> Iterator[None]:
     """Within the block, which takes steps `first … last` of a source, an example that cannot be read is named.
 
     Raises:
@@ -29,6 +33,7 @@ def faults_named(source: Source, first: int, last: int) -> Iterator[None]:
     try:
         yield
     except _OF_READING as error:
+        watchdog.feed("looking for the example that cannot be read", LONGEST_SEARCH)
         fault = source.fault(first, last)
         if fault is None:
             raise

@@ -82,7 +82,7 @@ class Reporter:
         self._advised = True
         self.progress.line(
             f"{waited:.0%} of the time is spent waiting for input, which {machine.cores()} CPU cores read and decode; "
-            "use more cores, smaller images, or --input=resident if the data fits"
+            "use more cores, a smaller --image_size, or in another run --input=resident, if the data fits"
         )
 
     def introduction(self, step: int, forward: Mapping[str, tf.Graph], concrete: Any) -> None:

@@ -241,7 +241,7 @@ class Training:
             self.watchdog.feed(f"steps {self.step} to {stop}", allowed)
             news = tf.constant([float(self.preemption.requested), self.pace.own_seconds], tf.float64)
             span = tf.constant(self.step, tf.int64), tf.constant(stop, tf.int64)
-            with faults_named(self.source, self.step, stop):
+            with faults_named(self.source, self.step, stop, self.watchdog):
                 results = self.train_call(*span, tf.constant(self.sums), news)
             rows, self.sums, finite, (stops, agreed), waited = (result.numpy() for result in results)
             self.clock.move("train", "input_wait", waited)
@@ -289,7 +289,11 @@ class Training:
             return None
         self.watchdog.feed(f"the evaluation at step {self.step}")
         steps = -(-self.eval_source.size // self.eval_source.batch_size)
-        with self.clock.phase("evaluate"), self.loop.evaluated(), faults_named(self.eval_source, 0, steps):
+        with (
+            self.clock.phase("evaluate"),
+            self.loop.evaluated(),
+            faults_named(self.eval_source, 0, steps, self.watchdog),
+        ):
             values = dict(zip(self.loop.eval_names, self.evaluation().numpy().tolist(), strict=True))
         self.background.do(self.reporter.lines, "eval", [self.step], [values])
         return values

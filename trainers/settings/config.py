@@ -68,7 +68,10 @@ class Config:
     )
     model: str = _flag("resnet", "model and data", "a name from models/", fixed=True)
     dataset: str | None = _flag(
-        None, "model and data", "an embedded data set, or one of TensorFlow Datasets", fixed=True
+        None,
+        "model and data",
+        "an embedded data set, a file or folder of your own, or one of TensorFlow Datasets",
+        fixed=True,
     )
     label: str = _flag("", "model and data", "for --dataset=csv:PATH: the column to predict", fixed=True)
     data_dir: str = _flag(
@@ -222,6 +225,8 @@ def with_role(role: str, holds: bool = True) -> tuple[str, ...]:
 
 
 FIXED = with_role("fixed")
+# What a run had of a flag that was not there yet when it began.
+BEFORE_IT_WAS_THERE = {name: getattr(Config, name) for name in FIXED if getattr(Config, name) is not None}
 SHARED = with_role("shared")
 REPEATED = with_role("repeated")
 COMPARED = with_role("compared")

@@ -61,7 +61,7 @@ DATASETS: dict[str, DataCard] = {
     "images": DataCard(
         "classification",
         "trainers.input.kinds.image_folder:load",
-        "image files, one folder a class, or those in train/ and test/",
+        "image files, one folder a class, or those in train/ and val/",
         ":DIR",
         images=True,
     ),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainers.settings.config import BEFORE_IT_WAS_THERE
 from trainers.settings.data_cards import DATASETS, split_name
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -66,7 +67,7 @@ def same_dataset(before: Mapping[str, Any], now: str | None) -> bool:
 
 
 def differs(before: Mapping[str, Any], name: str, now: Any) -> bool:
-    """Whether a flag's value is not that of a record of a run, which may lack it."""
+    """Whether a flag's value is not that of a record of a run: of one that is older than the flag, the default."""
     if name not in before:
-        return False
+        return bool(before) and name in BEFORE_IT_WAS_THERE and now != BEFORE_IT_WAS_THERE[name]
     return not same_dataset(before, now) if name == "dataset" else before[name] != now

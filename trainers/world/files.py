@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,8 @@ def aside(path: Path) -> Iterator[Path]:
     A reader sees the old content or the new. After an error in the block nothing is left of the new one. A file is
     brought to the disk before it is renamed; of a folder that is here already, all is replaced.
     """
-    place = path.with_name(f".{path.name}.{os.getpid()}")
+    # Containers that share a folder may share the numbers of processes too.
+    place = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}")
     try:
         yield place
         if place.is_dir():

@@ -13,8 +13,8 @@ from trainers.settings.augmentation import mixes
 class Augmentation:
     """The changes that `words` name, of `trainers.settings.augmentation`, for images of `size` (height, width).
 
-    Sources of batches call `crop` and `of_examples` for one image or for many, and `of_batch` for a part of the global
-    batch, within `models.randomness.at`: an image gets the same numbers alone and among others.
+    Sources of batches call `crop` and `of_one` for one image, or `of_resident` for many, and `of_batch` for a part of
+    the global batch, within `models.randomness.at`: an image gets the same numbers alone and among others.
     """
 
     def __init__(self, words: Mapping[str, float], size: tuple[int, int]):

@@ -4,6 +4,7 @@ Source: Cubuk et al., "RandAugment: practical automated data augmentation with a
 are those of its published code, but posterize and solarize grow stronger with the magnitude, as in later libraries.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from models import randomness
+from trainers.world import private_api
 
 LAYERS = 2
 MOST = 10.0
@@ -48,9 +50,12 @@ def _autocontrast(images: tf.Tensor, sign: tf.Tensor, magnitude: float) -> tf.Te
 def _equalized(images: tf.Tensor, sign: tf.Tensor, magnitude: float) -> tf.Tensor:
     """Each channel so that its grey levels are equally frequent, by the rule of Pillow."""
     _, height, width, channels = images.shape
-    rows = tf.reshape(tf.transpose(tf.cast(images, tf.int32), [0, 3, 1, 2]), [-1, height * width])
-    counts = tf.math.bincount(rows, axis=-1, minlength=256, maxlength=256, dtype=tf.int32)
-    highest = tf.reduce_max(rows, axis=1)
+    # As float32 as long as it can be: TensorFlow moves whole numbers of 32 bits between a GPU and the host.
+    levels = tf.reshape(tf.transpose(images, [0, 3, 1, 2]), [-1, height * width])
+    rows, highest = tf.cast(levels, tf.int32), tf.cast(tf.reduce_max(levels, axis=1), tf.int32)
+    # The kernel for GPUs refuses to be deterministic.
+    with tf.device("CPU:0") if private_api.is_deterministic() else contextlib.nullcontext():
+        counts = tf.math.bincount(rows, axis=-1, minlength=256, maxlength=256, dtype=tf.int32)
     step = (height * width - tf.gather(counts, highest, batch_dims=1)) // 255
     before = tf.cumsum(counts, axis=1, exclusive=True)
     table = tf.clip_by_value((before + step[:, None] // 2) // tf.maximum(step, 1)[:, None], 0, 255)

@@ -19,7 +19,7 @@ from trainers.input.dataset import (
     pictures_for,
     split_of,
 )
-from trainers.input.image_files import ImageFiles, Look, look_at
+from trainers.input.image_files import ImageFiles, Look, is_image, look_at
 from trainers.settings.exit_codes import BadConfiguration
 
 TRAIN = "train"
@@ -28,7 +28,7 @@ HELD_OUT = ("val", "valid", "validation", "test")
 # Files of these kinds are meant to be images: one that is not is an error. Others are left out, and counted.
 _MEANT = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif"),
-    *(".jp2", ".mpo", ".ppm", ".pgm", ".svg", ""),
+    *(".jp2", ".mpo", ".ppm", ".pgm", ".svg"),
 }
 _HELD_OUT_EVERY = 5
 _LEAST_FILES, _LEAST_CLASSES = 10, 2
@@ -88,6 +88,12 @@ def _listed(root: Path, skipped: list[str]) -> tuple[Listing, np.ndarray]:
         listing = _by_class(root, "", None, skipped)
         _check_enough(root, listing)
         return listing, _every_fifth(listing.names)
+    aside = [path.name for path in _folders_in(root) if path.name not in (TRAIN, *HELD_OUT)]
+    if aside:
+        logging.warning(
+            "%s has a folder %s, so that classes are looked for there and in %s alone; left out: %s",
+            *(root, TRAIN, held_out or TRAIN, ", ".join(aside[:_NAMED])),
+        )
     train = _by_class(root, TRAIN, None, skipped)
     _check_enough(root / TRAIN, train)
     if held_out is None:
@@ -114,9 +120,19 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def _files_in(folder: Path) -> Iterator[Path]:
     """Files at any depth of folders that are not hidden, and links that lead nowhere."""
-    for place, folders, names in os.walk(folder, followlinks=True):
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        where = os.path.realpath(place)
+        if where in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(where)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place) / name for name in sorted(names))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _by_class(root: Path, part: str, classes: Sequence[str] | None, skipped: list[str]) -> Listing:
@@ -141,8 +157,13 @@ def _by_class(root: Path, part: str, classes: Sequence[str] | None, skipped: lis
 
 
 def _is_meant(path: Path) -> bool:
-    """Whether a file should be an image: neither hidden nor of another kind, nor a link that leads nowhere."""
-    return path.suffix.lower() in _MEANT and not path.name.startswith(".") and path.exists()
+    """Whether a file should be an image: neither hidden nor of another kind, nor a link that leads nowhere.
+
+    One without a suffix should if it is one.
+    """
+    if path.name.startswith(".") or not path.exists():
+        return False
+    return path.suffix.lower() in _MEANT or (not path.suffix and is_image(path))
 
 
 def _check_enough(folder: Path, listing: Listing) -> None:
