@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from conftest import weights
 
 from trainers.input import load as data
 from trainers.input import tfrecords
@@ -183,3 +184,11 @@ def test_a_file_that_vanished_is_named(stripes, tmp_path):
     file, _, _ = records.shards.place(0)
     os.rename(file, f"{file}.away")
     assert f"{file}, record 0 at byte 0, has changed (No such file" in str(records.fault(0))
+
+
+def test_a_run_on_a_set_by_its_name_is_the_same_held_or_streamed(run, stripes, tmp_path):
+    flags = {"dataset": "stripes", "data_dir": str(stripes), "image_size": 8, "batch_size": 6, "train_steps": 7}
+    for placement in ("resident", "stream"):
+        run(placement, input=placement, replicas=2, augment="crop,flip", **flags)
+    held, streamed = weights(tmp_path / "resident"), weights(tmp_path / "stream")
+    assert all(np.array_equal(held[name], streamed[name]) for name in held)

@@ -159,7 +159,7 @@ MUTANTS = {
     "an average that no checkpoint holds": (
         {
             LOOP: [('        groups["ema"] = self.average.variables if self.average else ()\n', "")],
-            OUTER: [("            state.check_complete(", "            (lambda *_: None)(")],
+            OUTER: [("            state.check_complete(", "            (lambda *_, **__: None)(")],
         },
         ("--model=mlp", "--rows=resume", "--ema=0.999"),
         {"resume": "a variable is missing from the checkpoint: ema/"},
