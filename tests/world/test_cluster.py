@@ -129,7 +129,7 @@ def test_a_pod_takes_the_place_of_one_that_was_lost_with_its_node():
     addresses = free_addresses(3)
     members = [(Cluster(i, addresses, KUBERNETES_SOURCE), {}) for i in range(3)]
     results = []
-    chief = threading.Thread(target=lambda: results.append(outcomes(members[:1])))
+    chief = threading.Thread(target=lambda: results.append(outcomes(members[:1], 60.0)))
     chief.start()
     host, port = addresses[0].split(":")
     lost = None
@@ -141,7 +141,7 @@ def test_a_pod_takes_the_place_of_one_that_was_lost_with_its_node():
             time.sleep(0.05)
     lost.sendall(json.dumps({"index": 1, "addresses": addresses, "identity": {}}).encode() + b"\n")
     time.sleep(0.5)  # it has said hello, and will never say anything again
-    found, _ = outcomes(members[1:])
+    found, _ = outcomes(members[1:], 60.0)
     chief.join()
     lost.close()
     assert found == [None, None]
@@ -173,7 +173,7 @@ def test_a_stranger_at_the_door_does_no_harm():
     host, port = addresses[0].split(":")
     members = [(Cluster(i, addresses, "test"), {}) for i in range(2)]
     results = []
-    chief = threading.Thread(target=lambda: results.append(outcomes(members[:1])))
+    chief = threading.Thread(target=lambda: results.append(outcomes(members[:1], 60.0)))
     chief.start()
     for words in (b"GET / HTTP/1.1\r\n\r\n\n", b"[1]\n", b'{"index": 1}\n', b""):
         for _ in range(50):
