@@ -95,7 +95,7 @@ def test_ours_in_a_shuffle_and_in_the_order_of_the_files_decode_a_record_to_the_
     split = input_contenders.training_split(settings)
     source = IndexedBatches(tf.distribute.OneDeviceStrategy("CPU:0"), split, BATCH, settings.seed)
     source.start(0)
-    (features, _), _ = source.feed()
+    [(features, _)], _ = source.feed()
     in_order = list(split.records.in_order())
     for position in range(BATCH):
         place = tf.constant(0, tf.int64), tf.constant(position, tf.int64)
