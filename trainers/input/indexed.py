@@ -5,13 +5,11 @@ import tensorflow as tf
 from models import randomness
 from trainers.input.dataset import Features, Split
 from trainers.input.piped import Piped
-from trainers.input.pipelines import calls_at_once
+from trainers.input.pipelines import READY_STEPS, calls_at_once
 from trainers.input.records import num_bytes
 from trainers.input.source import shuffled_index
 from trainers.settings.exit_codes import BadConfiguration
 
-# Steps that are ready before they are asked for.
-_READY_STEPS = 2
 # Steps beyond the end of a call in which an unreadable example is looked for: read ahead, and in other threads.
 _AHEAD_STEPS = 4
 
@@ -40,7 +38,7 @@ class IndexedBatches(Piped):
         elements = tf.data.Dataset.range(step * self._local * share, tf.int64.max)
         elements = elements.map(self._example, num_parallel_calls=calls_at_once(), deterministic=True)
         elements = elements.batch(share, drop_remainder=True)
-        return elements.prefetch(_READY_STEPS * self._local)
+        return elements.prefetch(READY_STEPS * self._local)
 
     def augmented(self, features: Features) -> Features:
         """What needs the whole batch; each example by itself was changed while it was decoded."""

@@ -4,6 +4,9 @@ import tensorflow as tf
 
 from trainers.world import machine
 
+# Steps that are ready before they are asked for.
+READY_STEPS = 2
+
 
 def calls_at_once() -> int:
     """How many examples are read and decoded at once: one for each core."""

@@ -6,11 +6,10 @@ import tensorflow as tf
 
 from trainers.input.dataset import Features
 from trainers.input.piped import Piped
+from trainers.input.pipelines import READY_STEPS
 
 # Records among which a streamed split is shuffled. Resident data is shuffled as a whole.
 STREAM_WINDOW = 10_000
-# Steps that are ready before they are asked for.
-_READY_STEPS = 2
 
 
 class StreamedBatches(Piped):
@@ -33,7 +32,7 @@ class StreamedBatches(Piped):
             return tf.nest.map_structure(rows, (features, weights))
 
         global_batches = self._dataset(step * self.batch_size).map(own)
-        return global_batches.unbatch().prefetch(_READY_STEPS * local)
+        return global_batches.unbatch().prefetch(READY_STEPS * local)
 
     def _dataset(self, position: int) -> tf.data.Dataset:
         if self.seed is None:
