@@ -81,6 +81,11 @@ def test_files_and_functions_are_short(name):
             assert node.end_lineno - node.lineno + 1 <= MOST_LINES_OF_A_FUNCTION, node.name
 
 
+def test_no_two_test_files_have_one_name():
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert sorted(set(names)) == sorted(names), "pytest imports them by their names alone"
+
+
 def test_trainers_holds_what_a_user_starts_and_the_rooms_alone():
     scripts = {path.stem for path in (ROOT / "trainers").glob("*.py")} - {"__init__"}
     assert scripts == {"custom_loop", "benchmark", "graph_benchmark", "tensor_check", "sweep", "report"}
