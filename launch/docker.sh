@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train in the image lockstep:cpu, or lockstep:gpu where a GPU is: launch/docker.sh [flags of trainers/custom_loop.py]
-# Runs land in ./runs as the caller's files. ENGINE, IMAGE, RUNS and ENGINE_FLAGS (more flags of `docker run`) override.
+# Runs land in ./runs as the caller's files. ENGINE, IMAGE, RUNS and ENGINE_FLAGS (more flags of `docker run`) override;
+# TRAINER is another loop of the image, e.g. TRAINER=contrastive_loop.
 set -euo pipefail
 engine=${ENGINE:-$(command -v docker || command -v podman)} || { echo "launch/docker.sh: neither docker nor podman is here; install one" >&2; exit 2; }
 stage=cpu gpus=()
@@ -23,7 +24,9 @@ fi
 same=()
 if [ "$(basename "$engine")" = podman ] && [ "$(id -u)" != 0 ]; then same=(--userns keep-id); fi
 read -r -a more <<<"${ENGINE_FLAGS:-}"
+loop=()
+if [ -n "${TRAINER:-}" ]; then more+=(--entrypoint python) loop=("/app/trainers/$TRAINER.py"); fi
 # NCCL and tf.data share memory between processes.
 exec "$engine" run --rm --read-only --tmpfs /tmp:rw,size=2g,mode=1777 --cap-drop ALL \
   --security-opt no-new-privileges --shm-size 1g \
-  --user "$user" "${same[@]}" --volume "$runs:/work/runs" "${gpus[@]}" "${more[@]}" "${IMAGE:-lockstep:$stage}" --strategy=mirrored "$@"
+  --user "$user" "${same[@]}" --volume "$runs:/work/runs" "${gpus[@]}" "${more[@]}" "${IMAGE:-lockstep:$stage}" "${loop[@]}" --strategy=mirrored "$@"

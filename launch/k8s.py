@@ -38,6 +38,7 @@ from launch.kube.documents import Document, clusters
 from launch.kube.kubectl import Kubectl, as_yaml, ended, existing, workload_of
 from launch.kube.submission import PLACEHOLDER, RUNS, Submission, check, has_digest
 from trainers.settings.exit_codes import OK, BadConfiguration
+from trainers.settings.pages import SUPERVISED, shipped
 from trainers.show.tables import table
 from trainers.world import files, process
 
@@ -194,6 +195,7 @@ def command_line() -> argparse.ArgumentParser:
             add("--backend", choices=("job", "jobset"), help="who starts pods again (default: job)")
             add("--dry_run", action="store_true", help="print the objects and the plan, ask no cluster")
         if name == "submit":
+            add("--trainer", default=SUPERVISED, help=f"the loop: {', '.join(shipped())}, or a module in the image")
             add("--queue", default="", help="a LocalQueue of Kueue")
             add("--rdma", action="store_true", help="an RDMA device for each pod")
             add("--evaluator", action="store_true", help="a second Job that evaluates each checkpoint")

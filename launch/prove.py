@@ -3,6 +3,7 @@
     python launch/prove.py --model=resnet
     python launch/prove.py --model=mine --dataset=csv:rows.csv --label=price --optimizer=momentum
     python launch/prove.py --rows=replicas,resume --model=mlp
+    python launch/prove.py --trainer=distillation_loop --teacher=runs/first
 
 Run it after a change of the model, the loss or the loop, before the machines are paid for. It trains a few steps on
 virtual devices (or the GPUs that are here) and with real processes for workers, compares, and where a row fails it runs
@@ -37,6 +38,7 @@ from launch.workers import visible_gpus
 from trainers.run.command import config_from
 from trainers.settings import paths
 from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
+from trainers.settings.pages import SUPERVISED, Page, page_of, shipped
 from trainers.settings.rules import MOST
 from trainers.show.tables import table
 from trainers.world import files, process
@@ -46,9 +48,10 @@ MARKS = {True: "holds", False: "FAILS", None: "–"}
 
 
 class Settings(NamedTuple):
-    """The command line: the script's own options, the trainer's flags, and what they amount to on this machine."""
+    """The command line: the script's own options, the loop, its flags, and what they amount to on this machine."""
 
     options: argparse.Namespace
+    page: Page
     flags: list[str]
     scope: Scope
 
@@ -62,6 +65,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.add_argument("--trainer", default=SUPERVISED, help=f"the loop: {', '.join(shipped())}, a path or a module")
     parser.add_argument("--rows", default=",".join(ROWS), help=f"which to judge (default: {','.join(ROWS)})")
     parser.add_argument("--steps", type=int, default=50, help="updates of each run (default: 50)")
     parser.add_argument("--json", default="runs/prove.json", help="the verdicts' file (default: runs/prove.json)")
@@ -72,14 +76,14 @@ def settings_from(argv: Sequence[str]) -> Settings:
     if options.steps > MOST:
         raise BadConfiguration(f"--steps {options.steps} is above {MOST}; pass fewer")
     options.json = paths.local("--json", options.json)
-    return Settings(
-        options, flags, scope_of(config_from(["prove", *flags], ""), options.rows.split(","), len(visible_gpus()))
-    )
+    page = page_of(options.trainer)
+    config = config_from(["prove", *flags], "", page.settings)
+    return Settings(options, page, flags, scope_of(config, options.rows.split(","), len(visible_gpus())))
 
 
 def prove(settings: Settings) -> list[Verdict]:
     """Makes the runs that the rows need, judges them and removes what was run, unless it is to be kept."""
-    prover = Prover(settings.flags, settings.options.steps, process.say)
+    prover = Prover(settings.flags, settings.options.steps, process.say, settings.page)
     try:
         return judge(prover, settings.scope)
     finally:
@@ -97,13 +101,18 @@ def report(verdicts: Sequence[Verdict]) -> str:
     return "\n".join([table(["row", "", "found"], rows), *(["", *causes] if causes else [])])
 
 
-def write(path: Path, flags: list[str], holds: bool, verdicts: Sequence[Verdict]) -> None:
+def write(path: Path, settings: Settings, holds: bool, verdicts: Sequence[Verdict]) -> None:
     """Writes the verdicts as JSON.
 
     Raises:
       BadConfiguration: the file cannot be written.
     """
-    facts = {"flags": flags, "holds": holds, "rows": [verdict.facts() for verdict in verdicts]}
+    facts = {
+        "trainer": settings.page.module,
+        "flags": settings.flags,
+        "holds": holds,
+        "rows": [verdict.facts() for verdict in verdicts],
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, files.to_json(facts, indent=2, ensure_ascii=False) + "\n")
@@ -122,7 +131,7 @@ def main(settings: Settings) -> int:
         rows = "every row that was judged" if settings.scope.skipped else "every row"
         print(report(verdicts))
         print(f"\n{f'{rows} holds' if holds else 'not every row holds'}; {time.monotonic() - began:.0f} s", flush=True)
-        write(settings.options.json, settings.flags, holds, verdicts)
+        write(settings.options.json, settings, holds, verdicts)
     except (KeyboardInterrupt, Stopped):
         return PREEMPTED
     return OK if holds else FAILED

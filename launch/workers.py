@@ -2,6 +2,7 @@
 
     python launch/workers.py --workers=2 -- --model=mlp --run_dir=runs/two
     python launch/workers.py --workers=4 --restarts=3 -- --flagfile=flags.txt
+    python launch/workers.py --trainer=contrastive_loop -- --run_dir=runs/views
     python launch/workers.py --workers=2 --dry_run -- --batch_size=128
 
 Output is prefixed by worker. GPUs are divided among the workers. SIGTERM and SIGINT are passed on. When one worker
@@ -30,13 +31,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from trainers.settings.exit_codes import NEVER_RETRIED, OK, PREEMPTED
+from trainers.settings.pages import SUPERVISED, Page, page_of, shipped
 from trainers.world import nvidia, process
 
-ROOT = Path(__file__).resolve().parent.parent
-TRAINER = ROOT / "trainers/custom_loop.py"
 GRACE_SECONDS = 30.0
 MOST_WORKERS = 256
 
@@ -127,7 +126,7 @@ class Gang:
         return 128 - first if first < 0 else first
 
 
-def plan(added: Sequence[Mapping[str, str]], flags: Sequence[str]) -> str:
+def plan(page: Page, added: Sequence[Mapping[str, str]], flags: Sequence[str]) -> str:
     """What `--dry_run` prints: each worker's TF_CONFIG, and which examples of the global batch are its own.
 
     Raises:
@@ -137,7 +136,7 @@ def plan(added: Sequence[Mapping[str, str]], flags: Sequence[str]) -> str:
     from trainers.settings.flags import config_from
     from trainers.settings.rules import check_batch
 
-    config = config_from(["workers", *flags], "")
+    config = config_from(["workers", *flags], "", page.settings)
     replicas = sum(max(len(own.get("CUDA_VISIBLE_DEVICES", "").split(",")), 1) for own in added)
     share = check_batch(config, replicas) * replicas // len(added)
     lines = [f"global batch {config.batch_size} = {len(added)} workers × {share} examples, {replicas} replicas in all"]
@@ -151,10 +150,11 @@ def options_from(argv: Sequence[str]) -> argparse.Namespace:
     """Reads a command line; `argv[0]` is the program. `flags`: those of the trainer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2, help="number of workers (default: 2)")
+    parser.add_argument("--trainer", default=SUPERVISED, help=f"the loop: {', '.join(shipped())}, a path or a module")
     parser.add_argument("--restarts", type=int, default=0, help="how often all are started again (default: 0)")
     parser.add_argument("--grace", type=float, default=GRACE_SECONDS, help="seconds that the others have to end")
     parser.add_argument("--dry_run", action="store_true", help="print each worker's TF_CONFIG and examples, and stop")
-    parser.add_argument("flags", nargs=argparse.REMAINDER, help="-- and the flags of trainers/custom_loop.py")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="-- and the flags of the loop")
     options = parser.parse_args(argv[1:])
     if options.workers < 1 or options.restarts < 0:
         parser.error(f"--workers {options.workers} --restarts {options.restarts}: pass 1 or more, and 0 or more")
@@ -172,14 +172,15 @@ def options_from(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> int:
     """Runs the gang, and restarts it as asked. Returns the exit code."""
+    page = page_of(options.trainer)
     if options.dry_run:
-        print(plan(environments(options.workers, free_ports(options.workers)), options.flags))
+        print(plan(page, environments(options.workers, free_ports(options.workers)), options.flags))
         return OK
     process.check_requirements()
     stopped = []
     for attempt in range(options.restarts + 1):
         added = environments(options.workers, free_ports(options.workers))
-        gang = Gang([sys.executable, str(TRAINER), *options.flags], added)
+        gang = Gang([sys.executable, *page.command, *options.flags], added)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda n, _, gang=gang: (stopped.append(n), gang.send(n)))
         code = gang.wait(options.grace)

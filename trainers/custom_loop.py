@@ -18,26 +18,24 @@ if __name__ == "__main__":
     signals.end_at_once_on_signal()  # before an import that takes time
     from trainers.run.command import main
 
-    main("trainers.custom_loop", __doc__)
+    main(__file__, __doc__)
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 from absl import logging
 
 from models import batch_norm, cards, optimizers, randomness
 from models.sums import Sums
 from trainers.input.dataset import Dataset
-from trainers.record.state import name_variables
-from trainers.run import examples, replica_layers, saved_model, start
+from trainers.run import examples, saved_model, start
 from trainers.run.hooks import Hooks
-from trainers.run.inner_loop import InnerLoop, Source, Update
+from trainers.run.inner_loop import Source, Update
 from trainers.run.loss_scale import LossScale
+from trainers.run.models_loop import ModelsLoop
 from trainers.run.replicas import MovingAverage, assign, first_local, on_replicas
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
@@ -47,13 +45,11 @@ from trainers.world import private_api
 from trainers.world.devices import World
 
 
-class Supervised(InnerLoop):
+class Supervised(ModelsLoop):
     """A model, its task, an optimizer, and one update of the global batch. This is the page to change for research."""
 
     def __init__(self, config: Config, world: World, dataset: Dataset):
         super().__init__(config, world, dataset)
-        # Here and not earlier: what ran before (preparing the data, say) must not reach the initial weights.
-        keras.utils.set_random_seed(config.seed)
         with world.strategy.scope(), batch_norm.batch_statistics(config.batch_norm == "synchronized"):
             spec = dataclasses.replace(dataset.spec, loss=config.loss)
             self.model, self.task = cards.MODELS[config.model].builder()(spec)
@@ -63,29 +59,18 @@ class Supervised(InnerLoop):
                 config.schedule, config.learning_rate, config.warmup_steps, config.train_steps
             )
             self.optimizer = optimizers.build(config.optimizer, self.schedule, config.weight_decay)
-            self.optimizer.exclude_from_weight_decay(var_list=[v for v in self.weights if len(v.shape) < 2])
-            self.optimizer.build(self.weights)
+            weights = self.model.trainable_variables
+            self.optimizer.exclude_from_weight_decay(var_list=[v for v in weights if len(v.shape) < 2])
+            self.optimizer.build(weights)
             # The loop has summed the gradients already: a second all-reduce in `apply` would multiply them.
             private_api.apply_without_reduction(self.optimizer)
-            self.average = MovingAverage(self.weights, config.ema) if config.ema else None
+            self.average = MovingAverage(weights, config.ema) if config.ema else None
             self.loss_scale = LossScale() if config.precision == "float16" else None
-            # On one replica they compute what they say.
-            for suspect in replica_layers.find(self.model, self.example_inputs()) if world.replicas > 1 else ():
-                logging.warning("%s", suspect)
-            self.ungraded: list[str] | None = None
-
-    @property
-    def weights(self) -> list[keras.Variable]:
-        """The model's trainable variables."""
-        return self.model.trainable_variables
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """Model, optimizer, moving average and loss scale."""
-        groups = {"model": self.model.variables, "optimizer": self.optimizer.variables}
-        groups["ema"] = self.average.variables if self.average else ()
-        groups["loss_scale"] = self.loss_scale.variables if self.loss_scale else ()
-        return {k: v for group, members in groups.items() for k, v in name_variables(group, members).items()}
+        self.models, self.optimizers = {"model": self.model}, {"optimizer": self.optimizer}
+        self.averages = {"ema": self.average} if self.average else {}
+        self.others = {"loss_scale": self.loss_scale.variables} if self.loss_scale else {}
+        self.inputs = {"model": self.inputs_spec}
+        self.ungraded: list[str] | None = None
 
     @property
     def sums(self) -> Sums:
@@ -93,6 +78,10 @@ class Supervised(InnerLoop):
         return Sums(self.task.metrics)
 
     # One update of the global batch -----------------------------------------------------------------------------
+
+    def losses(self, inputs: Any, targets: Any, outputs: Any) -> tf.Tensor:
+        """The loss of each example, `[batch]`, float32: the task's."""
+        return self.task.losses(targets, outputs)
 
     def gradients_of_part(self, features: Any, step: tf.Tensor, first: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Forward and backward pass over a part of the global batch, from its example `first` on: gradients, sums.
@@ -108,7 +97,7 @@ class Supervised(InnerLoop):
         with tf.GradientTape() as tape, randomness.at(config.seed, step, first):
             outputs = model(inputs, training=True)
             with tf.name_scope("loss"):
-                losses = self.task.losses(targets, outputs)
+                losses = self.losses(inputs, targets, outputs)
                 penalty = tf.add_n(model.losses) / parts if model.losses else tf.constant(0.0)
                 loss = tf.reduce_sum(losses) / config.batch_size + tf.cast(penalty, tf.float32)
                 scaled = loss * self.loss_scale.factor if self.loss_scale else loss
@@ -220,21 +209,13 @@ class Supervised(InnerLoop):
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             logging.warning("the loss does not depend on %s: no gradient trains it", shown)
 
-    @property
-    def metric_variables(self) -> dict[str, Any]:
-        """Those of Keras's metrics in the model, by the metric's name."""
-        return private_api.metric_variables_of(self.model)
-
     def rates(self, step: tf.Tensor) -> Sequence[tf.Tensor]:
         """The learning rate."""
         return (self.schedule(step),)
 
-    @property
-    def uses_xla(self) -> bool:
-        """Whether the forward and backward pass is compiled with XLA: on demand, or on a GPU where it can be."""
-        if self.config.jit != "auto":
-            return self.config.jit == "on"
-        return bool(tf.config.list_logical_devices("GPU")) and not crosses_replicas(self.model, self.world.replicas)
+    def gradients_of(self, features: Any, step: tf.Tensor, first: tf.Tensor) -> Sequence[tf.Tensor]:
+        """Those of `gradients_of_part`."""
+        return self.gradients_of_part(features, step, first)[0]
 
     # Evaluation -------------------------------------------------------------------------------------------------
 
@@ -278,21 +259,7 @@ class Supervised(InnerLoop):
 
         return evaluate
 
-    def evaluated(self) -> contextlib.AbstractContextManager[None]:
-        """Within the block the weights are their moving average, if there is one."""
-        return self.average.exchanged() if self.average else contextlib.nullcontext()
-
     # What people see, and use -----------------------------------------------------------------------------------
-
-    @property
-    def num_parameters(self) -> int:
-        """Elements of the model's variables."""
-        return self.model.count_params()
-
-    @property
-    def layer_names(self) -> set[str]:
-        """The names of the model and of all layers in it, at every depth."""
-        return {layer.name for layer in private_api.layers_of(self.model)}
 
     def describe(self) -> dict[str, str]:
         """The model and its recipe."""
@@ -315,8 +282,11 @@ class Supervised(InnerLoop):
 
     def forward_graphs(self) -> dict[str, tf.Graph]:
         """The forward pass over a replica's part of the batch."""
-        part = self.config.batch_size // self.config.accumulate // self.world.replicas
-        return {"forward": graphs.forward(self.model, self.inputs_spec(part), self.task.inputs)}
+        return {"forward": graphs.forward(self.model, self.inputs_spec(self.examples_of_part), self.task.inputs)}
+
+    def example(self, model: str) -> Any:
+        """As `example_inputs`."""
+        return self.example_inputs()
 
     def flops_of_step(self, forward: dict[str, tf.Graph]) -> int:
         """The backward pass costs twice the forward pass. Source: Kaplan et al., "Scaling laws", 2020, section 2.1."""
@@ -329,8 +299,7 @@ class Supervised(InnerLoop):
         if spec.task == "language":
             summaries.text("eval", step, "sample", examples.continued_text(self.model, self.task, self.dataset))
             return
-        size = max(self.config.batch_size // self.world.replicas // self.config.accumulate, 1)
-        predictions = examples.predict(self.model, self.task, self.dataset, size)
+        predictions = examples.predict(self.model, self.task, self.dataset, self.examples_of_part)
         drawings.show_predictions(summaries, step, predictions, spec.task, spec.num_classes)
 
     def final_facts(self) -> dict[str, Any]:
@@ -345,16 +314,6 @@ class Supervised(InnerLoop):
             for copy, weight in zip(model.variables, self.model.variables, strict=True):
                 copy.assign(weight.numpy())
         saved_model.write(path, model, task.inputs, self.inputs_spec())
-
-
-def crosses_replicas(model: keras.Model, replicas: int) -> bool:
-    """Whether a layer reduces over replicas within the forward pass, which XLA cannot compile."""
-    for layer in private_api.layers_of(model):
-        if isinstance(layer, batch_norm.BatchNormalization) and layer.crosses_replicas(replicas):
-            return True
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
-            return True
-    return False
 
 
 def train(config: Config, hooks: Hooks | None = None) -> start.Summary:

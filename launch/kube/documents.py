@@ -86,6 +86,8 @@ def _tailor_trainer(spec: Document, template: Document, submission: Submission) 
     spec["completions"] = spec["parallelism"] = submission.nodes
     template["spec"]["subdomain"] = submission.name
     container["args"] = submission.trainer_flags
+    if submission.command:
+        container["command"] = submission.command
     if submission.gpus:
         for kind in ("requests", "limits"):
             container["resources"][kind][GPU] = str(submission.gpus)
@@ -99,6 +101,8 @@ def _tailor_evaluator(template: Document, submission: Submission, now: str) -> N
     """The run that the evaluator follows, and since when; a small one where the run has no GPUs."""
     container = template["spec"]["containers"][0]
     container["args"] = [arg.replace(f"{RUNS}/{PLACEHOLDER}", submission.run_dir) for arg in container["args"]]
+    if submission.command:
+        container["command"] = submission.command
     container.setdefault("env", []).append({"name": RUN_AFTER, "value": now})
     if not submission.gpus:
         container["resources"] = {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "2Gi"}}

@@ -5,15 +5,19 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainers.settings.config import DEFAULT_CPU_REPLICAS, Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.flags import config_from
+from trainers.settings.pages import SUPERVISED, page_of
 from trainers.settings.rules import check_batch
 
 # What stands in k8s/ for the name of a run, and the namespace that k8s/setup makes.
 PLACEHOLDER = "lockstep"
 RUNS = "/work/runs"
+# Where the image has the trainers.
+TRAINERS_IN_IMAGE = "/app/trainers"
 # What k8s/setup and the claim's folder for data are called; a run of that name would take their place.
 RESERVED = ("names", "deny-all", "tensorboard", "data")
 # Longest name of a host or a label's value (RFC 1123).
@@ -39,6 +43,16 @@ class Submission:
     rdma: bool = False
     evaluator: bool = False
     namespace: str = PLACEHOLDER
+    trainer: str = SUPERVISED
+
+    @property
+    def command(self) -> list[str]:
+        """What the container runs before its flags; empty for what the image runs by itself."""
+        if self.trainer == SUPERVISED:
+            return []
+        page = page_of(self.trainer)
+        script, *module = page.command
+        return ["python", f"{TRAINERS_IN_IMAGE}/{Path(script).name}", *module]
 
     @property
     def run_dir(self) -> str:
@@ -87,6 +101,7 @@ class Submission:
             rdma=options.rdma,
             evaluator=options.evaluator,
             namespace=options.namespace,
+            trainer=getattr(options, "trainer", SUPERVISED),
         )
 
 
@@ -134,7 +149,7 @@ def check_flags(submission: Submission) -> Config:
             raise BadConfiguration(
                 f"{flag} is read where the trainer runs, not here; write out the flags that it holds"
             )
-    config = config_from(["trainer", *submission.trainer_flags], "")
+    config = config_from(["trainer", *submission.trainer_flags], "", page_of(submission.trainer).settings)
     own = {"strategy": submission.strategy, "run_dir": submission.run_dir, "mode": "train", "resume": "auto"}
     for name, value in own.items():
         if getattr(config, name) != value:

@@ -43,7 +43,7 @@ def examples_of(config: Config) -> dict[int, dict[int, list[str]]]:
         seen.setdefault(int(step), {})[int(first)] = names
 
     def replica(feed: Any, order: Any, step: tf.Tensor) -> None:
-        for number in range(config.accumulate):
+        for number in range(config.parts):
             features, _, first = source.part(feed, order, step, number)
             tf.numpy_function(record, [step, first, *(features[name] for name in sorted(features))], [])
 
@@ -51,7 +51,7 @@ def examples_of(config: Config) -> dict[int, dict[int, list[str]]]:
         order = strategy.run(source.order, args=(step, step + 1))
         strategy.run(replica, args=(source.feed()[0], order, step))
 
-    source = batches(strategy, train, config.batch_size, config.seed, config.accumulate)
+    source = batches(strategy, train, config.batch_size, config.seed, config.parts)
     compiled = tf.function(look)
     for first in FIRST_STEPS:
         source.start(first)

@@ -31,7 +31,7 @@ def words_of(config: Config, row: str) -> str:
 def fits(config: Config, words: str, replicas: int) -> bool:
     """Whether the batch divides over so many replicas, and its pairs too if examples are mixed."""
     pairs = 2 if mixes(parse(words)) else 1
-    return config.batch_size % (pairs * replicas * config.accumulate) == 0
+    return config.batch_size % (pairs * replicas * config.parts) == 0
 
 
 def specs_of(

@@ -2,10 +2,10 @@
 
 python launch/proof/probe.py SPECIFICATION.json
 
-The specification: `{"out": DIRECTORY, "devices": N, "runs": [{"name", "flags", "changes", "look"}, …]}`. Each run is
-`train` of `trainers/custom_loop.py` as it stands, edited or not, and leaves `NAME.json` and `NAME.npz` in DIRECTORY.
-`changes` are made to the model before it is traced (`CHANGES`); `look` says what else is recorded: `input`, `state`,
-`graph`; with `examples`, nothing is trained, and the examples of some steps are read.
+The specification: `{"trainer": LOOP, "out": DIRECTORY, "devices": N, "runs": [{"name", "flags", "changes", "look"},
+…]}`. Each run is `train` of the loop's script as it stands, edited or not, and leaves `NAME.json` and `NAME.npz` in
+DIRECTORY. `changes` are made to the model before it is traced (`CHANGES`); `look` says what else is recorded: `input`,
+`state`, `graph`; with `examples`, nothing is trained, and the examples of some steps are read.
 """
 
 import os
@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
     process.check_requirements()
 
+import importlib
 import json
 import traceback
 from collections.abc import Callable, Mapping
@@ -37,13 +38,13 @@ import tensorflow as tf
 
 from launch.proof.differences import REORDERED
 from launch.proof.examples import digest, examples_of
-from trainers import custom_loop
-from trainers.custom_loop import Supervised
 from trainers.record import reading, state
 from trainers.run import replica_layers
 from trainers.run.hooks import Hooks
+from trainers.run.models_loop import ModelsLoop
 from trainers.settings.exit_codes import CRASHED, OK, RunEnded
 from trainers.settings.flags import config_from
+from trainers.settings.pages import Page, page_of
 from trainers.world import devices, files
 
 # Steps whose examples are recorded.
@@ -56,50 +57,55 @@ RELATIVE_CHANGE = 6e-8
 AWAY, POINTS = 1e-3, 5
 
 
-def _without_noise(loop: Supervised) -> None:
+def _without_noise(loop: ModelsLoop) -> None:
     """Every layer that draws numbers in training draws none."""
     replica_layers.without_training(_suspects(loop, replica_layers.NOISE))
-    for layer in private_api.layers_of(loop.model):
+    for layer in _layers(loop):
         for name in ("rate", "stddev"):
             if isinstance(getattr(layer, name, None), float):
                 setattr(layer, name, 0.0)
 
 
-def _with_frozen_statistics(loop: Supervised) -> None:
+def _with_frozen_statistics(loop: ModelsLoop) -> None:
     """Batch normalization uses its moving statistics in training too."""
     replica_layers.without_training(_suspects(loop, replica_layers.STATISTICS))
-    for layer in private_api.layers_of(loop.model):
+    for layer in _layers(loop):
         if hasattr(layer, "moving_mean"):
             layer.trainable = False
 
 
-def _suspects(loop: Supervised, kind: str) -> list[Any]:
-    return [suspect.layer for suspect in replica_layers.find(loop.model, loop.example_inputs()) if suspect.kind == kind]
+def _suspects(loop: ModelsLoop, kind: str) -> list[Any]:
+    return [suspect.layer for suspect in loop.suspects() if suspect.kind == kind]
 
 
-def _without_penalties(loop: Supervised) -> None:
+def _layers(loop: ModelsLoop) -> list[Any]:
+    return [layer for model in loop.models.values() for layer in private_api.layers_of(model)]
+
+
+def _without_penalties(loop: ModelsLoop) -> None:
     """The model has no losses of its own."""
-    for layer in private_api.layers_of(loop.model):
+    for layer in _layers(loop):
         layer.add_loss = lambda *_: None
         if getattr(layer, "activity_regularizer", None) is not None:
             layer.activity_regularizer = None
-    for variable in loop.model.variables:
-        variable.regularizer = None
+    for model in loop.models.values():
+        for variable in model.variables:
+            variable.regularizer = None
 
 
-def _with_other_last_bits(loop: Supervised) -> None:
+def _with_other_last_bits(loop: ModelsLoop) -> None:
     """Every weight is changed in its last bits."""
     _move(loop, RELATIVE_CHANGE)
 
 
-def _move(loop: Supervised, relative_change: float) -> None:
+def _move(loop: ModelsLoop, relative_change: float) -> None:
     chance = np.random.default_rng(0)
     for variable in loop.weights:
         value = variable.numpy()
         variable.assign(value * (1 + relative_change * chance.choice([-1.0, 1.0], value.shape)).astype(value.dtype))
 
 
-CHANGES: dict[str, Callable[[Supervised], None]] = {
+CHANGES: dict[str, Callable[[ModelsLoop], None]] = {
     "no noise": _without_noise,
     "frozen statistics": _with_frozen_statistics,
     "no penalties": _without_penalties,
@@ -112,7 +118,7 @@ class Observation(Hooks):
 
     def __init__(self, run: Mapping[str, Any]):
         self.changes, self.look = run.get("changes", ()), run.get("look", ())
-        self.loop: Supervised | None = None
+        self.loop: ModelsLoop | None = None
         self.batches: Any = None
         self.concrete: Any = None
         self.at_start: dict[str, np.ndarray] = {}
@@ -121,20 +127,20 @@ class Observation(Hooks):
         # Step → position of the first example of a part → digests of the part's examples.
         self.examples: dict[int, dict[int, list[str]]] = {}
 
-    def built(self, loop: Supervised) -> None:
+    def built(self, loop: ModelsLoop) -> None:
         """Makes the changes."""
         self.loop = loop
-        for suspect in replica_layers.find(loop.model, loop.example_inputs()):
+        for suspect in loop.suspects():
             self.suspects.setdefault(suspect.kind, []).append(suspect.path)
         for change in self.changes:
             CHANGES[change](loop)
 
-    def source(self, loop: Supervised, source: Any) -> Any:
+    def source(self, loop: ModelsLoop, source: Any) -> Any:
         """The source, or one that also records which examples it gives."""
         self.batches = source
         return _Recorded(source, self._record) if "input" in self.look else source
 
-    def traced(self, loop: Supervised, concrete: Any) -> None:
+    def traced(self, loop: ModelsLoop, concrete: Any) -> None:
         """Reads all variables before the first update: a checkpoint is restored by then."""
         self.concrete = concrete
         if "state" in self.look:
@@ -148,10 +154,8 @@ class Observation(Hooks):
     def variables(self) -> dict[str, np.ndarray]:
         """Every variable that the compiled call uses or that the loop holds, saved in checkpoints or not."""
         loop, known = self.loop, {}
-        groups = {"model": loop.model.variables, "optimizer": loop.optimizer.variables}
-        groups["ema"] = loop.average.variables if loop.average else ()
-        for group, members in groups.items():
-            known |= state.name_variables(group, members)
+        for group, holder in {**loop.models, **loop.optimizers, **loop.averages}.items():
+            known |= state.name_variables(group, holder.variables)
         known |= loop.variables
         values = state.values_of(known)
         for name, handle, dtype, _ in state.unsaved_variables(loop.world.strategy, known, self.concrete):
@@ -164,6 +168,9 @@ class Observation(Hooks):
 
         One number where the weights are or, where it is more than rounding of a smooth function, several: the weights
         are moved by `AWAY`, up to `POINTS`, until it is not. They stay there.
+
+        Raises:
+          NotImplementedError: the loop gives no gradients.
         """
         loop, source, strategy = self.loop, self.batches, self.loop.world.strategy
         zero = tf.constant(0, tf.int64)
@@ -172,7 +179,7 @@ class Observation(Hooks):
         features, _, _ = strategy.run(lambda f: source.part(f, source.order(zero, zero + 1), zero, 0), args=(feed,))
 
         def eagerly(features: Any) -> list[tf.Tensor]:
-            return loop.gradients_of_part(features, zero, zero)[0]
+            return loop.gradients_of(features, zero, zero)
 
         def computed(function: Callable) -> np.ndarray:
             gradients = strategy.run(function, args=(features,))
@@ -220,17 +227,17 @@ class _Recorded:
         return features, weights, first
 
 
-def observe(run: Mapping[str, Any], out: Path) -> int:
+def observe(page: Page, run: Mapping[str, Any], out: Path) -> int:
     """Makes a run, writes what it showed, and returns its exit code."""
     facts: dict[str, Any] = {"exit_code": OK, "message": "", "error": ""}
     arrays: dict[str, np.ndarray] = {}
     observation = Observation(run)
     try:
-        config = config_from(["probe", *run["flags"]], "")
+        config = config_from(["probe", *run["flags"]], "", page.settings)
         if "examples" in observation.look:
             observation.examples = examples_of(config)
             return _write(run["name"], out, facts | {"examples": observation.examples}, arrays)
-        summary = custom_loop.train(config, observation)
+        summary = module_of(page).train(config, observation)
         world = observation.loop.world
         facts |= {"traces": summary.traces, "step": summary.step, "replicas": world.replicas, "chief": world.chief}
         if world.chief:
@@ -251,6 +258,13 @@ def observe(run: Mapping[str, Any], out: Path) -> int:
     )
 
 
+def module_of(page: Page) -> Any:
+    """The loop's script as a module."""
+    if str(page.path.parent) not in sys.path and page.command == (str(page.path),):
+        sys.path.append(str(page.path.parent))
+    return importlib.import_module(page.module)
+
+
 def _write(name: str, out: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
     np.savez(out / f"{name}.npz", **arrays)
     files.write_text(out / f"{name}.json", files.to_json(facts))
@@ -264,11 +278,11 @@ def _named(group: str, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 def main(specification: Mapping[str, Any]) -> int:
     """Makes all runs, one after another. Returns the exit code of the last."""
     logging.set_verbosity(logging.ERROR)
-    out, code = Path(specification["out"]), OK
+    page, out, code = page_of(specification["trainer"]), Path(specification["out"]), OK
     if specification["devices"]:
         devices.configure_devices(specification["devices"])
     for run in specification["runs"]:
-        code = observe(run, out)
+        code = observe(page, run, out)
         print(f"done: {run['name']}", flush=True)
     return code
 

@@ -17,10 +17,10 @@ from launch.workers import environments, free_ports
 from trainers.record import reading
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import CRASHED
+from trainers.settings.pages import SUPERVISED, Page, page_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = ROOT / "launch/proof/probe.py"
-TRAINER = ROOT / "trainers/custom_loop.py"
 SGD = ("--optimizer=sgd", "--schedule=constant", "--learning_rate=0.003", "--warmup_steps=0")
 # A change that the probe makes: every first weight in its last bits, which shows what rounding does.
 LAST_BITS = "other last bits"
@@ -67,8 +67,9 @@ class Ended(NamedTuple):
 class Prover:
     """Starts processes, as many at once as the machine has cores for, and keeps the results by the runs' names."""
 
-    def __init__(self, flags: Sequence[str], steps: int, say: Callable[[str], None]):
-        self.flags, self.steps = list(flags), steps
+    def __init__(self, flags: Sequence[str], steps: int, say: Callable[[str], None], page: Page | None = None):
+        self.flags, self.steps, self.page = list(flags), steps, page or page_of(SUPERVISED)
+        self._names = {field.name for field in self.page.settings.fields()}
         self.folder = Path(tempfile.mkdtemp(prefix="prove-"))
         self.runs: dict[str, Run] = {}
         self._say, self._began = say, time.monotonic()
@@ -130,8 +131,13 @@ class Prover:
     def spec(self, name: str, *flags: str, changes: Sequence[str] = (), look: Sequence[str] = ()) -> dict[str, Any]:
         """A short run for the probe, with the user's flags and then `flags`, in a folder of its own."""
         short = [f"--train_steps={self.steps}", "--eval_every=0", "--checkpoint_every=0", "--log_every=1"]
-        own = ["--warmup_steps=0", *short, f"--run_dir={self.folder / name}", "--step_timeout=300"]
-        return {"name": name, "flags": [*self.flags, *own, *flags], "changes": list(changes), "look": list(look)}
+        own = ["--warmup_steps=0", *short, f"--run_dir={self.folder / name}", "--step_timeout=300", *flags]
+        known = [*self.flags, *self._known(own)]
+        return {"name": name, "flags": known, "changes": list(changes), "look": list(look)}
+
+    def _known(self, flags: Sequence[str]) -> list[str]:
+        """Those flags that the loop has."""
+        return [flag for flag in flags if flag.lstrip("-").partition("=")[0] in self._names]
 
     def observe(self, specs: Sequence[Mapping[str, Any]], workers: int = 1) -> None:
         """Makes runs one after another in one process, or in one for each worker, and keeps the results."""
@@ -164,7 +170,8 @@ class Prover:
         specification = out / f"specification-{specs[0]['name']}.json"
         # Virtual devices are made once in a process: as many as its largest run needs. Workers make their own.
         devices = 0 if "TF_CONFIG" in env else max(replicas_of(spec["flags"]) for spec in specs)
-        specification.write_text(json.dumps({"out": str(out), "devices": devices, "runs": list(specs)}))
+        facts = {"trainer": self.page.trainer, "out": str(out), "devices": devices, "runs": list(specs)}
+        specification.write_text(json.dumps(facts))
         return self._start([sys.executable, str(PROBE), str(specification)], log, env)
 
     def _follow(self, members: Sequence[subprocess.Popen], log: Path, names: Sequence[str]) -> None:
@@ -193,13 +200,14 @@ class Prover:
         """A run long enough to be killed in, with checkpoints all along."""
         every = max(steps // 10, 1)
         flags = [f"--train_steps={steps}", f"--checkpoint_every={every}", "--eval_every=0", f"--log_every={every}"]
-        return [*self.flags, "--warmup_steps=0", *flags, "--deterministic", f"--run_dir={self.folder / name}"]
+        own = ["--warmup_steps=0", *flags, "--deterministic", f"--run_dir={self.folder / name}"]
+        return [*self.flags, *self._known(own)]
 
     def script(self, name: str, flags: Sequence[str], until: int = 0) -> Ended:
-        """Runs trainers/custom_loop.py; with `until`, kills it once a checkpoint of that step is there."""
+        """Runs the loop's script; with `until`, kills it once a checkpoint of that step is there."""
         log = self.folder / f"{name}.script.log"
         with self._turns:
-            process = self._start([sys.executable, str(TRAINER), *flags], log)
+            process = self._start([sys.executable, *self.page.command, *flags], log)
             while process.poll() is None:
                 if until and newest_step(self.folder / name) >= until:
                     process.kill()
@@ -210,6 +218,8 @@ class Prover:
 
 def updates_of(config: Config) -> dict[str, tuple[str, ...]]:
     """The optimizers that are compared, with their flags: SGD, which hides no wrong scale, and the chosen one."""
+    if "optimizer" in config.left_out:
+        return {"SGD": SGD}
     return {"SGD": SGD} | ({config.optimizer: ()} if config.optimizer != "sgd" else {})
 
 

@@ -189,6 +189,8 @@ def compare_graphs(prover: Prover) -> Verdict:
     run = prover.runs["SGD, 1 replica"]
     if failed := failure([("1 replica", run)]):
         return Verdict("graph", False, *failed)
+    if "gradients" not in run.facts:
+        return Verdict("graph", None, "not judged: the loop has no gradients_of")
     parts, holds = [], True
     for name, values in run.facts["gradients"].items():
         if isinstance(values, str):

@@ -135,7 +135,7 @@ def test_a_data_dir_that_is_a_file(run, tmp_path):
 def test_a_batch_that_does_not_divide_names_the_nearest(run):
     with pytest.raises(BadConfiguration, match="--batch_size 33 does not divide over 2 replicas; use 32 or 34"):
         run(batch_size=33, replicas=2)
-    with pytest.raises(BadConfiguration, match=r"over 2 replicas × 4 accumulated parts; use 96 or 104"):
+    with pytest.raises(BadConfiguration, match=r"over 2 replicas × 4 parts; use 96 or 104"):
         run(batch_size=100, replicas=2, accumulate=4)
     with pytest.raises(BadConfiguration, match="over 4 replicas; use 4"):
         run(batch_size=3, replicas=4)

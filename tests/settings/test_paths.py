@@ -99,7 +99,8 @@ def test_without_a_home_a_path_below_it_is_one_line(tmp_path):
 
 
 def test_a_record_that_is_older_than_a_flag_has_its_default():
-    before = {"model": "mlp", "dataset": "digits"}
+    before = paths.completed({"model": "mlp", "dataset": "digits"}, Config)
+    assert before["loop"] == "supervised"
     assert not paths.differs(before, "augment", "") and paths.differs(before, "augment", "flip")
     assert not paths.differs(before, "document_mask", False) and paths.differs(before, "document_mask", True)
     assert not paths.differs({}, "augment", "flip")

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,23 @@ def _own_digest(manifest: Mapping[str, Any]) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep`, and the best by `metric` (`mode` is `max` or `min`)."""
+    """The checkpoints of one run: the newest `keep`, and the best by `metric` (`mode` is `max` or `min`).
 
-    def __init__(self, run_dir: Path, keep: int, identity: Mapping[str, Any], metric: str, mode: str):
+    `identity`: what a checkpoint must have been saved with to be read. `complete`: adds to an older version's what it
+    did not save yet.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        keep: int,
+        identity: Mapping[str, Any],
+        metric: str,
+        mode: str,
+        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    ):
         self.run_dir, self.directory, self.keep = run_dir, run_dir / reading.CHECKPOINTS, keep
-        self.identity, self.metric, self.mode = dict(identity), metric, mode
+        self.identity, self.metric, self.mode, self._complete = dict(identity), metric, mode, complete
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, oldest first; their contents are not verified."""
@@ -220,10 +232,11 @@ class Checkpoints:
             raise BadConfiguration(
                 f"{path} has format {manifest['format']}, this version reads {_FORMAT}; use its version"
             )
+        before = self._complete(manifest["identity"])
         for key, value in self.identity.items():
-            if key != paths.DATASET_PATH and paths.differs(manifest["identity"], key, value):
-                what = f"--{key} {value}" if key != "data" else f"the fingerprint {value} of the data"
-                other = f"{manifest['identity'][key]} of {path}"
+            if paths.differs(before, key, value):
+                whats = {"data": f"the fingerprint {value} of the data", "loop": f"the loop {value!r}"}
+                what, other = whats.get(key, f"--{key} {value}"), f"{before[key]} of {path}"
                 raise BadConfiguration(f"{what} differs from {other}; use that, or name another --run_dir")
         for file, expected in manifest["files"].items():
             if digest(path / file) != expected:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.settings import paths
-from trainers.settings.config import FIXED, Config
+from trainers.settings.config import Config
 from trainers.settings.exit_codes import NEVER_RETRIED, OK, BadConfiguration, PeerLost
 
 RUN = "run.json"
@@ -49,10 +49,13 @@ def numbers(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in line.items()}
 
 
-def begun_as(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of a run.json, and where the files of its data lie, as `trainers.settings.paths.differs` takes them."""
-    where = {name: facts[name] for name in (paths.DATASET_PATH,) if name in facts}
-    return dict(facts.get("flags", {})) | where
+def begun_as(facts: Mapping[str, Any], kind: type[Config]) -> dict[str, Any]:
+    """The flags and the identity that a run.json names, as `trainers.settings.paths.differs` takes them.
+
+    `kind`: the class of the configuration that it is compared with.
+    """
+    more = {name: facts[name] for name in ("loop", paths.DATASET_PATH) if name in facts}
+    return paths.completed(dict(facts.get("flags", {})) | more, kind)
 
 
 def begun_with(config: Config) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def begun_with(config: Config) -> dict[str, Any]:
     if not config.run_dir:
         return {}
     with contextlib.suppress(ValueError, OSError):
-        return begun_as(read_json(paths.local("--run_dir", config.run_dir) / RUN))
+        return begun_as(read_json(paths.local("--run_dir", config.run_dir) / RUN), type(config))
     return {}
 
 
@@ -126,8 +129,8 @@ def completed(config: Config) -> dict[str, Any]:
         facts = read_json(directory / RUN)
     except (ValueError, OSError):
         return {}
-    before = begun_as(facts)
-    same = bool(before) and not any(paths.differs(before, name, getattr(config, name)) for name in FIXED)
+    before = begun_as(facts, type(config))
+    same = bool(before) and not any(paths.differs(before, *part) for part in paths.identity(config).items())
     done = facts.get("exit_code") == OK and facts.get("step", 0) >= config.train_steps
     exported = not config.export or (directory / "export").exists()
     return facts if same and done and exported and config.resume == "auto" else {}
@@ -149,8 +152,13 @@ def config_of_run(config: Config, given: Collection[str]) -> Config:
         if time.monotonic() - began > config.startup_timeout:
             raise PeerLost(f"no run began in --run_dir {config.run_dir} within --startup_timeout; start it again later")
         time.sleep(0.2)
-    before = begun_as(facts)
-    flags = {name: before.get(name, getattr(Config, name)) for name in (*FIXED, "train_steps")}
+    before = begun_as(facts, type(config))
+    if before["loop"] != config.loop:
+        raise BadConfiguration(
+            f"--run_dir {config.run_dir} was begun by the loop {before['loop']!r}, and this is {config.loop!r}; start "
+            "that loop's script"
+        )
+    flags = {name: before.get(name, getattr(config, name)) for name in (*config.names("fixed"), "train_steps")}
     for name in given:
         if name in flags and paths.differs(before, name, getattr(config, name)):
             raise BadConfiguration(

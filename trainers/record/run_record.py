@@ -3,7 +3,6 @@
 Everything is written aside and renamed, or appended a whole line at a time, so a reader never sees half of it.
 """
 
-import dataclasses
 import datetime
 import errno
 import platform
@@ -16,7 +15,7 @@ from absl import logging
 
 from trainers.record import reading
 from trainers.settings import paths
-from trainers.settings.config import FIXED, REPEATED, Config
+from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, RunDirRemoved
 from trainers.world import files, locks, machine
 
@@ -51,7 +50,8 @@ class RunRecord:
             "ended": None,
             "exit_reason": None,
             "attempts": self.previous.get("attempts", 0) + 1,
-            "flags": dataclasses.asdict(config),
+            "loop": config.loop,
+            "flags": config.values(),
             paths.DATASET_PATH: paths.location(config.dataset),
             "versions": machine.versions(),
             "commit": machine.commit(),
@@ -83,13 +83,19 @@ class RunRecord:
 
     def _check_same_run(self) -> None:
         """A run_dir belongs to one run: flags that decide the mathematics must be what they were."""
-        before = reading.begun_as(self.previous)
-        for name in FIXED:
-            if paths.differs(before, name, getattr(self.config, name)):
+        before = reading.begun_as(self.previous, type(self.config))
+        for name, now in paths.identity(self.config).items():
+            if not paths.differs(before, name, now):
+                continue
+            if name == "loop":
                 raise BadConfiguration(
-                    f"--{name} {getattr(self.config, name)} differs from {before[name]}, with which --run_dir "
-                    f"{self.directory} was begun; pass that, or name another --run_dir"
+                    f"--run_dir {self.directory} was begun by the loop {before[name]!r}, and this is {now!r}; start "
+                    "that loop's script, or name another --run_dir"
                 )
+            raise BadConfiguration(
+                f"--{name} {now} differs from {before[name]}, with which --run_dir {self.directory} was begun; pass "
+                "that, or name another --run_dir"
+            )
 
     def is_gone(self) -> bool:
         """Whether somebody has removed run_dir: neither the file that this process has locked is there nor run.json."""
@@ -109,7 +115,9 @@ class RunRecord:
     def begin(self) -> None:
         """Writes flags.txt and the first run.json."""
         if self.writes:
-            files.write_text(self.directory / "flags.txt", "\n".join(self.config.flag_lines(REPEATED)) + "\n")
+            files.write_text(
+                self.directory / "flags.txt", "\n".join(self.config.flag_lines(self.config.names("repeated"))) + "\n"
+            )
             self.write()
 
     def card(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import process, quiet
 
 
-def config_from(argv: Sequence[str], summary: str) -> "Config":  # noqa: F821 - absl may be missing when this is read
+def config_from(argv: Sequence[str], summary: str, kind: "type[Config] | None" = None) -> "Config":  # noqa: F821
     """The resolved configuration of a command line; of `--mode=evaluate` with the values of the run that it follows.
+
+    `kind`: the class of the loop's configuration; None for that of supervised training.
 
     Raises:
       BadConfiguration: a flag is unknown, malformed or breaks a rule.
@@ -21,8 +24,9 @@ def config_from(argv: Sequence[str], summary: str) -> "Config":  # noqa: F821 - 
     """
     from trainers.record.reading import begun_with, config_of_run
     from trainers.settings import flags, paths, rules
+    from trainers.settings.config import Config
 
-    config, given = flags.read(argv, summary)
+    config, given = flags.read(argv, summary, kind or Config)
     if config.mode == "evaluate":
         config = config_of_run(config, given)
     config = rules.resolve(config, begun_with(config))
@@ -31,12 +35,23 @@ def config_from(argv: Sequence[str], summary: str) -> "Config":  # noqa: F821 - 
     return config
 
 
-def main(module: str, summary: str) -> NoReturn:
-    """Runs the script of a loop: checks the flags, then imports `module` and calls its `train(config)`.
+def module_of(page: str) -> str:
+    """The name by which a loop's script is imported that runs as `__main__`. `page`: its `__file__`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:  # python -m, or trainers/run_loop.py
+        return spec.name
+    path = Path(page).resolve()
+    return f"trainers.{path.stem}" if path.parent == Path(__file__).resolve().parents[1] else path.stem
 
-    `summary`: the first lines of its `--help`.
+
+def main(page: str, summary: str | None, kind: "type[Config] | None" = None) -> NoReturn:  # noqa: F821
+    """Runs the script of a loop: checks the flags, then imports it as a module and calls its `train(config)`.
+
+    `page`: the script's `__file__`. `summary`: the first lines of its `--help`. `kind`: the class of its configuration,
+    None for that of supervised training. The script calls this before it imports TensorFlow, which takes seconds.
     """
     process.check_requirements()
+    module = module_of(page)
 
     def work(config: "Config") -> None:  # noqa: F821
         began = time.monotonic()
@@ -54,4 +69,4 @@ def main(module: str, summary: str) -> NoReturn:
             reason = f"the disk of --run_dir {config.run_dir} is full; free space and start again"
             raise BadConfiguration(reason) from error
 
-    process.main(lambda argv: config_from(argv, summary or ""), work)  # python -OO has no docstrings
+    process.main(lambda argv: config_from(argv, summary or "", kind), work)  # python -OO has no docstrings

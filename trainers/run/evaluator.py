@@ -94,7 +94,7 @@ class Follower:
     def _evaluation(self) -> Callable[[], tf.Tensor]:
         """A replica has as many examples at once as one of the run's: the whole batch may be too much for a device."""
         replicas = reading.read_json(self.run_dir / reading.RUN).get("replicas", 1)
-        share = max(self.config.batch_size // replicas // self.config.accumulate, 1)
+        share = max(self.config.batch_size // replicas // self.config.parts, 1)
         world = self.loop.world
         source = batches(world.strategy, self.loop.dataset.eval, share * world.replicas, None)
         source.start(0)

@@ -8,7 +8,7 @@ several workers and `launch/prove.py` come with the outer loop.
 
 import abc
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -93,6 +93,17 @@ class InnerLoop(abc.ABC):
 
     def check_traced(self) -> None:  # noqa: B027 - a loop need not check
         """Called once the step is traced. Raises BadConfiguration where what was traced would train nothing."""
+
+    def gradients_of(self, features: Any, step: tf.Tensor, first: tf.Tensor) -> Sequence[tf.Tensor]:
+        """In a replica: all gradients over a part of a batch, as `Source.part` gives it, before any reduction.
+
+        `launch/prove.py` computes them eagerly, in a graph and under XLA. NotImplementedError: it has none.
+        """
+        raise NotImplementedError
+
+    def suspects(self) -> Iterable[Any]:
+        """Layers whose result depends on the number of replicas, each with a sentence as its `str`."""
+        return ()
 
     @property
     def metric_variables(self) -> Mapping[str, Any]:

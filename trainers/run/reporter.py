@@ -1,7 +1,6 @@
 """Tells of a run wherever metrics are read: lines of metrics.jsonl, TensorBoard, the terminal."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ from absl import logging
 from trainers.record.run_record import RunRecord
 from trainers.run.inner_loop import InnerLoop
 from trainers.run.windows import Columns
-from trainers.settings.config import COMPARED
 from trainers.show import graphs
 from trainers.show.progress import Progress
 from trainers.show.summaries import Summaries
@@ -88,7 +86,8 @@ class Reporter:
     def introduction(self, step: int, forward: Mapping[str, tf.Graph], concrete: Any) -> None:
         """What TensorBoard shows of a run before its first update: what it is, and its graphs."""
         with only_warned("TensorBoard shows no graphs"):
-            flags = {name: value for name, value in dataclasses.asdict(self.loop.config).items() if name in COMPARED}
+            config = self.loop.config
+            flags = config.values(config.names("compared"))
             metrics = dict.fromkeys([*self.loop.sums.names[1:], *self.loop.eval_names[1:], "loss"])
             self.summaries.hparams(step, flags, tuple(metrics), time.time())
             self.summaries.text("train", step, "run", facts_table(self.record.card()))

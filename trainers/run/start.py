@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from absl import logging
+
 from trainers.input import load
 from trainers.input.dataset import Dataset
 from trainers.record import reading
@@ -79,6 +81,8 @@ def build(config: Config, cluster: Cluster | None, make_loop: MakeLoop, hooks: H
     check_task(config, dataset.spec.task)
     loop = make_loop(config, world, dataset)
     with world.strategy.scope():
+        for suspect in loop.suspects() if world.replicas > 1 else ():  # on one replica they compute what they say
+            logging.warning("%s", suspect)
         hooks.built(loop)
     return loop
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +26,6 @@ from trainers.run.plan import plan
 from trainers.run.reporter import Reporter, only_warned
 from trainers.run.windows import Columns
 from trainers.settings import paths
-from trainers.settings.config import FIXED
 from trainers.settings.exit_codes import OK, BadConfiguration, Diverged, Preempted, RunDirRemoved
 from trainers.show.profiles import Profiles
 from trainers.show.progress import Progress, words
@@ -48,10 +48,10 @@ class Summary:
 
 def checkpoints_of(loop: InnerLoop, run_dir: Path) -> Checkpoints:
     """The checkpoints of a run, which belong to the flags that decide its mathematics and to its data."""
-    identity = {name: getattr(loop.config, name) for name in FIXED} | {"data": loop.dataset.fingerprint}
-    if (where := paths.location(loop.config.dataset)) is not None:
-        identity[paths.DATASET_PATH] = where
-    return Checkpoints(run_dir, loop.config.keep_checkpoints, identity, *loop.best)
+    config = loop.config
+    identity = paths.identity(config) | {"data": loop.dataset.fingerprint}
+    complete = functools.partial(paths.completed, kind=type(config))
+    return Checkpoints(run_dir, config.keep_checkpoints, identity, *loop.best, complete=complete)
 
 
 class Training:
@@ -163,7 +163,7 @@ class Training:
         """Makes the sources of batches and the compiled functions, and traces them."""
         config, loop, world = self.config, self.loop, self.world
         with self.clock.phase("build"):
-            source = batches(world.strategy, loop.dataset.train, config.batch_size, config.seed, config.accumulate)
+            source = batches(world.strategy, loop.dataset.train, config.batch_size, config.seed, config.parts)
             source.start(self.step)
             eval_source = batches(world.strategy, loop.dataset.eval, config.batch_size, None)
             eval_source.start(0)

@@ -1,8 +1,8 @@
 """The one frozen configuration that travels below the flags. Free of TensorFlow and NumPy."""
 
 import dataclasses
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 from models.cards import MODELS, OPTIMIZERS, SCHEDULES, ModelCard
 from trainers.settings.augmentation import described
@@ -14,7 +14,7 @@ DEFAULT_CPU_REPLICAS = 2
 MOST_SECONDS = 1e9
 
 
-def _flag(default: Any, group: str, text: str, **rules: Any) -> Any:
+def flag(default: Any, group: str, text: str, **rules: Any) -> Any:
     """A field that `trainers.settings.flags` makes a flag of.
 
     Rules of its value: `choices`, `low`, `high`. Roles, each false or true for a reason: `fixed`: it decides the
@@ -28,20 +28,27 @@ def _flag(default: Any, group: str, text: str, **rules: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. A value of None means "the model's own recipe" until `resolve` fills it in.
+    """Everything that decides a run. A value of None means "the recipe's" until `resolve` fills it in.
 
-    Fields marked `fixed` decide the mathematics: a run_dir that was begun with one value refuses another.
+    These are the flags of supervised training. Another loop has a subclass of its own: further fields made by `flag`,
+    and what it overrides below. Fields marked `fixed` decide the mathematics: a run_dir that was begun with one value
+    refuses another.
     """
 
-    strategy: str = _flag("mirrored", "devices", "how replicas are placed", choices=STRATEGIES)
-    replicas: int = _flag(
+    # What the loop is called in run.json and in the names of run folders. A run goes on with the loop that began it.
+    loop: ClassVar[str] = "supervised"
+    # Flags that mean nothing to the loop. They keep their defaults, and no command line has them.
+    left_out: ClassVar[frozenset[str]] = frozenset()
+
+    strategy: str = flag("mirrored", "devices", "how replicas are placed", choices=STRATEGIES)
+    replicas: int = flag(
         0,
         "devices",
         "replicas on this machine; 0 = every visible GPU or, with no GPU, 2 virtual CPU devices",
         low=0,
         high=1024,
     )
-    startup_timeout: float = _flag(
+    startup_timeout: float = flag(
         600.0,
         "devices",
         "seconds to wait for all workers of multi_worker; of evaluate, for the next checkpoint",
@@ -49,7 +56,7 @@ class Config:
         high=MOST_SECONDS,
         compared=False,
     )
-    step_timeout: float = _flag(
+    step_timeout: float = flag(
         600.0,
         "devices",
         "seconds without a finished call after which the process ends with code 75; 0 = never",
@@ -57,34 +64,34 @@ class Config:
         high=MOST_SECONDS,
         compared=False,
     )
-    precision: str = _flag(
+    precision: str = flag(
         "float32", "devices", "arithmetic of the layers", choices=("float32", "bfloat16", "float16"), fixed=True
     )
-    jit: str = _flag(
+    jit: str = flag(
         "auto",
         "devices",
         "compile a replica's forward and backward pass with XLA; auto = on a GPU, where the model allows it",
         choices=("auto", "on", "off"),
     )
-    model: str = _flag("resnet", "model and data", "a name from models/", fixed=True)
-    dataset: str | None = _flag(
+    model: str = flag("resnet", "model and data", "a name from models/", fixed=True)
+    dataset: str | None = flag(
         None,
         "model and data",
         "an embedded data set, a file or folder of your own, or one of TensorFlow Datasets",
         fixed=True,
     )
-    label: str = _flag("", "model and data", "for --dataset=csv:PATH: the column to predict", fixed=True)
-    data_dir: str = _flag(
+    label: str = flag("", "model and data", "for --dataset=csv:PATH: the column to predict", fixed=True)
+    data_dir: str = flag(
         "~/tensorflow_datasets", "model and data", "where prepared data lies", distinct=False, compared=False
     )
-    input: str = _flag(
+    input: str = flag(
         "auto",
         "model and data",
         "resident = the data set on the device, gathered in the compiled loop; stream = read by index; auto = by size",
         choices=("auto", "resident", "stream"),
         fixed=True,
     )
-    image_size: int = _flag(
+    image_size: int = flag(
         0,
         "model and data",
         "height and width of images; 0 = as they are if all are alike, else 224",
@@ -92,29 +99,29 @@ class Config:
         high=4096,
         fixed=True,
     )
-    augment: str = _flag(
+    augment: str = flag(
         "", "model and data", f"how training images are changed, words with commas: {described()}", fixed=True
     )
-    document_mask: bool = _flag(
+    document_mask: bool = flag(
         False,
         "model and data",
         "for tokens with a separator: attention and loss do not cross from a document to the next",
         fixed=True,
     )
-    batch_size: int = _flag(128, "training", "the GLOBAL batch, over all replicas", low=1, fixed=True)
-    train_steps: int | None = _flag(None, "training", "optimizer updates in the whole run", low=1, shared=True)
-    loss: str = _flag("", "training", "the loss, by name; default: the model's own", fixed=True)
-    optimizer: str | None = _flag(None, "training", "the update rule", choices=OPTIMIZERS, fixed=True)
-    learning_rate: float | None = _flag(None, "training", "peak learning rate", low=0, fixed=True)
-    schedule: str | None = _flag(None, "training", "learning rate after the warm-up", choices=SCHEDULES, fixed=True)
-    warmup_steps: int | None = _flag(None, "training", "updates of linear warm-up", low=0, fixed=True)
-    weight_decay: float | None = _flag(
+    batch_size: int = flag(128, "training", "the GLOBAL batch, over all replicas", low=1, fixed=True)
+    train_steps: int | None = flag(None, "training", "optimizer updates in the whole run", low=1, shared=True)
+    loss: str = flag("", "training", "the loss, by name; default: the model's own", fixed=True)
+    optimizer: str | None = flag(None, "training", "the update rule", choices=OPTIMIZERS, fixed=True)
+    learning_rate: float | None = flag(None, "training", "peak learning rate", low=0, fixed=True)
+    schedule: str | None = flag(None, "training", "learning rate after the warm-up", choices=SCHEDULES, fixed=True)
+    warmup_steps: int | None = flag(None, "training", "updates of linear warm-up", low=0, fixed=True)
+    weight_decay: float | None = flag(
         None, "training", "decoupled weight decay of matrices and kernels, times the learning rate", low=0, fixed=True
     )
-    clip_norm: float | None = _flag(
+    clip_norm: float | None = flag(
         None, "training", "largest global norm of the summed gradient; 0 = no clipping", low=0, fixed=True
     )
-    ema: float | None = _flag(
+    ema: float | None = flag(
         None,
         "training",
         "decay of a moving average of the weights, used to evaluate; 0 = none",
@@ -122,50 +129,50 @@ class Config:
         high=1,
         fixed=True,
     )
-    accumulate: int | None = _flag(
+    accumulate: int | None = flag(
         None,
         "training",
         "parts that each replica's share of the batch is computed in, one after another",
         low=1,
         fixed=True,
     )
-    batch_norm: str = _flag(
+    batch_norm: str = flag(
         "synchronized",
         "training",
         "statistics of the global batch, exact at every size; or of each replica's share, which is faster and is not",
         choices=("synchronized", "per_replica"),
         fixed=True,
     )
-    seed: int = _flag(0, "training", "initial weights, order of the data, noise", low=0, high=2**31 - 1, fixed=True)
-    deterministic: bool = _flag(False, "training", "deterministic kernels: two runs are bit-identical", fixed=True)
-    eval_every: int = _flag(100, "cadences", "steps between evaluations; 0 = at the end only", low=0, shared=True)
-    checkpoint_every: int = _flag(100, "cadences", "steps between checkpoints; 0 = at the end only", low=0, shared=True)
-    log_every: int | None = _flag(
+    seed: int = flag(0, "training", "initial weights, order of the data, noise", low=0, high=2**31 - 1, fixed=True)
+    deterministic: bool = flag(False, "training", "deterministic kernels: two runs are bit-identical", fixed=True)
+    eval_every: int = flag(100, "cadences", "steps between evaluations; 0 = at the end only", low=0, shared=True)
+    checkpoint_every: int = flag(100, "cadences", "steps between checkpoints; 0 = at the end only", low=0, shared=True)
+    log_every: int | None = flag(
         None, "cadences", "steps between lines of metrics; 0 = at the end only", low=0, shared=True
     )
-    histogram_every: int = _flag(
+    histogram_every: int = flag(
         0,
         "cadences",
         "steps between histograms of weights and (but for multi_worker) gradients in TensorBoard; 0 = none",
         low=0,
         shared=True,
     )
-    pictures_every: int = _flag(
+    pictures_every: int = flag(
         0,
         "cadences",
         "steps between pictures of the evaluation in TensorBoard; 0 = at the end only",
         low=0,
         shared=True,
     )
-    steps_per_call: int = _flag(
+    steps_per_call: int = flag(
         0,
         "cadences",
         "updates inside one compiled call; 0 = about a second's worth, ending at each cadence",
         low=0,
         shared=True,
     )
-    keep_checkpoints: int = _flag(3, "cadences", "newest checkpoints to keep, beside the best", low=1)
-    run_dir: str = _flag(
+    keep_checkpoints: int = flag(3, "cadences", "newest checkpoints to keep, beside the best", low=1)
+    run_dir: str = flag(
         "",
         "run",
         "everything that the run writes; default runs/<model>-<dataset>-<time>-<random digits>",
@@ -173,7 +180,7 @@ class Config:
         distinct=False,
         compared=False,
     )
-    mode: str = _flag(
+    mode: str = flag(
         "train",
         "run",
         "evaluate = follow --run_dir, and evaluate each checkpoint as it comes",
@@ -182,7 +189,7 @@ class Config:
         distinct=False,
         compared=False,
     )
-    resume: str = _flag(
+    resume: str = flag(
         "auto",
         "run",
         "auto = from the newest whole checkpoint in run_dir; never = refuse a run_dir that holds one",
@@ -191,9 +198,44 @@ class Config:
         distinct=False,
         compared=False,
     )
-    profile: str = _flag("", "run", "START:STOP, steps to profile", shared=True, compared=False)
-    export: bool = _flag(False, "run", "write a SavedModel at the end", compared=False)
-    dry_run: bool = _flag(False, "run", "print the plan and stop", repeated=False, distinct=False, compared=False)
+    profile: str = flag("", "run", "START:STOP, steps to profile", shared=True, compared=False)
+    export: bool = flag(False, "run", "write a SavedModel at the end", compared=False)
+    dry_run: bool = flag(False, "run", "print the plan and stop", repeated=False, distinct=False, compared=False)
+
+    # What a loop may override ------------------------------------------------------------------------------------
+
+    def recipe(self) -> Mapping[str, Any]:
+        """Values for flags that were not given and have no default."""
+        return dataclasses.asdict(self.card.recipe) | {"dataset": self.card.dataset}
+
+    @property
+    def task(self) -> str:
+        """The kind of data that is trained on: of `models.cards.LOSSES`."""
+        return self.card.task
+
+    @property
+    def parts(self) -> int:
+        """Pieces that the global batch of an update is cut into. They are computed one after another."""
+        return self.accumulate
+
+    @property
+    def views(self) -> int:
+        """Places in the global batch, one after another, that hold the same example, each augmented by itself."""
+        return 1
+
+    def check(self) -> None:
+        """The loop's own rules, once the recipe is filled in.
+
+        Raises:
+          BadConfiguration: a value breaks one; the message names the value, the rule and the remedy.
+        """
+
+    # --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def title(self) -> str:
+        """What is trained, in one word: the model or, of another loop, the algorithm."""
+        return self.model if self.loop == Config.loop else self.loop
 
     @property
     def card(self) -> ModelCard:
@@ -208,26 +250,26 @@ class Config:
         start, stop = self.profile.split(":")
         return int(start), int(stop)
 
+    @classmethod
+    def fields(cls) -> tuple[dataclasses.Field, ...]:
+        """The flags: all fields but those that the loop leaves out."""
+        return tuple(field for field in dataclasses.fields(cls) if field.name not in cls.left_out)
+
+    @classmethod
+    def names(cls, role: str, holds: bool = True) -> tuple[str, ...]:
+        """Names of the flags that have a role, or with `holds=False` of those that do not."""
+        return tuple(field.name for field in cls.fields() if field.metadata[role] == holds)
+
+    def values(self, names: Collection[str] | None = None) -> dict[str, Any]:
+        """The flags with their values; with `names`, those alone."""
+        return {f.name: getattr(self, f.name) for f in self.fields() if names is None or f.name in names}
+
     def flag_lines(self, names: Collection[str] | None = None) -> list[str]:
         """The configuration as lines of a flagfile."""
-        lines = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if names is not None and field.name not in names:
-                continue
-            lines.append(f"--{field.name}={str(value).lower() if isinstance(value, bool) else value}")
-        return lines
+        return [
+            f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
+            for name, value in self.values(names).items()
+        ]
 
 
-def with_role(role: str, holds: bool = True) -> tuple[str, ...]:
-    """Names of the flags that have a role, or with `holds=False` of those that do not."""
-    return tuple(field.name for field in dataclasses.fields(Config) if field.metadata[role] == holds)
-
-
-FIXED = with_role("fixed")
-# What a run had of a flag that was not there yet when it began.
-BEFORE_IT_WAS_THERE = {name: getattr(Config, name) for name in FIXED if getattr(Config, name) is not None}
-SHARED = with_role("shared")
-REPEATED = with_role("repeated")
-COMPARED = with_role("compared")
-NO_DIFFERENCE = with_role("distinct", holds=False)
+NO_DIFFERENCE = Config.names("distinct", holds=False)

@@ -27,9 +27,9 @@ def _kind(annotation: object) -> type:
     return annotation
 
 
-def define(values: flags.FlagValues) -> None:
-    """Defines a flag for each field of Config."""
-    for field in dataclasses.fields(Config):
+def define(values: flags.FlagValues, kind: type[Config] = Config) -> None:
+    """Defines the flags of a kind of configuration."""
+    for field in kind.fields():
         _DEFINERS[_kind(field.type)](field.name, field.default, field.metadata["help"], flag_values=values)
     flags.DEFINE_bool("help", False, "print this page", short_name="h", flag_values=values)
 
@@ -40,11 +40,11 @@ def _default_text(field: dataclasses.Field) -> str:
     return str(field.default).lower() if isinstance(field.default, bool) else str(field.default) or "none"
 
 
-def help_page(summary: str) -> str:
+def help_page(summary: str, kind: type[Config] = Config) -> str:
     """The page behind `--help`: flags by group, then the models and data sets."""
     lines = [summary.strip(), ""]
     groups: dict[str, list[dataclasses.Field]] = {}
-    for field in dataclasses.fields(Config):
+    for field in kind.fields():
         groups.setdefault(field.metadata["group"], []).append(field)
     for group, fields in groups.items():
         lines.append(f"{group.capitalize()}:")
@@ -55,9 +55,11 @@ def help_page(summary: str) -> str:
             text = textwrap.fill(f"{text} (default: {_default_text(field)})", 88)
             lines += [f"  --{field.name}", textwrap.indent(text, "        ")]
         lines.append("")
-    lines.append("Models:")
-    lines += [f"  {name:<26}{card.summary} ({card.dataset})" for name, card in MODELS.items()]
-    lines += ["", "Data sets:"]
+    if "model" not in kind.left_out:
+        lines.append("Models:")
+        lines += [f"  {name:<26}{card.summary} ({card.dataset})" for name, card in MODELS.items()]
+        lines.append("")
+    lines.append("Data sets:")
     lines += [f"  {name + card.argument:<26}{card.summary}" for name, card in DATASETS.items()]
     lines += [f"  {'mnist, cifar10, …':<26}any image classification set of TensorFlow Datasets, by its name", ""]
     lines.append("--flagfile=FILE reads flags from a file; every run writes one: RUN_DIR/flags.txt")
@@ -98,24 +100,26 @@ def fill(values: flags.FlagValues, argv: Sequence[str], page: Callable[[], str])
         raise BadConfiguration(f"{rest[1]!r} is not a flag; flags are written --name=value, see --help")
 
 
-def read(argv: Sequence[str], summary: str) -> tuple[Config, list[str]]:
+def read(argv: Sequence[str], summary: str, kind: type[Config] = Config) -> tuple[Config, list[str]]:
     """The configuration of a command line, as it was given, and the names of the flags that were given.
+
+    `kind`: the class of the loop's configuration.
 
     Raises:
       BadConfiguration: a flag is unknown or malformed.
       SystemExit: `--help` was given and its page has been printed; code 0.
     """
     values = flags.FlagValues()
-    define(values)
-    fill(values, argv, lambda: help_page(summary))
-    names = [field.name for field in dataclasses.fields(Config)]
-    return Config(**{name: values[name].value for name in names}), [name for name in names if values[name].present]
+    define(values, kind)
+    fill(values, argv, lambda: help_page(summary, kind))
+    names = [field.name for field in kind.fields()]
+    return kind(**{name: values[name].value for name in names}), [name for name in names if values[name].present]
 
 
-def config_from(argv: Sequence[str], summary: str) -> Config:
+def config_from(argv: Sequence[str], summary: str, kind: type[Config] = Config) -> Config:
     """The resolved configuration of a command line that trains.
 
     Raises:
       BadConfiguration, SystemExit: as `read`; or a value breaks a rule.
     """
-    return resolve(read(argv, summary)[0])
+    return resolve(read(argv, summary, kind)[0])

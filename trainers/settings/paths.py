@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.settings.config import BEFORE_IT_WAS_THERE
+from trainers.settings.config import Config
 from trainers.settings.data_cards import DATASETS, split_name
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -66,8 +66,23 @@ def same_dataset(before: Mapping[str, Any], now: str | None) -> bool:
     return same_kind and was is not None and was == location(now)
 
 
+def identity(config: Config) -> dict[str, Any]:
+    """What a run goes on with alone: its loop, the fixed flags, and where the files of its data lie."""
+    where = location(config.dataset)
+    own = {"loop": config.loop, **config.values(config.names("fixed"))}
+    return own if where is None else own | {DATASET_PATH: where}
+
+
+def completed(record: Mapping[str, Any], kind: type[Config]) -> dict[str, Any]:
+    """A record of a run's identity with what it lacks for being older than a flag: the default. Empty if it is."""
+    if not record:
+        return {}
+    defaults = {name: getattr(kind, name) for name in kind.names("fixed")}
+    return {"loop": Config.loop} | {name: value for name, value in defaults.items() if value is not None} | dict(record)
+
+
 def differs(before: Mapping[str, Any], name: str, now: Any) -> bool:
-    """Whether a flag's value is not that of a record of a run: of one that is older than the flag, the default."""
-    if name not in before:
-        return bool(before) and name in BEFORE_IT_WAS_THERE and now != BEFORE_IT_WAS_THERE[name]
+    """Whether a part of the identity is not that of a completed record of a run. What that lacks is not known."""
+    if name == DATASET_PATH or name not in before:
+        return False
     return not same_dataset(before, now) if name == "dataset" else before[name] != now

@@ -62,8 +62,8 @@ def time_and_chance() -> str:
 
 
 def default_run_dir(config: Config) -> str:
-    """`runs/<model>-<dataset>-<time>-<random digits>`."""
-    return str(Path("runs") / f"{config.model}-{short(config.dataset)}-{time_and_chance()}")
+    """`runs/<model or loop>-<dataset>-<time>-<random digits>`."""
+    return str(Path("runs") / f"{config.title}-{short(config.dataset)}-{time_and_chance()}")
 
 
 def _check_dataset(config: Config) -> None:
@@ -111,12 +111,11 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     Raises:
       BadConfiguration: a value breaks its rule; the message names the value, the rule and the remedy.
     """
-    for field in dataclasses.fields(Config):
+    for field in config.fields():
         _check_field(field, getattr(config, field.name))
     if config.model not in MODELS:
         raise BadConfiguration(unknown("--model", config.model, MODELS))
-    recipe = dataclasses.asdict(config.card.recipe) | {"dataset": config.card.dataset}
-    filled = {name: value for name, value in recipe.items() if getattr(config, name) is None}
+    filled = {name: value for name, value in config.recipe().items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **filled)
     _check_profile(config)
     if config.mode == "evaluate" and config.strategy == "multi_worker":
@@ -129,13 +128,14 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     _check_dataset(config)
     card = data_card(config.dataset)
     check_task(config, card.task)
-    if config.loss and config.loss not in LOSSES[config.card.task]:
-        raise BadConfiguration(unknown("--loss", config.loss, LOSSES[config.card.task]))
+    if config.loss and config.loss not in LOSSES[config.task]:
+        raise BadConfiguration(unknown("--loss", config.loss, LOSSES[config.task]))
     if card.needs_label != bool(config.label):
         need = "needs --label=COLUMN" if card.needs_label else "takes no --label; leave it out"
         raise BadConfiguration(f"--dataset {config.dataset} {need}")
     _check_images(config, card.images)
     _check_documents(config, card.documents)
+    config.check()
     return _local_paths(config)
 
 
@@ -160,12 +160,16 @@ def _check_documents(config: Config, documents: bool) -> None:
 
 
 def check_task(config: Config, task: str) -> None:
-    """Checks that the model takes data of a kind; an empty one is known only once the data is read.
+    """Checks that the loop or its model takes data of a kind; an empty one is known only once the data is read.
 
     Raises:
       BadConfiguration: it does not; the message names the models that do.
     """
-    if task and task != config.card.task:
+    if task and task != config.task and "model" in config.left_out:
+        raise BadConfiguration(
+            f"--dataset {config.dataset!r} has {task} data, the loop {config.loop} takes {config.task}; take another"
+        )
+    if task and task != config.task:
         fit = [name for name, model in MODELS.items() if model.task == task]
         raise BadConfiguration(
             f"--model {config.model} does not take the {task} data of {config.dataset!r}; "
@@ -192,13 +196,15 @@ def check_batch(config: Config, replicas: int) -> int:
     Raises:
       BadConfiguration: the batch does not divide over the replicas and the accumulated parts.
     """
-    parts = replicas * config.accumulate
+    parts, groups = replicas * config.parts, config.views
     if mixes(augmentation.parse(config.augment)):
-        parts *= 2  # neighbours are mixed, and no pair is divided
+        groups *= 2  # neighbours are mixed, and no pair is divided
+    parts *= groups
     if config.batch_size % parts == 0:
         return config.batch_size // replicas
     below, above = config.batch_size // parts * parts, -(-config.batch_size // parts) * parts
     nearest = f"{below} or {above}" if below else f"{above}"
-    over = f"{replicas} replicas" + (f" × {config.accumulate} accumulated parts" if config.accumulate > 1 else "")
-    over += " × pairs of mixed examples" if parts > replicas * config.accumulate else ""
+    over = f"{replicas} replicas" + (f" × {config.parts} parts" if config.parts > 1 else "")
+    over += f" × {config.views} views" if config.views > 1 else ""
+    over += " × pairs of mixed examples" if groups > config.views else ""
     raise BadConfiguration(f"--batch_size {config.batch_size} does not divide over {over}; use {nearest}")

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from trainers.settings.config import DEFAULT_CPU_REPLICAS, FIXED, SHARED, Config
+from trainers.settings.config import DEFAULT_CPU_REPLICAS, Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import data_sheets, nvidia, quiet, rendezvous
 from trainers.world.cluster import Cluster
@@ -84,7 +84,8 @@ def join(config: Config, cluster: Cluster, log: Callable[[str], None]) -> tf.dis
       PeerLost: a worker did not come within `--startup_timeout`.
       BadConfiguration: the workers disagree about the cluster or the flags.
     """
-    identity = {name: str(getattr(config, name)) for name in (*FIXED, *SHARED)}
+    common = config.values((*config.names("fixed"), *config.names("shared")))
+    identity = {"loop": config.loop} | {name: str(value) for name, value in common.items()}
     rendezvous.meet(cluster, identity, config.startup_timeout, log)
     os.environ["TF_CONFIG"] = cluster.tf_config()
     without_proxy(cluster)

@@ -1,0 +1,112 @@
+"""An inner loop that is made of Keras models, their optimizers and moving averages: what follows from these alone."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from trainers.input.dataset import Dataset
+from trainers.record.state import name_variables
+from trainers.run import replica_layers
+from trainers.run.inner_loop import InnerLoop
+from trainers.run.replicas import MovingAverage
+from trainers.settings.config import Config
+from trainers.show import graphs
+from trainers.world import private_api
+from trainers.world.devices import World
+
+
+class ModelsLoop(InnerLoop):
+    """The base of a loop with any number of models. `__init__` of a subclass fills these, in the strategy's scope:
+
+    `models`: built Keras models, trained or frozen. `optimizers`: built optimizers. `averages`: moving averages of
+    weights. `others`: lists of further variables. The keys of all four are the first parts of the names of variables in
+    checkpoints; a name stands for one thing.
+    `inputs`: for each model a function `batch -> nested tf.TensorSpec` of what it is called with.
+    """
+
+    def __init__(self, config: Config, world: World, dataset: Dataset):
+        super().__init__(config, world, dataset)
+        # Here and not earlier: what ran before (preparing the data, say) must not reach the initial weights.
+        keras.utils.set_random_seed(config.seed)
+        self.models: dict[str, keras.Model] = {}
+        self.optimizers: dict[str, keras.optimizers.Optimizer] = {}
+        self.averages: dict[str, MovingAverage] = {}
+        self.others: dict[str, Sequence[Any]] = {}
+        self.inputs: dict[str, Callable[[int], Any]] = {}
+
+    @property
+    def weights(self) -> Sequence[keras.Variable]:
+        """The trainable variables of all models."""
+        return [weight for model in self.models.values() for weight in model.trainable_variables]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Those of models, optimizers and moving averages, and the others."""
+        holders = {**self.models, **self.optimizers, **self.averages}
+        groups = {name: holder.variables for name, holder in holders.items()} | self.others
+        return {k: v for group, members in groups.items() for k, v in name_variables(group, members).items()}
+
+    @property
+    def metric_variables(self) -> dict[str, Any]:
+        """Those of Keras's metrics in the models, by the metric's name."""
+        held = [private_api.metric_variables_of(model) for model in self.models.values()]
+        return {name: variable for each in held for name, variable in each.items()}
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of the models' variables."""
+        return sum(model.count_params() for model in self.models.values())
+
+    @property
+    def layer_names(self) -> set[str]:
+        """The names of the models and of all layers in them, at every depth."""
+        return {layer.name for model in self.models.values() for layer in private_api.layers_of(model)}
+
+    def example(self, model: str) -> Any:
+        """One example of zeros, as the model is called with."""
+        return tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), self.inputs[model](1))
+
+    def suspects(self) -> Iterator[replica_layers.Suspect]:
+        """The layers of trained models whose result depends on the number of replicas."""
+        for name, model in self.models.items():
+            if model.trainable_variables:
+                yield from replica_layers.find(model, self.example(name))
+
+    @property
+    def examples_of_part(self) -> int:
+        """Examples that a replica computes with at once."""
+        return max(self.config.batch_size // self.config.parts // self.world.replicas, 1)
+
+    def forward_graphs(self) -> dict[str, tf.Graph]:
+        """The forward pass of each model over a replica's part of the batch."""
+        count = self.examples_of_part
+        return {name: graphs.forward(m, self.inputs[name](count), lambda x: x) for name, m in self.models.items()}
+
+    @contextlib.contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Within the block weights that have a moving average are that."""
+        with contextlib.ExitStack() as stack:
+            for average in self.averages.values():
+                stack.enter_context(average.exchanged())
+            yield
+
+    @property
+    def uses_xla(self) -> bool:
+        """Whether forward and backward passes are compiled with XLA: on demand, or on a GPU where they can be."""
+        if self.config.jit != "auto":
+            return self.config.jit == "on"
+        crossing = any(crosses_replicas(model, self.world.replicas) for model in self.models.values())
+        return bool(tf.config.list_logical_devices("GPU")) and not crossing
+
+
+def crosses_replicas(model: keras.Model, replicas: int) -> bool:
+    """Whether a layer reduces over replicas within the forward pass, which XLA cannot compile."""
+    for layer in private_api.layers_of(model):
+        if hasattr(layer, "crosses_replicas") and layer.crosses_replicas(replicas):
+            return True
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
+            return True
+    return False

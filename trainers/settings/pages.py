@@ -1,0 +1,99 @@
+"""The script of a loop by the name that a user gives it: its flags and its command line, without importing it."""
+
+import ast
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.names import nearest
+
+TRAINERS = Path(__file__).resolve().parents[1]
+SUPERVISED = "custom_loop"
+_ENDING = "_loop"
+
+
+class Page(NamedTuple):
+    """A loop's script: what the user called it, its module, its file, and the command that starts it, without flags."""
+
+    trainer: str
+    module: str
+    path: Path
+    command: tuple[str, ...]
+
+    @property
+    def settings(self) -> type[Config]:
+        """The class of its configuration: `Settings`, or that of supervised training if it has none of its own.
+
+        A page defines it above the block that calls `trainers.run.command.main`, and imports TensorFlow below; what
+        stands above is run here.
+
+        Raises:
+          BadConfiguration: the page cannot be read, or what stands above the block fails.
+        """
+        if self.module == f"trainers.{SUPERVISED}":
+            return Config
+        namespace = types.ModuleType(self.module).__dict__ | {"__file__": str(self.path)}
+        try:
+            tree = ast.parse(self.path.read_text())
+            blocks = [index for index, node in enumerate(tree.body) if _is_main(node)]
+            above = tree.body[: blocks[-1]] if blocks else []
+            exec(compile(ast.Module(above, []), str(self.path), "exec"), namespace)
+        except BadConfiguration:
+            raise
+        except Exception as error:
+            raise BadConfiguration(f"{self.path} cannot be read: {type(error).__name__}: {error}; mend it") from error
+        return namespace.get("Settings", Config)
+
+
+def _is_main(node: ast.stmt) -> bool:
+    """Whether a statement is `if __name__ == "__main__":`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def shipped() -> list[str]:
+    """The loops of this project, by name."""
+    return sorted(path.stem for path in TRAINERS.glob(f"*{_ENDING}.py") if path.stem != "run_loop")
+
+
+def page_of(trainer: str) -> Page:
+    """The page that a user means: `adversarial_loop`, a path that ends with `.py`, or a module `my_pkg.my_loop`.
+
+    Raises:
+      BadConfiguration: there is no such file or module.
+    """
+    if trainer.endswith(".py"):
+        path = Path(trainer).expanduser().resolve()
+        if not path.is_file():
+            raise BadConfiguration(
+                f"--trainer {trainer!r} is not a file; name one of: {', '.join(shipped())}, or a module"
+            )
+        module = f"trainers.{path.stem}" if path.parent == TRAINERS else path.stem
+        return Page(str(path), module, path, (str(path),))
+    name = trainer.removeprefix("trainers.")
+    if name in shipped():
+        path = TRAINERS / f"{name}.py"
+        return Page(name, f"trainers.{name}", path, (str(path),))
+    path = source_of(trainer)
+    if path is None:
+        near = nearest(name, shipped())
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadConfiguration(
+            f"--trainer {trainer!r} is neither a loop of this project nor a module{hint}; choose one of: "
+            f"{', '.join(shipped())}, or name a module that Python finds"
+        )
+    return Page(trainer, trainer, path, (str(TRAINERS / "run_loop.py"), trainer))
+
+
+def source_of(module: str) -> Path | None:
+    """The file of a module that lies in the current directory or on Python's path; None if there is none."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(found.origin) if found and found.origin and found.origin.endswith(".py") else None
