@@ -28,20 +28,19 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from models import batch_norm, cards, optimizers, randomness
+from models import batch_norm, cards, randomness
 from models.sums import Sums
 from trainers.input.dataset import Dataset
-from trainers.run import examples, saved_model, start
+from trainers.run import examples, saved_model, start, weight_groups
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import Source, Update
 from trainers.run.loss_scale import LossScale
 from trainers.run.models_loop import ModelsLoop
-from trainers.run.replicas import MovingAverage, assign, first_local, on_replicas
+from trainers.run.replicas import MovingAverage, assign, first_local, on_replicas, summed
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.show import drawings, graphs
 from trainers.show.summaries import Summaries
-from trainers.world import private_api
 from trainers.world.devices import World
 
 
@@ -55,18 +54,14 @@ class Supervised(ModelsLoop):
             self.model, self.task = cards.MODELS[config.model].builder()(spec)
             # One call on zeros: `build(shape)` leaves a subclassed model without variables.
             self.model(self.example_inputs(), training=False)
-            self.schedule = optimizers.schedule(
-                config.schedule, config.learning_rate, config.warmup_steps, config.train_steps
-            )
-            self.optimizer = optimizers.build(config.optimizer, self.schedule, config.weight_decay)
-            weights = self.model.trainable_variables
-            self.optimizer.exclude_from_weight_decay(var_list=[v for v in weights if len(v.shape) < 2])
-            self.optimizer.build(weights)
-            # The loop has summed the gradients already: a second all-reduce in `apply` would multiply them.
-            private_api.apply_without_reduction(self.optimizer)
-            self.average = MovingAverage(weights, config.ema) if config.ema else None
+            self.groups = weight_groups.groups_of(config, self.model.trainable_variables)
+            self.optimizer, self.schedule = self.groups[-1].optimizer, self.groups[-1].schedule
+            self.average = MovingAverage(self.model.trainable_variables, config.ema) if config.ema else None
             self.loss_scale = LossScale() if config.precision == "float16" else None
-        self.models, self.optimizers = {"model": self.model}, {"optimizer": self.optimizer}
+        names = [f"optimizer_for_{i}" for i in range(1, len(self.groups))]
+        self.rate_names = ("learning_rate", *(name.replace("optimizer", "learning_rate") for name in names))
+        self.models = {"model": self.model}
+        self.optimizers = dict(zip([*names, "optimizer"], (group.optimizer for group in self.groups), strict=True))
         self.averages = {"ema": self.average} if self.average else {}
         self.others = {"loss_scale": self.loss_scale.variables} if self.loss_scale else {}
         self.inputs = {"model": self.inputs_spec}
@@ -80,7 +75,7 @@ class Supervised(ModelsLoop):
     # One update of the global batch -----------------------------------------------------------------------------
 
     def losses(self, inputs: Any, targets: Any, outputs: Any) -> tf.Tensor:
-        """The loss of each example, `[batch]`, float32: the task's."""
+        """The loss of each example, `[batch]`, float32: the task's. `inputs`: as the data set prepares them."""
         return self.task.losses(targets, outputs)
 
     def gradients_of_part(self, features: Any, step: tf.Tensor, first: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
@@ -93,9 +88,8 @@ class Supervised(ModelsLoop):
         parts = self.world.replicas * config.accumulate
         with tf.name_scope("input"):
             inputs, targets = self.dataset.prepare(features)
-            inputs = self.task.inputs(inputs)
         with tf.GradientTape() as tape, randomness.at(config.seed, step, first):
-            outputs = model(inputs, training=True)
+            outputs = model(self.task.inputs(inputs), training=True)
             with tf.name_scope("loss"):
                 losses = self.losses(inputs, targets, outputs)
                 penalty = tf.add_n(model.losses) / parts if model.losses else tf.constant(0.0)
@@ -124,8 +118,7 @@ class Supervised(ModelsLoop):
         `compute`: `gradients_of_part`, compiled or not. Clipping follows the sum: clipped before it, the result would
         depend on the number of replicas.
         """
-        context, config = tf.distribute.get_replica_context(), self.config
-        gradients, sums = None, None
+        config, gradients, sums = self.config, None, None
         for part in range(config.accumulate):
             # One part after the other: together they would need the memory that accumulation saves.
             with tf.control_dependencies([] if part == 0 else [*gradients, sums]):
@@ -134,11 +127,8 @@ class Supervised(ModelsLoop):
                 more, more_sums = compute(features, step, first)
             gradients = more if part == 0 else [a + b for a, b in zip(gradients, more, strict=True)]
             sums = more_sums if part == 0 else sums + more_sums
-        # The stop: nobody differentiates a sum of gradients, and without it TensorFlow searches every replica's graph
-        # for variables that somebody might.
         with tf.name_scope("all_reduce"):
-            values = [tf.stop_gradient(value) for value in (*gradients, sums)]
-            *gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+            *gradients, sums = summed([*gradients, sums])
         with tf.name_scope("clip"):
             norm = tf.linalg.global_norm(gradients)
             if config.clip_norm:
@@ -156,7 +146,8 @@ class Supervised(ModelsLoop):
     def replica_update(self, gradients: list[tf.Tensor]) -> None:
         """In a replica: applies gradients that are the same on all replicas."""
         with tf.name_scope("optimizer"):
-            self.optimizer.apply(gradients, self.weights)
+            for group in self.groups:
+                group.apply(gradients, self.model.trainable_variables)
         if self.average:
             with tf.name_scope("ema"):
                 self.average.update()
@@ -210,8 +201,8 @@ class Supervised(ModelsLoop):
             logging.warning("the loss does not depend on %s: no gradient trains it", shown)
 
     def rates(self, step: tf.Tensor) -> Sequence[tf.Tensor]:
-        """The learning rate."""
-        return (self.schedule(step),)
+        """The learning rate, and those of the groups of `--optimizer_for`."""
+        return tuple(group.schedule(step) for group in (self.groups[-1], *self.groups[:-1]))
 
     def gradients_of(self, features: Any, step: tf.Tensor, first: tf.Tensor) -> Sequence[tf.Tensor]:
         """Those of `gradients_of_part`."""
@@ -239,25 +230,14 @@ class Supervised(ModelsLoop):
 
         Examples that fill up the last batch have weight 0.
         """
-        strategy, sums_of = self.world.strategy, self.eval_sums
-        num_batches = -(-source.size // source.batch_size)
+        sums_of = self.eval_sums
 
-        def replica_sums(feed: Any, step: tf.Tensor) -> tf.Tensor:
-            features, weights, _ = source.part(feed, source.order(step, step + 1), step, 0)
+        def sums_of_part(features: Any, weights: tf.Tensor, step: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
             inputs, targets = self.dataset.prepare(features)
             outputs = self.model(self.task.inputs(inputs), training=False)
             return sums_of.of_examples(targets, outputs, self.task.loss(targets, outputs), weights)
 
-        @tf.function(input_signature=[])
-        def evaluate() -> tf.Tensor:
-            sums = tf.zeros([sums_of.width], tf.float64)
-            for step in tf.range(num_batches, dtype=tf.int64):
-                feed, _ = source.feed()
-                new = strategy.run(replica_sums, args=(feed, step))
-                sums += tf.cast(strategy.reduce("SUM", new, axis=None), tf.float64)
-            return sums_of.values(sums)
-
-        return evaluate
+        return self.evaluation_of(source, sums_of.width, sums_of_part, sums_of.values)
 
     # What people see, and use -----------------------------------------------------------------------------------
 
@@ -268,12 +248,13 @@ class Supervised(ModelsLoop):
         return {
             "model": f"{config.model}: {self.num_parameters:,} parameters, {config.precision}",
             "training": f"{config.train_steps} steps = {epochs:.1f} epochs, "
-            f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.schedule})",
+            f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.schedule})"
+            + (f"; {config.optimizer_for}" if config.optimizer_for else ""),
         }
 
     def example_inputs(self) -> Any:
         """One example of zeros, as the model takes it."""
-        return self.task.inputs(tf.zeros([1, *self.dataset.spec.input_shape], self.dataset.spec.input_dtype))
+        return self.task.inputs(self.dataset.zeros())
 
     def inputs_spec(self, batch: int | None = None) -> tf.TensorSpec:
         """The shape of a batch of the data set's prepared inputs."""

@@ -53,7 +53,7 @@ def mutant(tmp_path):
 
 LOOP, OUTER, MLP = "trainers/custom_loop.py", "trainers/run/training.py", "models/mlp.py"
 INDEXED = "trainers/input/indexed.py"
-CLIPPED = """            values = [tf.stop_gradient(value) for value in (*gradients, sums)]
+CLIPPED = """        with tf.name_scope("all_reduce"):
 """
 NOISE = "the same noise on all replicas, or noise that depends on their number"
 MUTANTS = {
@@ -66,8 +66,8 @@ MUTANTS = {
         {
             LOOP: [
                 (
-                    "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)",
-                    "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)\n"
+                    "*gradients, sums = summed([*gradients, sums])",
+                    "*gradients, sums = summed([*gradients, sums])\n"
                     "            gradients = [gradient / self.world.replicas for gradient in gradients]",
                 )
             ]
@@ -80,7 +80,7 @@ MUTANTS = {
             LOOP: [
                 (
                     CLIPPED,
-                    "            gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm or 1e9)\n" + CLIPPED,
+                    "        gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm or 1e9)\n" + CLIPPED,
                 ),
                 (
                     "            if config.clip_norm:\n                factor",
@@ -147,8 +147,8 @@ MUTANTS = {
         {
             LOOP: [
                 (
-                    "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)",
-                    "*gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, values)\n"
+                    "*gradients, sums = summed([*gradients, sums])",
+                    "*gradients, sums = summed([*gradients, sums])\n"
                     "            sums = tf.concat([sums[:2], sums[2:] / self.world.replicas], axis=0)",
                 )
             ]

@@ -120,6 +120,10 @@ class Dataset:
     prepare: Callable[[Features], tuple[Any, Any]]
     as_text: Callable[[Sequence[int]], str] = _as_numbers
 
+    def zeros(self) -> tf.Tensor:
+        """Inputs of one example, all zeros: `[1, *spec.input_shape]`, as `prepare` gives them."""
+        return tf.zeros([1, *self.spec.input_shape], self.spec.input_dtype)
+
 
 def fingerprint(identity: str, *splits: Split) -> str:
     """SHA-256 over the arrays themselves or, where they stream, over a name of the data and the sizes."""

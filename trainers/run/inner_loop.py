@@ -43,6 +43,13 @@ class InnerLoop(abc.ABC):
     rate_names: ClassVar[tuple[str, ...]] = ("learning_rate",)
     norm_names: ClassVar[tuple[str, ...]] = ("gradient_norm",)
 
+    # Attributes or properties of a loop. The running sums of a training step: the loss, the number of examples and the
+    # metrics' statistics; the names of the values of an evaluation; the one of these by which the best checkpoint is
+    # kept, with `max` or `min`.
+    sums: Sums
+    eval_names: tuple[str, ...]
+    best: tuple[str, str]
+
     def __init__(self, config: Config, world: World, dataset: Dataset):
         self.config, self.world, self.dataset = config, world, dataset
         self.traces = 0
@@ -58,21 +65,6 @@ class InnerLoop(abc.ABC):
     @abc.abstractmethod
     def weights(self) -> Sequence[Any]:
         """The Keras variables that are trained, of all models: their norms and histograms are reported."""
-
-    @property
-    @abc.abstractmethod
-    def sums(self) -> Sums:
-        """The running sums of a training step: the loss, the number of examples and the metrics' statistics."""
-
-    @property
-    @abc.abstractmethod
-    def eval_names(self) -> tuple[str, ...]:
-        """Names of the values of an evaluation."""
-
-    @property
-    @abc.abstractmethod
-    def best(self) -> tuple[str, str]:
-        """The eval metric by which the best checkpoint is kept, and `max` or `min`."""
 
     # What is compiled -------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from trainers.input.dataset import Dataset
 from trainers.record.state import name_variables
 from trainers.run import replica_layers
-from trainers.run.inner_loop import InnerLoop
+from trainers.run.inner_loop import InnerLoop, Source
 from trainers.run.replicas import MovingAverage
 from trainers.settings.config import Config
 from trainers.show import graphs
@@ -92,6 +92,35 @@ class ModelsLoop(InnerLoop):
             for average in self.averages.values():
                 stack.enter_context(average.exchanged())
             yield
+
+    def evaluation_of(
+        self,
+        source: Source,
+        width: int,
+        sums_of_part: Callable[[Any, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
+        values_of: Callable[[tf.Tensor], tf.Tensor],
+    ) -> tf.types.experimental.PolymorphicFunction:
+        """The compiled evaluation by sums over one pass of a split, which are the same at every number of replicas.
+
+        `sums_of_part(features, weights, step, first) -> [width]`, float32, is called in a replica; examples that fill
+        up the last batch have weight 0. `values_of(sums) -> [values]`: from the sums of all, float64.
+        """
+        strategy, num_batches = self.world.strategy, -(-source.size // source.batch_size)
+
+        def replica_sums(feed: Any, step: tf.Tensor) -> tf.Tensor:
+            features, weights, first = source.part(feed, source.order(step, step + 1), step, 0)
+            return sums_of_part(features, weights, step, first)
+
+        @tf.function(input_signature=[])
+        def evaluate() -> tf.Tensor:
+            sums = tf.zeros([width], tf.float64)
+            for step in tf.range(num_batches, dtype=tf.int64):
+                feed, _ = source.feed()
+                new = strategy.run(replica_sums, args=(feed, step))
+                sums += tf.cast(strategy.reduce("SUM", new, axis=None), tf.float64)
+            return values_of(sums)
+
+        return evaluate
 
     @property
     def uses_xla(self) -> bool:

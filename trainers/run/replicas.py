@@ -27,6 +27,16 @@ def on_replicas(strategy: tf.distribute.Strategy, function: Callable) -> Callabl
     return lambda *arguments: strategy.run(in_box, args=arguments)
 
 
+def summed(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """In a replica: the sums over all replicas, the same on each.
+
+    They have no gradient: nobody differentiates a sum of gradients, and without the stop TensorFlow searches every
+    replica's graph for variables that somebody might.
+    """
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.stop_gradient(value) for value in values])
+
+
 def first_local(strategy: tf.distribute.Strategy, value: Any) -> tf.Tensor:
     """A value of the first replica of this process."""
     return strategy.experimental_local_results(value)[0]

@@ -17,10 +17,10 @@ MOST_SECONDS = 1e9
 def flag(default: Any, group: str, text: str, **rules: Any) -> Any:
     """A field that `trainers.settings.flags` makes a flag of.
 
-    Rules of its value: `choices`, `low`, `high`. Roles, each false or true for a reason: `fixed`: it decides the
-    mathematics, so a run_dir that was begun with a value refuses another. `shared`: all workers must have the same,
-    besides what is fixed. `repeated`: flags.txt holds it. `distinct`: it makes a run differ from another. `compared`:
-    it is shown beside the results of runs.
+    Rules of its value: `choices`, `low`, `high`; `path`: it is a path, and is made absolute. Roles, each false or true
+    for a reason: `fixed`: it decides the mathematics, so a run_dir that was begun with a value refuses another.
+    `shared`: all workers must have the same, besides what is fixed. `repeated`: flags.txt holds it. `distinct`: it
+    makes a run differ from another. `compared`: it is shown beside the results of runs.
     """
     roles = {"fixed": False, "shared": False, "repeated": True, "distinct": True, "compared": True}
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **roles, **rules})
@@ -112,6 +112,12 @@ class Config:
     train_steps: int | None = flag(None, "training", "optimizer updates in the whole run", low=1, shared=True)
     loss: str = flag("", "training", "the loss, by name; default: the model's own", fixed=True)
     optimizer: str | None = flag(None, "training", "the update rule", choices=OPTIMIZERS, fixed=True)
+    optimizer_for: str = flag(
+        "",
+        "training",
+        "another optimizer for the weights whose path holds a pattern: PATTERN=NAME,key=value; several with ;",
+        fixed=True,
+    )
     learning_rate: float | None = flag(None, "training", "peak learning rate", low=0, fixed=True)
     schedule: str | None = flag(None, "training", "learning rate after the warm-up", choices=SCHEDULES, fixed=True)
     warmup_steps: int | None = flag(None, "training", "updates of linear warm-up", low=0, fixed=True)
@@ -228,6 +234,13 @@ class Config:
 
         Raises:
           BadConfiguration: a value breaks one; the message names the value, the rule and the remedy.
+        """
+
+    def check_files(self) -> None:
+        """Whether files that flags name are there. Called where the run is to run, before TensorFlow is imported.
+
+        Raises:
+          BadConfiguration: one is not.
         """
 
     # --------------------------------------------------------------------------------------------------------------

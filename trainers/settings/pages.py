@@ -69,7 +69,7 @@ def page_of(trainer: str) -> Page:
         path = Path(trainer).expanduser().resolve()
         if not path.is_file():
             raise BadConfiguration(
-                f"--trainer {trainer!r} is not a file; name one of: {', '.join(shipped())}, or a module"
+                f"the loop {trainer!r} is not a file; name one of: {', '.join(shipped())}, or a module"
             )
         module = f"trainers.{path.stem}" if path.parent == TRAINERS else path.stem
         return Page(str(path), module, path, (str(path),))
@@ -82,8 +82,8 @@ def page_of(trainer: str) -> Page:
         near = nearest(name, shipped())
         hint = f"; did you mean {near[0]}?" if near else ""
         raise BadConfiguration(
-            f"--trainer {trainer!r} is neither a loop of this project nor a module{hint}; choose one of: "
-            f"{', '.join(shipped())}, or name a module that Python finds"
+            f"the loop {trainer!r} is neither one of this project nor a module that Python finds{hint}; choose one of: "
+            f"{', '.join(shipped())}, or name a module in the current directory or on PYTHONPATH"
         )
     return Page(trainer, trainer, path, (str(TRAINERS / "run_loop.py"), trainer))
 

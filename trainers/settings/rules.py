@@ -1,6 +1,7 @@
 """The rules of the configuration, checked before TensorFlow is imported, and the recipe's values filled in."""
 
 import dataclasses
+import os
 import re
 import secrets
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.cards import LOSSES, MODELS
-from trainers.settings import augmentation, paths
+from trainers.settings import augmentation, optimizer_for, paths
 from trainers.settings.augmentation import mixes
 from trainers.settings.config import Config
 from trainers.settings.data_cards import DATASETS, data_card, split_name
@@ -95,8 +96,10 @@ def _local_paths(config: Config) -> Config:
     data_dir = config.data_dir
     if data_dir == Config.data_dir and not paths.has_home():
         data_dir = paths.DATA_WITHOUT_HOME
+    named = {f.name: getattr(config, f.name) for f in config.fields() if f.metadata.get("path")}
     return dataclasses.replace(
         config,
+        **{name: os.path.realpath(paths.local(f"--{name}", text)) for name, text in named.items() if text},
         run_dir=str(paths.local("--run_dir", config.run_dir or default_run_dir(config))),
         data_dir=str(paths.local("--data_dir", data_dir)),
     )
@@ -126,6 +129,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
         raise BadConfiguration("--ema 1 would never move; pass a decay below 1, e.g. 0.999")
     config = _with_warmup(config, "warmup_steps" in filled, (begun or {}).get("warmup_steps"))
     _check_dataset(config)
+    optimizer_for.parse(config.optimizer_for)
     card = data_card(config.dataset)
     check_task(config, card.task)
     if config.loss and config.loss not in LOSSES[config.task]:

@@ -1,0 +1,97 @@
+"""A model as a run has left it: built from the run's flags, with the weights of its best checkpoint."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+
+from models import cards
+from models.tasks import Task
+from trainers.input.dataset import Dataset
+from trainers.record import reading
+from trainers.record.checkpoints import Checkpoints
+from trainers.record.state import State
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import BadConfiguration
+
+MODEL, AVERAGE = "model", "ema"
+
+
+class Trained(NamedTuple):
+    """A frozen model with its task, and the checkpoint that its weights are from."""
+
+    model: keras.Model
+    task: Task
+    checkpoint: Path
+
+
+def flags_of(what: str, run_dir: Path) -> Config:
+    """The flags that a run's model was built with. `what`: how to name the run in a message, a flag for example.
+
+    Raises:
+      BadConfiguration: there is no run with a model and a checkpoint.
+    """
+    facts = reading.read_run(run_dir)
+    if not facts:
+        raise BadConfiguration(f"{what} {run_dir} holds no run; name a run_dir")
+    before = reading.begun_as(facts, Config)
+    if before.get("model") not in cards.MODELS:
+        raise BadConfiguration(
+            f"{what} {run_dir} is a run of the loop {before['loop']!r} without --model; name another"
+        )
+    if not reading.checkpoint_steps(run_dir):
+        raise BadConfiguration(f"{what} {run_dir} holds no checkpoint; train it first, or name another run_dir")
+    names = {field.name for field in dataclasses.fields(Config)}
+    return Config(**{name: value for name, value in before.items() if name in names})
+
+
+def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trained:
+    """Builds the model of a run for data prepared as `dataset` does it, with the weights that the run evaluates best.
+
+    `what`: as in `flags_of`. `config`: that of the run that wants it, whose preparation the model must share. Where the
+    run has a moving average, weights are that. Called in the strategy's scope.
+
+    Raises:
+      BadConfiguration: there is no such run, or its model was trained for other shapes or another preparation.
+    """
+    own, facts = flags_of(what, run_dir), reading.read_run(run_dir)
+    scale = own.card.mean, own.card.deviation
+    if scale != (config.card.mean, config.card.deviation):
+        raise BadConfiguration(
+            f"{what} {run_dir}: its model {own.model} takes channels in other units than {config.model}; take another"
+        )
+    store = Checkpoints(run_dir, 1, {}, facts.get("best_metric", "loss"), facts.get("best_mode", "min"))
+    best = store.best()
+    step = best[0] if best else store.steps()[-1]
+    model, task = own.card.builder()(dataclasses.replace(dataset.spec, loss=own.loss))
+    model(task.inputs(dataset.zeros()), training=False)
+    try:
+        _assign(model, store.read(step))
+    except BadConfiguration as error:
+        raise BadConfiguration(
+            f"{what} {run_dir}: its model {own.model} does not fit the data of --dataset {dataset.name}: "
+            f"{error}; name a run on such data"
+        ) from error
+    model.trainable = False
+    return Trained(model, task, store.path(step))
+
+
+def _assign(model: keras.Model, values: State) -> None:
+    """Puts the values of a checkpoint into a model: those of its group, and of trainable weights their average.
+
+    They are matched by their order: names that Keras makes up differ where there is another model in the process.
+
+    Raises:
+      BadConfiguration: their number or a shape differs.
+    """
+    own, averages = ([values[name] for name in sorted(values) if name.startswith(f"{g}/")] for g in (MODEL, AVERAGE))
+    if len(own) != len(model.variables):
+        raise BadConfiguration(f"it has {len(model.variables)} variables, and the checkpoint {len(own)}")
+    weights = model.trainable_variables
+    for variable, value in [*zip(model.variables, own, strict=True), *zip(weights, averages, strict=False)]:
+        if tuple(variable.shape) != value.shape:
+            raise BadConfiguration(
+                f"{variable.path} has shape {tuple(variable.shape)}, in the checkpoint {value.shape}"
+            )
+        variable.assign(value)
