@@ -1,0 +1,129 @@
+"""A student listens to a teacher that a run has left, at every size, and keeps the teacher that it began with."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import largest_relative_difference, metrics, weights, without_times
+
+from trainers import distillation_loop
+from trainers.distillation_loop import Distilled, Settings
+from trainers.input import load
+from trainers.run import trained
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.rules import resolve
+from trainers.world import devices
+
+
+@pytest.fixture
+def teacher(run, tmp_path):
+    """The run_dir of a teacher."""
+    run("teacher", train_steps=6, seed=5, warmup_steps=0)
+    return tmp_path / "teacher"
+
+
+@pytest.fixture
+def settings(data_dir, tmp_path, teacher):
+    """`settings(name, **flags)`: those of a student."""
+
+    def make(name, **flags):
+        given = {"model": "mlp", "train_steps": 6, "batch_size": 32, "data_dir": str(data_dir), "teacher": str(teacher)}
+        given |= {"log_every": 2, "eval_every": 3, "checkpoint_every": 3, "run_dir": str(tmp_path / name)}
+        return resolve(Settings(**(given | {"deterministic": True} | flags)))
+
+    return make
+
+
+def softmax(logits):
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def test_the_loss_is_that_of_the_paper(settings):
+    config = settings("loss", replicas=1, temperature=3.0, teacher_share=0.75)
+    loop = Distilled(config, devices.set_up(config), load.load_for(config))
+    chance = np.random.default_rng(0)
+    inputs, labels = chance.normal(size=[5, 8, 8, 1]).astype(np.float32), np.array([0, 3, 9, 1, 1])
+    outputs = chance.normal(size=[5, 10]).astype(np.float32)
+    said, own = softmax(loop.teacher.model(inputs).numpy() / 3), softmax(outputs / 3)
+    divergence = (said * (np.log(said) - np.log(own))).sum(axis=1)
+    hard = -np.log(softmax(outputs)[np.arange(5), labels])
+    found = loop.losses(tf.constant(inputs), tf.constant(labels), tf.constant(outputs))
+    np.testing.assert_allclose(found, 0.75 * 9 * divergence + 0.25 * hard, rtol=2e-5)
+
+
+def test_every_number_of_replicas_gives_the_same_student(settings, tmp_path):
+    for replicas in (1, 2, 4):
+        distillation_loop.train(settings(str(replicas), replicas=replicas, train_steps=4))
+    one = weights(tmp_path / "1")
+    for replicas in (2, 4):
+        assert largest_relative_difference(one, weights(tmp_path / str(replicas))) < 1e-4
+
+
+def test_a_student_resumes_with_the_bits_and_the_teacher_that_it_began_with(settings, run, tmp_path):
+    distillation_loop.train(settings("whole"))
+    distillation_loop.train(settings("halves", train_steps=3, warmup_steps=0))
+    assert json.loads((tmp_path / "halves/run.json").read_text())["loop"] == "distillation"
+    before = weights(tmp_path / "halves")
+    run("teacher", train_steps=12, seed=5, warmup_steps=0)  # it is trained on, and its best checkpoint is another
+    distillation_loop.train(settings("halves", warmup_steps=0))
+    whole, halves = weights(tmp_path / "whole"), weights(tmp_path / "halves")
+    assert any(name.startswith("teacher/") for name in before)
+    for name, value in before.items():
+        if name.startswith("teacher/"):
+            np.testing.assert_array_equal(halves[name], value)
+            np.testing.assert_array_equal(whole[name], value)
+
+
+def test_two_halves_are_one_whole(settings, tmp_path):
+    distillation_loop.train(settings("whole", warmup_steps=0, schedule="constant"))
+    distillation_loop.train(settings("halves", warmup_steps=0, schedule="constant", train_steps=3))
+    distillation_loop.train(settings("halves", warmup_steps=0, schedule="constant"))
+    whole, halves = weights(tmp_path / "whole"), weights(tmp_path / "halves")
+    assert whole.keys() == halves.keys()
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], halves[name], err_msg=name)
+    lines = [without_times(metrics(tmp_path / name)) for name in ("whole", "halves")]
+    assert lines[0][-1] == lines[1][-1]
+
+
+def test_the_teacher_is_the_average_of_the_best_checkpoint(run, settings, tmp_path):
+    run("averaged", train_steps=6, ema=0.5)
+    config = settings("student", replicas=1, teacher=str(tmp_path / "averaged"))
+    world = devices.set_up(config)
+    with world.strategy.scope():
+        found = trained.model_of("--teacher", tmp_path / "averaged", config, load.load_for(config))
+    step = int(found.checkpoint.name.removeprefix("step-"))
+    evaluations = [line for line in metrics(tmp_path / "averaged") if line["split"] == "eval"]
+    assert step == max(evaluations, key=lambda line: line["accuracy"])["step"]
+    held = weights(tmp_path / "averaged", step)
+    averages = [held[name] for name in sorted(held) if name.startswith("ema/")]
+    assert len(averages) == 6
+    model = found.model
+    assert model.trainable_variables == []
+    for variable, value in zip([v for v in model.variables if len(v.shape)], averages, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"teacher": ""}, "--teacher is not given; name the run_dir"),
+        ({"teacher_share": 1.5}, "--teacher_share 1.5 is above 1; pass 1 or less"),
+        ({"temperature": 0.0}, "--temperature 0.0 is below 0.01"),
+        ({"model": "residual_regressor", "dataset": "diabetes"}, "--model residual_regressor has targets without"),
+    ],
+)
+def test_flags_that_make_no_sense_are_one_line(settings, flags, says):
+    with pytest.raises(BadConfiguration, match=says):
+        settings("bad", **flags)
+
+
+def test_a_teacher_that_does_not_fit_is_one_line(run, settings, tmp_path):
+    with pytest.raises(BadConfiguration, match="holds no run with a checkpoint; train it first"):
+        settings("none", teacher=str(tmp_path / "nobody")).check_files()
+    run("numbers", model="residual_regressor", dataset="diabetes")
+    config = settings("student", teacher=str(tmp_path / "numbers"))
+    with pytest.raises(BadConfiguration, match=r"its model residual_regressor .*; name a run on such data"):
+        distillation_loop.train(config)
