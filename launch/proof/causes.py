@@ -76,6 +76,8 @@ def diagnose_sizes(prover: Prover, config: Config, size: int) -> str:
     if variants.agree(ALL_OFF):
         causes = (f"{cause}{variants.layers(change)}" for change, cause in CHANGES.items())
         return f"more than one of: {', '.join(causes)}; or --weight_decay or --ema"
+    if cause := variants.first_step(ALL_OFF):
+        return cause
     found = [names for change in CHANGES if (names := variants.layers(change))]
     looked_at = f"; look at{','.join(found)}" if found else ""
     return f"not found: the sizes differ with {', '.join(CHANGES)} and without clipping too{looked_at}"
@@ -131,13 +133,38 @@ class Variants:
 
     def wrong_scale(self, variant: str) -> str:
         """The cause that the ratio of the first gradients shows, or nothing."""
-        single, several = (run.lines["train", 1]["gradient_norm"] for run in self.pair(variant))
+        single, several = (run.lines["train", 1].get("gradient_norm", 0.0) for run in self.pair(variant))
+        if not single:  # a loop with several gradients
+            return ""
         ratio, size = several / max(single, 1e-30), self.size
         text = f"the first gradient of {size} replicas is {ratio:.2f} times that of 1"
         if is_ratio(ratio, size):
             return f"the loss is divided by the local batch: {text}"
         if is_ratio(ratio, 1 / size):
             return f"gradients are averaged over replicas, not summed: {text}"
+        return ""
+
+    def first_step(self, variant: str) -> str:
+        """What the first step shows, which both sizes take from the same weights with the same examples, or nothing.
+
+        The loss is computed before the gradient, and a gradient that is wrong by no simple factor has a reason of its
+        own.
+        """
+        single, several = (run.lines["train", 1] for run in self.pair(variant))
+        apart = {name: differences.metric_difference(value, several[name]) for name, value in single.items()}
+        size, text = self.size, f"at step 1, from the same weights, 1 and {self.size} replicas have"
+        if apart["loss"] > differences.METRICS:
+            return (
+                f"an example's loss depends on the others of its replica, not of the global batch: {text} a loss of "
+                f"{single['loss']:.6g} and {several['loss']:.6g}"
+            )
+        norms = [name for name in apart if name.endswith("gradient_norm") and apart[name] > differences.METRICS]
+        if norms:
+            ratio = several[norms[0]] / max(single[norms[0]], 1e-30)
+            return (
+                "what replicas give each other has a wrong gradient (of a gather or a sum within the forward pass): "
+                f"{text} the same loss, and with {size} a {norms[0].replace('_', ' ')} {ratio:.2f} times as large"
+            )
         return ""
 
 
