@@ -31,6 +31,11 @@ def _levels(image_shape: tuple[int, ...]) -> int:
     return levels
 
 
+def _leaky(x: tf.Tensor) -> tf.Tensor:
+    """Leaky ReLU. Its own operation makes TensorFlow's optimizer of graphs print an error at a second derivative."""
+    return tf.maximum(x, 0.2 * x)
+
+
 @register
 class Generator(keras.Model):
     """`(noise [batch, latent], labels [batch])` → images in [-1, 1], `[batch, *image_shape]`, float32.
@@ -66,6 +71,10 @@ class Generator(keras.Model):
         ]
         self.image = keras.layers.Conv2D(channels, 3, 1, "same", name="image", dtype="float32")
 
+    def inputs_spec(self, batch: int | None = None) -> tuple[tf.TensorSpec, tf.TensorSpec]:
+        """What `call` takes."""
+        return tf.TensorSpec([batch, self.latent], name="noise"), tf.TensorSpec([batch], tf.int64, "labels")
+
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False) -> tf.Tensor:
         noise, labels = inputs
         x = self.project(tf.concat([tf.cast(noise, self.compute_dtype), self.embedding(labels)], axis=1))
@@ -93,7 +102,7 @@ class Critic(keras.Model):
     """
 
     def __init__(
-        self, image_shape: tuple[int, ...], num_classes: int, width: int = 64, name: str = "critic", **kwargs: Any
+        self, image_shape: tuple[int, ...], num_classes: int, width: int = 32, name: str = "critic", **kwargs: Any
     ):
         super().__init__(name=name, **kwargs)
         self.image_shape, self.num_classes, self.width = tuple(image_shape), num_classes, width
@@ -110,12 +119,16 @@ class Critic(keras.Model):
         )
         self.score = keras.layers.Dense(1, name="score", dtype="float32")
 
+    def inputs_spec(self, batch: int | None = None) -> tuple[tf.TensorSpec, tf.TensorSpec]:
+        """What `call` takes."""
+        return tf.TensorSpec([batch, *self.image_shape], name="images"), tf.TensorSpec([batch], tf.int64, "labels")
+
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False) -> tf.Tensor:
         images, labels = inputs
         x = images
         for layer in (self.first, *self.halving):
-            x = tf.nn.leaky_relu(layer(x))
-        x = tf.cast(tf.nn.leaky_relu(self.features(self.flatten(x))), tf.float32)
+            x = _leaky(layer(x))
+        x = tf.cast(_leaky(self.features(self.flatten(x))), tf.float32)
         return self.score(x)[:, 0] + tf.reduce_sum(x * self.embedding(labels), axis=1)
 
     def get_config(self) -> dict[str, Any]:
@@ -124,3 +137,12 @@ class Critic(keras.Model):
             "num_classes": self.num_classes,
             "width": self.width,
         }
+
+
+def slope_norms(critic: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """The norm of the critic's gradient by each image, in training: `[batch]`. It can be differentiated itself."""
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        scores = critic((images, labels), training=True)
+    squares = tf.reduce_sum(tf.square(tape.gradient(scores, images)), axis=[1, 2, 3])
+    return tf.sqrt(squares + 1e-12)  # the root has no slope at 0

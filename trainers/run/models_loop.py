@@ -7,12 +7,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from models import optimizers
 from trainers.input.dataset import Dataset
 from trainers.record.state import name_variables
 from trainers.run import replica_layers
 from trainers.run.inner_loop import InnerLoop, Source
 from trainers.run.replicas import MovingAverage
 from trainers.settings.config import Config
+from trainers.settings.exit_codes import BadConfiguration
 from trainers.show import graphs
 from trainers.world import private_api
 from trainers.world.devices import World
@@ -33,9 +35,37 @@ class ModelsLoop(InnerLoop):
         keras.utils.set_random_seed(config.seed)
         self.models: dict[str, keras.Model] = {}
         self.optimizers: dict[str, keras.optimizers.Optimizer] = {}
+        self.schedules: dict[str, optimizers.Schedule] = {}
         self.averages: dict[str, MovingAverage] = {}
         self.others: dict[str, Sequence[Any]] = {}
         self.inputs: dict[str, Callable[[int], Any]] = {}
+
+    def add_optimizer(self, model: str, steps: int = 1) -> None:
+        """Builds the optimizer `<model>_optimizer` of a model's weights, as flags say. Called in the strategy's scope.
+
+        `steps`: how many steps it takes in an update of the global batch; the schedule is spread over all of them.
+
+        Raises:
+          BadConfiguration: the optimizer needs a second gradient in each step.
+        """
+        config = self.config
+        warmup, total = config.warmup_steps * steps, config.train_steps * steps
+        schedule = optimizers.schedule(config.schedule, config.learning_rate, warmup, total)
+        optimizer = optimizers.build(config.optimizer, schedule, config.weight_decay or 0.0)
+        if hasattr(optimizer, "perturbation"):
+            raise BadConfiguration(
+                f"--optimizer {config.optimizer} takes a second gradient in each step, and the loop {config.loop} does "
+                "not; take adam"
+            )
+        optimizer.build(self.models[model].trainable_variables)
+        # The loop sums gradients itself: a second all-reduce in `apply` would multiply them.
+        private_api.apply_without_reduction(optimizer)
+        self.optimizers[f"{model}_optimizer"], self.schedules[model] = optimizer, schedule
+
+    def apply(self, model: str, gradients: Sequence[tf.Tensor]) -> None:
+        """In a replica: a step of the model's optimizer, with gradients that are the same on all replicas."""
+        with tf.name_scope("optimizer"):
+            self.optimizers[f"{model}_optimizer"].apply(gradients, self.models[model].trainable_variables)
 
     @property
     def weights(self) -> Sequence[keras.Variable]:
@@ -85,6 +115,21 @@ class ModelsLoop(InnerLoop):
         count = self.examples_of_part
         return {name: graphs.forward(m, self.inputs[name](count), lambda x: x) for name, m in self.models.items()}
 
+    def rates(self, step: tf.Tensor) -> Sequence[tf.Tensor]:
+        """The learning rate of the first optimizer that `add_optimizer` has built."""
+        return (next(iter(self.schedules.values()))(step),)
+
+    def describe(self) -> dict[str, str]:
+        """The models and the recipe."""
+        config = self.config
+        sizes = ", ".join(f"{name} {model.count_params():,}" for name, model in self.models.items())
+        epochs = config.train_steps * config.batch_size / config.views / self.dataset.train.size
+        return {
+            "models": f"{sizes} parameters, {config.precision}",
+            "training": f"{config.train_steps} steps = {epochs:.1f} epochs, {config.optimizer}, learning rate "
+            f"{config.learning_rate:g} ({config.schedule})",
+        }
+
     @contextlib.contextmanager
     def evaluated(self) -> Iterator[None]:
         """Within the block weights that have a moving average are that."""
@@ -129,6 +174,19 @@ class ModelsLoop(InnerLoop):
             return self.config.jit == "on"
         crossing = any(crosses_replicas(model, self.world.replicas) for model in self.models.values())
         return bool(tf.config.list_logical_devices("GPU")) and not crossing
+
+    def compiled(self, function: Callable) -> Callable:
+        """A replica's function of tensors, compiled with XLA if this loop is."""
+        return tf.function(function, jit_compile=True, autograph=False) if self.uses_xla else function
+
+
+def gradients(tape: tf.GradientTape, loss: tf.Tensor, weights: Sequence[keras.Variable]) -> list[tf.Tensor]:
+    """The gradient of each weight as a tensor: 0 where the loss does not depend on it, whole where rows were looked up.
+
+    The tape's own zeros do not know Keras's variables.
+    """
+    found = zip(tape.gradient(loss, weights), weights, strict=True)
+    return [tf.zeros(w.shape, w.dtype) if g is None else tf.convert_to_tensor(g) for g, w in found]
 
 
 def crosses_replicas(model: keras.Model, replicas: int) -> bool:
