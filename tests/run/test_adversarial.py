@@ -42,6 +42,12 @@ def run(data_dir, tmp_path):
     return train
 
 
+def lines(summary):
+    """What a run measured: numbers by name, a line each."""
+    lines = without_times(metrics(summary.run_dir))
+    return [{name: value for name, value in line.items() if name != "split"} for line in lines]
+
+
 def test_weights_and_evaluation_do_not_depend_on_the_number_of_replicas(run):
     # Adam divides by the gradient's size: where it is all rounding, so is the step. Plain descent shows the gradients.
     flags = {"optimizer": "sgd", "learning_rate": 1e-2, "schedule": "constant", "ema": 0.9}
@@ -50,9 +56,8 @@ def test_weights_and_evaluation_do_not_depend_on_the_number_of_replicas(run):
     assert any(name.startswith("ema/") for name in one)
     for count in (2, 4):
         assert largest_relative_difference(one, weights(runs[count].run_dir), "") <= 1e-5
-        for mine, other in zip(metrics(runs[count].run_dir), metrics(runs[1].run_dir), strict=True):
-            for name in ("loss", "generator_loss", "gradient_penalty", "wasserstein", "frechet"):
-                assert mine.get(name) == pytest.approx(other.get(name), rel=1e-4, abs=1e-5), name
+        for mine, other in zip(lines(runs[count]), lines(runs[1]), strict=True):
+            assert mine == pytest.approx(other, rel=1e-4, abs=1e-5)
         assert runs[count].traces == 1
 
 
@@ -70,8 +75,8 @@ def test_a_resumed_run_ends_with_the_same_bits(run):
 
 def test_the_critic_takes_its_steps_in_each_update_and_the_generator_one(run):
     state = weights(run(critic_steps=4).run_dir)
-    counts = {name: int(value) for name, value in state.items() if name.endswith("iteration")}
-    assert counts == {"generator_optimizer/iteration": 6, "critic_optimizer/iteration": 24}
+    counts = {name.partition("/")[0]: int(value) for name, value in state.items() if name.endswith("iteration")}
+    assert counts == {"generator_optimizer": 6, "critic_optimizer": 24}
 
 
 class Quadratic(keras.Model):
@@ -168,7 +173,8 @@ def test_what_is_exported_is_the_averaged_generator(run):
     noise, labels = tf.random.normal([3, 64]), tf.constant([0, 5, 9], tf.int64)
     with hooks.loop.evaluated():
         expected = hooks.loop.generator((noise, labels))
-    served = tf.saved_model.load(str(summary.run_dir / "export")).serve(noise, labels)
+    exported = tf.saved_model.load(str(summary.run_dir / "export"))
+    served = exported.serve(noise, labels)
     np.testing.assert_allclose(served, expected, atol=1e-6)
     assert not np.allclose(served, hooks.loop.generator((noise, labels)), atol=1e-6)
     assert served.shape == (3, 8, 8, 1) and np.abs(served).max() <= 1
@@ -182,7 +188,8 @@ def test_tensorboard_has_samples_and_the_graphs_of_both_models(run):
     assert "samples" in readers["eval"].Tags()["tensors"]
     width, height = (int(text) for text in readers["eval"].Tensors("samples")[0].tensor_proto.string_val[:2])
     assert height >= 10 * 64 and width >= 10 * 64
-    assert {"generator", "critic"} <= {tag.rpartition("/")[2] for tag in readers["train"].Tags()["tensors"]}
+    assert "critic" in readers["train"].Tags()["tensors"]
+    assert any(node.name.startswith("generator/double_1/") for node in readers["train"].Graph().node)
 
 
 def test_colour_images_of_32_pixels_are_generated(run, tmp_path):
