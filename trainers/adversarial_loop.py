@@ -2,7 +2,6 @@
 
 python trainers/adversarial_loop.py --strategy=mirrored
 python trainers/adversarial_loop.py --dataset=cifar10 --batch_size=320 --train_steps=50000
-python trainers/adversarial_loop.py --mode=evaluate --run_dir=runs/first
 
 Source: Gulrajani et al., "Improved training of Wasserstein GANs", NeurIPS 2017, algorithm 1.
 """
@@ -32,7 +31,9 @@ class Settings(Config):
     """The flags of this loop."""
 
     loop, task = "adversarial", "classification"
-    left_out = frozenset({"model", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate"})
+    left_out = frozenset(
+        {"model", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
+    )
     batch_size: int = flag(160, "training", "the GLOBAL batch of all critic steps of an update", low=1, fixed=True)
     critic_steps: int = flag(5, "algorithm", "critic steps before each generator step", low=1, high=100, fixed=True)
     penalty: float = flag(10.0, "algorithm", "weight of the gradient penalty", low=0, fixed=True)
@@ -70,7 +71,8 @@ from trainers.run import saved_model, start
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import Source, Update
 from trainers.run.models_loop import ModelsLoop, gradients
-from trainers.run.replicas import MovingAverage, first_local, on_replicas, over_replicas, over_split
+from trainers.run.replicas import MovingAverage, first_local, on_replicas, summed
+from trainers.run.weight_groups import group_of
 from trainers.show import drawings
 from trainers.show.summaries import Summaries
 from trainers.world.devices import World
@@ -89,20 +91,21 @@ class Adversarial(ModelsLoop):
         self.count = config.batch_size // config.critic_steps  # examples of a step of either, over all replicas
         self.shape, self.classes = dataset.spec.input_shape, dataset.spec.num_classes
         if self.shape[0] % 4 or self.shape[1] % 4:
-            size = f"images of {self.shape[0]} x {self.shape[1]} pixels, and the generator makes multiples of 4"
-            raise BadConfiguration(f"--dataset {config.dataset} has {size}; set --image_size, e.g. 32")
+            size = f"{self.shape[0]} x {self.shape[1]} pixels"
+            raise BadConfiguration(f"--dataset {config.dataset}: {size} are no multiples of 4; set --image_size=32")
         with world.strategy.scope(), batch_norm.batch_statistics(config.batch_norm == "synchronized"):
             self.generator, self.critic = Generator(self.shape, self.classes), Critic(self.shape, self.classes)
             self.models = {"generator": self.generator, "critic": self.critic}
             self.inputs = {name: model.inputs_spec for name, model in self.models.items()}
             for name, model in self.models.items():
                 model(self.example(name))
-            self.add_optimizer("generator")
-            self.add_optimizer("critic", config.critic_steps)
+            steps = {"generator": 1, "critic": config.critic_steps}
+            self.groups = {n: group_of(config, m.trainable_variables, steps[n]) for n, m in self.models.items()}
+            self.optimizers = {f"{name}_optimizer": group.optimizer for name, group in self.groups.items()}
             for optimizer in self.optimizers.values():
                 optimizer.beta_1, optimizer.beta_2 = 0.0, 0.9  # of Adam, as in the paper
             if config.ema:
-                self.averages = {"ema": MovingAverage(self.generator.trainable_variables, config.ema)}
+                self.averages["ema"] = MovingAverage(self.generator.trainable_variables, config.ema)
 
     def generated(self, labels: tf.Tensor, stream: str, training: bool = False) -> tf.Tensor:
         """An image for each label, from noise of its own: that of the current place in the run, and of this stream."""
@@ -130,8 +133,7 @@ class Adversarial(ModelsLoop):
             labels = tf.cast(self.classes * randomness.uniform([self.examples_of_part], "generator/labels"), tf.int64)
             losses = -self.critic((self.generated(labels, "generator", training=True), labels), training=True)
             loss = tf.reduce_sum(losses) / self.count
-        # Its examples are those of one critic step, and what is measured is divided by those of all.
-        sums = tf.one_hot(2, self.sums.width) * tf.reduce_sum(losses) * self.config.critic_steps
+        sums = tf.one_hot(2, self.sums.width) * tf.reduce_sum(losses) * self.config.critic_steps  # a mean of one step
         return gradients(tape, loss, self.generator.trainable_variables), sums
 
     def make_update(self, source: Source) -> Callable[[Any, Any, tf.Tensor], Update]:
@@ -139,8 +141,10 @@ class Adversarial(ModelsLoop):
         of_critic, of_generator = self.compiled(self.critic_gradients), self.compiled(self.generator_gradients)
 
         def step_of(model: str, found: list[tf.Tensor], sums: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-            *found, sums = over_replicas([*found, sums])
-            self.apply(model, found)
+            with tf.name_scope("all_reduce"):
+                *found, sums = summed([*found, sums])
+            with tf.name_scope("optimizer"):
+                self.groups[model].apply(found, self.models[model].trainable_variables)
             return found, sums
 
         def replica_update(feed: Any, order: Any, step: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, Any]:
@@ -152,8 +156,7 @@ class Adversarial(ModelsLoop):
             generator, sums = step_of("generator", *of_generator(step, first))
             for average in self.averages.values():
                 average.update()
-            norms = tf.linalg.global_norm(critic), tf.linalg.global_norm(generator)
-            return [*generator, *critic], total + sums, norms
+            return [*generator, *critic], total + sums, [tf.linalg.global_norm(each) for each in (critic, generator)]
 
         def update(feed: Any, order: Any, step: tf.Tensor) -> Update:
             applied, sums, norms = on_replicas(self.world.strategy, replica_update)(feed, order, step)
@@ -165,6 +168,9 @@ class Adversarial(ModelsLoop):
     def gradients_of(self, features: Any, step: tf.Tensor, first: tf.Tensor) -> Sequence[tf.Tensor]:
         return self.critic_gradients(features, step, first)[0] + self.generator_gradients(step, first)[0]
 
+    def rates(self, step: tf.Tensor) -> Sequence[tf.Tensor]:
+        return (self.groups["generator"].schedule(step),)
+
     def make_evaluation(self, source: Source) -> tf.types.experimental.PolymorphicFunction:
         """The eval split against images generated with its labels: what the critic says, and the Fréchet distance."""
         distance = FrechetDistance(self.shape)
@@ -174,13 +180,13 @@ class Adversarial(ModelsLoop):
             with randomness.at(self.config.seed, step, first):
                 fakes = self.generated(labels, "evaluation")
             scores = self.critic((images, labels)) - self.critic((fakes, labels))
-            total = tf.cast(tf.reduce_sum(scores * weights, keepdims=True), tf.float64)
+            total = tf.cast([tf.reduce_sum(scores * weights)], tf.float64)
             return tf.concat([total, distance.sums(images, fakes, weights)], axis=0)
 
         def values(sums: tf.Tensor) -> tf.Tensor:
             return tf.stack([sums[0] / source.size, distance.result_of(sums[1:])])
 
-        return over_split(self.world.strategy, source, sums_of, 1 + distance.width, values)
+        return self.evaluation_of(source, 1 + distance.width, sums_of, values)
 
     def show(self, summaries: Summaries, step: int) -> None:
         """Ten samples of each class, always from the same noise."""

@@ -7,14 +7,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from models import optimizers
 from trainers.input.dataset import Dataset
 from trainers.record.state import name_variables
 from trainers.run import replica_layers
 from trainers.run.inner_loop import InnerLoop, Source
 from trainers.run.replicas import MovingAverage
 from trainers.settings.config import Config
-from trainers.settings.exit_codes import BadConfiguration
 from trainers.show import graphs
 from trainers.world import private_api
 from trainers.world.devices import World
@@ -35,37 +33,9 @@ class ModelsLoop(InnerLoop):
         keras.utils.set_random_seed(config.seed)
         self.models: dict[str, keras.Model] = {}
         self.optimizers: dict[str, keras.optimizers.Optimizer] = {}
-        self.schedules: dict[str, optimizers.Schedule] = {}
         self.averages: dict[str, MovingAverage] = {}
         self.others: dict[str, Sequence[Any]] = {}
         self.inputs: dict[str, Callable[[int], Any]] = {}
-
-    def add_optimizer(self, model: str, steps: int = 1) -> None:
-        """Builds the optimizer `<model>_optimizer` of a model's weights, as flags say. Called in the strategy's scope.
-
-        `steps`: how many steps it takes in an update of the global batch; the schedule is spread over all of them.
-
-        Raises:
-          BadConfiguration: the optimizer needs a second gradient in each step.
-        """
-        config = self.config
-        warmup, total = config.warmup_steps * steps, config.train_steps * steps
-        schedule = optimizers.schedule(config.schedule, config.learning_rate, warmup, total)
-        optimizer = optimizers.build(config.optimizer, schedule, config.weight_decay or 0.0)
-        if hasattr(optimizer, "perturbation"):
-            raise BadConfiguration(
-                f"--optimizer {config.optimizer} takes a second gradient in each step, and the loop {config.loop} does "
-                "not; take adam"
-            )
-        optimizer.build(self.models[model].trainable_variables)
-        # The loop sums gradients itself: a second all-reduce in `apply` would multiply them.
-        private_api.apply_without_reduction(optimizer)
-        self.optimizers[f"{model}_optimizer"], self.schedules[model] = optimizer, schedule
-
-    def apply(self, model: str, gradients: Sequence[tf.Tensor]) -> None:
-        """In a replica: a step of the model's optimizer, with gradients that are the same on all replicas."""
-        with tf.name_scope("optimizer"):
-            self.optimizers[f"{model}_optimizer"].apply(gradients, self.models[model].trainable_variables)
 
     @property
     def weights(self) -> Sequence[keras.Variable]:
@@ -115,10 +85,6 @@ class ModelsLoop(InnerLoop):
         count = self.examples_of_part
         return {name: graphs.forward(m, self.inputs[name](count), lambda x: x) for name, m in self.models.items()}
 
-    def rates(self, step: tf.Tensor) -> Sequence[tf.Tensor]:
-        """The learning rate of the first optimizer that `add_optimizer` has built."""
-        return (next(iter(self.schedules.values()))(step),)
-
     def describe(self) -> dict[str, str]:
         """The models and the recipe."""
         config = self.config
@@ -147,8 +113,8 @@ class ModelsLoop(InnerLoop):
     ) -> tf.types.experimental.PolymorphicFunction:
         """The compiled evaluation by sums over one pass of a split, which are the same at every number of replicas.
 
-        `sums_of_part(features, weights, step, first) -> [width]`, float32, is called in a replica; examples that fill
-        up the last batch have weight 0. `values_of(sums) -> [values]`: from the sums of all, float64.
+        `sums_of_part(features, weights, step, first) -> [width]`, float32 or float64, is called in a replica; examples
+        that fill up the last batch have weight 0. `values_of(sums) -> [values]`: from the sums of all, float64.
         """
         strategy, num_batches = self.world.strategy, -(-source.size // source.batch_size)
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from trainers.input.source import Batches
-
 
 def boxed(function: Callable) -> Callable:
     """A replica's function in a name scope `replica_N`, for graphs and profiles: TensorFlow boxes all but the first.
@@ -42,47 +40,6 @@ def summed(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 def first_local(strategy: tf.distribute.Strategy, value: Any) -> tf.Tensor:
     """A value of the first replica of this process."""
     return strategy.experimental_local_results(value)[0]
-
-
-def over_replicas(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """In a replica: sums over all replicas, the same on each.
-
-    The stop: nobody differentiates a sum of gradients, and without it TensorFlow searches every replica's graph for
-    variables that somebody might.
-    """
-    with tf.name_scope("all_reduce"):
-        stopped = [tf.stop_gradient(value) for value in values]
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, stopped)
-
-
-def over_split(
-    strategy: tf.distribute.Strategy,
-    source: Batches,
-    sums_of: Callable[[dict[str, Any], tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
-    width: int,
-    values_of: Callable[[tf.Tensor], tf.Tensor],
-) -> tf.types.experimental.PolymorphicFunction:
-    """A compiled evaluation: `values_of` the sums over one pass through a split, `[width]`, float64.
-
-    `sums_of(features, weights, step, first)` is called in each replica with its share of a batch: `weights [batch]` are
-    0 for examples that fill up the last one; `step` counts batches, and `first` is the first example's place in it.
-    """
-
-    def replica_sums(feed: Any, step: tf.Tensor) -> tf.Tensor:
-        features, weights, first = source.part(feed, source.order(step, step + 1), step, 0)
-        return tf.cast(sums_of(features, weights, step, first), tf.float64)
-
-    in_replicas = on_replicas(strategy, replica_sums)
-
-    @tf.function(input_signature=[])
-    def evaluate() -> tf.Tensor:
-        sums = tf.zeros([width], tf.float64)
-        for step in tf.range(-(-source.size // source.batch_size), dtype=tf.int64):
-            feed, _ = source.feed()
-            sums += strategy.reduce("SUM", in_replicas(feed, step), axis=None)
-        return values_of(sums)
-
-    return evaluate
 
 
 def assign(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
