@@ -44,7 +44,8 @@ class BatchNormalization(keras.layers.Layer):
     backward pass, so the result does not depend on the number of replicas; else those of the replica's own examples,
     and the moving statistics are the mean over replicas. None: as `batch_statistics` sets it, by default True.
 
-    The gradient over several replicas is written by hand and is a first derivative only: a second raises LookupError.
+    The gradient over several replicas is written by hand and is a first derivative only: a second raises LookupError,
+    as TensorFlow does for what has no gradient.
 
     Momentum 0.9, not Keras's 0.99: after a few hundred steps, statistics at 0.99 still depend on their initial value.
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015.
@@ -116,8 +117,7 @@ class BatchNormalization(keras.layers.Layer):
         @tf.custom_gradient
         def normalized(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, Any]:
             def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-                message = "batch normalization over several replicas has a first derivative only"
-                upstream = tf.raw_ops.PreventGradient(input=upstream, message=message)
+                upstream = tf.raw_ops.PreventGradient(input=upstream, message=self._no_second_derivative())
                 to_beta = tf.reduce_sum(upstream, axes)
                 to_gamma = (tf.reduce_sum(upstream * x, axes) - mean * to_beta) * inverse
                 all_to_beta, all_to_gamma = tf.unstack(_sum_over_replicas(tf.stack([to_beta, to_gamma])) / count)
@@ -129,6 +129,12 @@ class BatchNormalization(keras.layers.Layer):
             return x * scale + (beta - mean * scale), gradient
 
         return normalized(x, gamma, beta), mean, variance
+
+    def _no_second_derivative(self) -> str:
+        return (
+            f"layer {self.path}: batch normalization over several replicas has a first derivative only; use "
+            "models.layers.LayerNormalization there, or statistics of each replica (--batch_norm=per_replica)"
+        )
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape

@@ -23,6 +23,11 @@ class Sums:
         self.width = 2 + sum(metric.width for metric in self.metrics.values())
         self.names = ("loss", *self.metrics)
 
+    @classmethod
+    def of_means(cls, *names: str) -> "Sums":
+        """The layout for means whose sums over the examples a loop computes itself, one number for each name."""
+        return cls({name: StreamingMetric(name) for name in names})
+
     def of_examples(self, targets: Any, outputs: Any, losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """The sums over a batch, each example times its weight: `[width]`, float32.
 

@@ -19,6 +19,7 @@ from trainers.measure.comparison import full_float32
 from trainers.measure.traces import Timing, TraceLog, num_nodes
 from trainers.record import state
 from trainers.run import driver
+from trainers.run.faults import missing_gradients_named
 from trainers.run.inner_loop import Source
 from trainers.run.windows import Columns
 from trainers.settings.config import Config
@@ -151,7 +152,9 @@ class _Caller:
             self.loop.traces = 0  # the Python body runs at every call, which is not a trace
         zeros = np.zeros(self.loop.sums.width), np.zeros(driver.NUM_NEWS)
         arguments = tf.constant(first, tf.int64), tf.constant(last, tf.int64), *map(tf.constant, zeros)
-        windows, _, finite, *_ = (result.numpy() for result in self.train_call(*arguments))
+        with missing_gradients_named():
+            results = self.train_call(*arguments)
+        windows, _, finite, *_ = (result.numpy() for result in results)
         if not self.variant.eager:
             self.log.note(self.loop.traces, arguments)
         step, norm = (self.columns.column(windows, name)[-1] for name in ("step", "gradient_norm"))
@@ -185,7 +188,8 @@ def largest_relative_difference(a: state.State, b: state.State) -> float:
 
 def update_graph(loop: Supervised, source: Source) -> tf.compat.v1.GraphDef:
     """The graph of one update, taken out of the compiled loop, where TensorBoard would hide it."""
-    concrete = driver.make_train_call(loop, source).get_concrete_function()
+    with missing_gradients_named():
+        concrete = driver.make_train_call(loop, source).get_concrete_function()
     return graphs.of_first_replica(graphs.step(concrete.graph, loop.layer_names))
 
 

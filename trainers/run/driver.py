@@ -71,7 +71,8 @@ def make_train_call(loop: InnerLoop, source: Source, summaries: Summaries | None
                 while (step < until) & finite:
                     feed, seconds = source.feed()
                     waited += seconds
-                    new_sums, norms, finite, gradients = update(feed, order, step)
+                    new_sums, found, finite, gradients = update(feed, order, step)
+                    norms = tuple(found)
                     sums += tf.cast(new_sums, tf.float64)
                     step += 1
                     if histogram_every and step % histogram_every == 0:

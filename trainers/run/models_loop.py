@@ -85,6 +85,17 @@ class ModelsLoop(InnerLoop):
         count = self.examples_of_part
         return {name: graphs.forward(m, self.inputs[name](count), lambda x: x) for name, m in self.models.items()}
 
+    def describe(self) -> dict[str, str]:
+        """The models and the recipe."""
+        config = self.config
+        sizes = ", ".join(f"{name} {model.count_params():,}" for name, model in self.models.items())
+        epochs = config.train_steps * config.batch_size / config.views / self.dataset.train.size
+        return {
+            "models": f"{sizes} parameters, {config.precision}",
+            "training": f"{config.train_steps} steps = {epochs:.1f} epochs, {config.optimizer}, learning rate "
+            f"{config.learning_rate:g} ({config.schedule})",
+        }
+
     @contextlib.contextmanager
     def evaluated(self) -> Iterator[None]:
         """Within the block weights that have a moving average are that."""
@@ -102,8 +113,8 @@ class ModelsLoop(InnerLoop):
     ) -> tf.types.experimental.PolymorphicFunction:
         """The compiled evaluation by sums over one pass of a split, which are the same at every number of replicas.
 
-        `sums_of_part(features, weights, step, first) -> [width]`, float32, is called in a replica; examples that fill
-        up the last batch have weight 0. `values_of(sums) -> [values]`: from the sums of all, float64.
+        `sums_of_part(features, weights, step, first) -> [width]`, float32 or float64, is called in a replica; examples
+        that fill up the last batch have weight 0. `values_of(sums) -> [values]`: from the sums of all, float64.
         """
         strategy, num_batches = self.world.strategy, -(-source.size // source.batch_size)
 
@@ -129,6 +140,19 @@ class ModelsLoop(InnerLoop):
             return self.config.jit == "on"
         crossing = any(crosses_replicas(model, self.world.replicas) for model in self.models.values())
         return bool(tf.config.list_logical_devices("GPU")) and not crossing
+
+    def compiled(self, function: Callable) -> Callable:
+        """A replica's function of tensors, compiled with XLA if this loop is."""
+        return tf.function(function, jit_compile=True, autograph=False) if self.uses_xla else function
+
+
+def gradients(tape: tf.GradientTape, loss: tf.Tensor, weights: Sequence[keras.Variable]) -> list[tf.Tensor]:
+    """The gradient of each weight as a tensor: 0 where the loss does not depend on it, whole where rows were looked up.
+
+    The tape's own zeros do not know Keras's variables.
+    """
+    found = zip(tape.gradient(loss, weights), weights, strict=True)
+    return [tf.zeros(w.shape, w.dtype) if g is None else tf.convert_to_tensor(g) for g, w in found]
 
 
 def crosses_replicas(model: keras.Model, replicas: int) -> bool:

@@ -18,7 +18,7 @@ from trainers.record.clock import Clock, Shares
 from trainers.record.run_record import RunRecord
 from trainers.run import driver, workers
 from trainers.run.cadence import due, next_due
-from trainers.run.faults import faults_named
+from trainers.run.faults import faults_named, missing_gradients_named
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import InnerLoop
 from trainers.run.pace import Pace
@@ -175,7 +175,8 @@ class Training:
         with self.clock.phase("trace"):
             self.watchdog.feed("tracing the train step", config.startup_timeout + config.step_timeout)
             # Both now: AutoGraph reads the loop's file, which may be edited while the run goes on.
-            self.train_call = train_call.get_concrete_function()
+            with missing_gradients_named():
+                self.train_call = train_call.get_concrete_function()
             self.evaluation = evaluation.get_concrete_function()
             self.hooks.traced(loop, self.train_call)
             functions = self.train_call, self.evaluation

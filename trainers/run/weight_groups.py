@@ -42,10 +42,21 @@ class WeightGroup(NamedTuple):
         self.optimizer.apply(self.of(gradients), self.of(weights))
 
 
-def group_of(config: Config, weights: Sequence[keras.Variable]) -> WeightGroup:
-    """All weights of a model, with what `--optimizer` and its flags say. Called in the strategy's scope."""
-    schedule = optimizers.schedule(config.schedule, config.learning_rate, config.warmup_steps, config.train_steps)
+def group_of(config: Config, weights: Sequence[keras.Variable], steps: int = 1) -> WeightGroup:
+    """All weights of a model, with what `--optimizer` and its flags say. Called in the strategy's scope.
+
+    `steps`: those that the optimizer takes in an update of the global batch; the schedule is spread over all of them.
+
+    Raises:
+      BadConfiguration: the optimizer takes two gradients an update, which a loop of its own kind does not.
+    """
+    warmup, total = config.warmup_steps * steps, config.train_steps * steps
+    schedule = optimizers.schedule(config.schedule, config.learning_rate, warmup, total)
     optimizer = optimizers.build(config.optimizer, schedule, config.weight_decay)
+    if hasattr(optimizer, "perturbation"):
+        raise BadConfiguration(
+            f"--optimizer {config.optimizer} takes two gradients an update, and the loop {config.loop} one; take adam"
+        )
     group = WeightGroup(list(range(len(weights))), optimizer, schedule)
     group.build(weights)
     return group

@@ -132,6 +132,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     optimizer_for.parse(config.optimizer_for)
     card = data_card(config.dataset)
     check_task(config, card.task)
+    config.check()
     if config.loss and config.loss not in LOSSES[config.task]:
         raise BadConfiguration(unknown("--loss", config.loss, LOSSES[config.task]))
     if card.needs_label != bool(config.label):
@@ -139,7 +140,6 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
         raise BadConfiguration(f"--dataset {config.dataset} {need}")
     _check_images(config, card.images)
     _check_documents(config, card.documents)
-    config.check()
     return _local_paths(config)
 
 

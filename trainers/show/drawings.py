@@ -1,4 +1,4 @@
-"""What a model gets wrong, drawn for TensorBoard: confusion matrices, worst examples, predicted over true values."""
+"""What a model does, drawn for TensorBoard: confusion matrices, worst examples, predicted over true values, samples."""
 
 import io
 import math
@@ -43,6 +43,12 @@ def show_predictions(summaries: Summaries, step: int, predictions: Predictions, 
             scatter(targets, outputs),
             "each point an example, in standard deviations of the target",
         )
+
+
+def show_samples(summaries: Summaries, step: int, images: np.ndarray) -> None:
+    """Writes a sheet of generated images `[classes, n, height, width, 1 or 3]` in [-1, 1] to `eval/`."""
+    if not summaries.silent:
+        _write(summaries, step, "samples", rows(images), "what is generated; a row for each class, by its number")
 
 
 def _write(summaries: Summaries, step: int, tag: str, image: Image.Image, description: str) -> None:
@@ -115,6 +121,24 @@ def sheet(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
         left, top = gap + i % columns * (side + gap), gap + i // columns * (side + text + gap)
         image.paste(tile.resize((side, side), Image.Resampling.NEAREST), (left, top))
         draw.multiline_text((left, top + side + 3), caption, _INK, font, spacing=2)
+    return image
+
+
+def rows(images: np.ndarray) -> Image.Image:
+    """Images `[rows, n, height, width, 1 or 3]` in [-1, 1], enlarged to be seen, with the number of each row."""
+    count, n, height, width = images.shape[:4]
+    scale = max(64 // height, 1)
+    tall, wide, gap, margin = height * scale, width * scale, 4, 36
+    image = Image.new("RGB", (margin + n * (wide + gap), gap + count * (tall + gap)), _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
+    bytes_ = np.uint8(np.clip(np.round((images.astype(np.float32) + 1) * 127.5), 0, 255))
+    for i in range(count):
+        top = gap + i * (tall + gap)
+        draw.text((margin - 10, top + tall / 2), str(i), _INK, font, "rm")
+        for j in range(n):
+            one = bytes_[i, j]
+            tile = Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one).convert("RGB")
+            image.paste(tile.resize((wide, tall), Image.Resampling.NEAREST), (margin + j * (wide + gap), top))
     return image
 
 
