@@ -1,4 +1,4 @@
-"""What contrastive learning adds to a model: the projection head and the loss over pairs of views.
+"""What contrastive learning adds to a model: a projection head, and the similarities of views.
 
 Source: Chen et al., "A simple framework for contrastive learning of visual representations", ICML 2020.
 """
@@ -10,35 +10,41 @@ import tensorflow as tf
 
 
 @keras.saving.register_keras_serializable("lockstep")
-class Projection(keras.Model):
-    """The head g of the paper, a hidden layer and a linear one: features `[batch, features]` → `[batch, width]`.
+class Contrastive(keras.Model):
+    """An encoder and the projection head of the paper: a hidden layer and a linear one.
 
-    Rows of the output have length 1, float32: their products are the similarities that the loss compares.
+    What the encoder takes → `[batch, width]`, float32, rows of length 1: their products are the cosines that the loss
+    compares. `encoder`: its output is `[batch, features]`, which is what is used afterwards. `hidden`: the width of the
+    hidden layer.
     """
 
-    def __init__(self, width: int, hidden: int, name: str = "projection", **kwargs: Any):
+    def __init__(self, encoder: keras.Model, hidden: int, width: int, name: str = "contrastive", **kwargs: Any):
         super().__init__(name=name, **kwargs)
-        self.width, self.hidden_width = width, hidden
+        self.encoder, self.hidden_width, self.width = encoder, hidden, width
         self.hidden = keras.layers.Dense(hidden, "relu", kernel_initializer="he_normal", name="hidden")
-        self.out = keras.layers.Dense(width, name="out", dtype="float32")
+        self.projection = keras.layers.Dense(width, name="projection", dtype="float32")
 
-    def call(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
-        return tf.math.l2_normalize(self.out(self.hidden(features)), axis=-1)
+    def call(self, x: Any, training: bool = False) -> tf.Tensor:
+        projected = self.projection(self.hidden(self.encoder(x, training=training)))
+        return tf.math.l2_normalize(projected, axis=-1)
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"width": self.width, "hidden": self.hidden_width}
+        own = {"encoder": keras.saving.serialize_keras_object(self.encoder)}
+        return super().get_config() | own | {"hidden": self.hidden_width, "width": self.width}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Contrastive":
+        return cls(**(config | {"encoder": keras.saving.deserialize_keras_object(config["encoder"])}))
 
 
-def nt_xent(own: tf.Tensor, every: tf.Tensor, first: tf.Tensor, temperature: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """NT-Xent of the views from position `first` on, against all views: losses `[rows]`, and 1 where a pair is nearest.
+def among_all(own: tf.Tensor, every: tf.Tensor, first: tf.Tensor, temperature: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Which of all views is the other one of its pair, for the views from position `first` on: a classification.
 
-    `own: [rows, width]`, `every: [all rows, width]`, of length 1, float32. The views at positions 2i and 2i + 1 are a
-    pair; all others but the view itself are negatives. A mean of these losses over all rows is the loss of the batch.
+    `own: [rows, width]`, `every: [all rows, width]`, float32, of length 1; the views at positions 2i and 2i + 1 are a
+    pair. Returns the positions of the others, `[rows]`, and logits `[rows, all rows]`: cosines over the temperature,
+    and for the view itself the least number. Their cross-entropy is NT-Xent of each view, equation 1 of the paper.
     """
     at = tf.cast(first, tf.int32) + tf.range(tf.shape(own)[0])
-    other = at + 1 - 2 * (at % 2)
-    similarities = tf.matmul(own, every, transpose_b=True) / temperature
     itself = tf.one_hot(at, tf.shape(every)[0], on_value=True, off_value=False, dtype=tf.bool)
-    similarities = tf.where(itself, similarities.dtype.min, similarities)
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(other, similarities)
-    return losses, tf.cast(tf.argmax(similarities, axis=1, output_type=tf.int32) == other, tf.float32)
+    logits = tf.matmul(own, every, transpose_b=True) / temperature
+    return at + 1 - 2 * (at % 2), tf.where(itself, logits.dtype.min, logits)

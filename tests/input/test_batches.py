@@ -174,6 +174,16 @@ def test_views_that_are_read_by_index_have_the_order_of_resident_data(first):
     np.testing.assert_array_equal(ids, expected)
 
 
+@pytest.mark.parametrize("split", [RESIDENT, INDEXED, STREAMED], ids=["resident", "indexed", "streamed"])
+@pytest.mark.parametrize("most", [1, 7, 49, 50, 100])
+def test_a_sample_of_a_split_is_spaced_evenly_over_it(split, most):
+    sample = split.sample(most)
+    expected = [i * SIZE // min(most, SIZE) for i in range(min(most, SIZE))]
+    ids, weights = global_batches(sample, 2, -(-len(expected) // BATCH), seed=None)
+    assert list(ids[weights == 1]) == expected and sample.size == len(expected)
+    assert [int(example["x"]) for example in sample.examples()] == expected
+
+
 @pytest.mark.parametrize("split", [RESIDENT, INDEXED], ids=["resident", "indexed"])
 def test_seeking_far_ahead_costs_nothing(split):
     ids, _ = global_batches(split, 1, 1, first=10**12)

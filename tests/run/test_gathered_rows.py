@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from models import contrastive
+from models.losses import CrossEntropy
 from trainers.run.replicas import gathered, on_replicas
 
 ROWS, INPUTS, WIDTH, TEMPERATURE = 16, 5, 4, 0.3
@@ -52,8 +53,8 @@ def loss_and_gradient(replicas, gather=gathered):
             z = tf.math.l2_normalize(tf.tanh(x @ weight), axis=1)
             every = gather(z)
             own = first if every.shape[0] == ROWS else tf.constant(0, tf.int64)
-            losses, _ = contrastive.nt_xent(z, every, own, TEMPERATURE)
-            loss = tf.reduce_sum(losses) / ROWS
+            pairs, logits = contrastive.among_all(z, every, own, TEMPERATURE)
+            loss = tf.reduce_sum(CrossEntropy().call(pairs, logits)) / ROWS
         values = [loss, tf.stop_gradient(tape.gradient(loss, weight))]
         return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
