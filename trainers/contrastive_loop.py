@@ -43,9 +43,9 @@ class Settings(Config):
     batch_size: int = flag(
         256, "training", "views in the GLOBAL batch, two of each image, over all replicas", low=4, fixed=True
     )
-    features: int = flag(128, "algorithm", "width of what the encoder gives: its last layer", low=1, fixed=True)
-    projection: int = flag(64, "algorithm", "width in which views are compared", low=1, fixed=True)
-    temperature: float = flag(0.2, "algorithm", "by which cosines are divided", low=1e-3, high=1e3, fixed=True)
+    features: int = flag(128, "contrastive", "width of what the encoder gives: its last layer", low=1, fixed=True)
+    projection: int = flag(64, "contrastive", "width in which views are compared", low=1, fixed=True)
+    temperature: float = flag(0.2, "contrastive", "by which cosines are divided", low=1e-3, high=1e3, fixed=True)
 
     views: ClassVar[int] = 2
 
