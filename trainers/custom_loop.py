@@ -25,11 +25,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 from absl import logging
 
 from models import batch_norm, cards, randomness
 from models.sums import Sums
+from models.tasks import Task
 from trainers.input.dataset import Dataset
 from trainers.run import examples, saved_model, start, weight_groups
 from trainers.run.hooks import Hooks
@@ -50,8 +52,7 @@ class Supervised(ModelsLoop):
     def __init__(self, config: Config, world: World, dataset: Dataset):
         super().__init__(config, world, dataset)
         with world.strategy.scope(), batch_norm.batch_statistics(config.batch_norm == "synchronized"):
-            spec = dataclasses.replace(dataset.spec, loss=config.loss)
-            self.model, self.task = cards.MODELS[config.model].builder()(spec)
+            self.model, self.task = self.build_model()
             # One call on zeros: `build(shape)` leaves a subclassed model without variables.
             self.model(self.example_inputs(), training=False)
             self.groups = weight_groups.groups_of(config, self.model.trainable_variables)
@@ -67,6 +68,11 @@ class Supervised(ModelsLoop):
         self.inputs = {"model": self.inputs_spec}
         self.ungraded: list[str] | None = None
 
+    def build_model(self) -> tuple[keras.Model, Task]:
+        """The model, which has no variables yet, and what it is trained for."""
+        spec = dataclasses.replace(self.dataset.spec, loss=self.config.loss)
+        return cards.MODELS[self.config.model].builder()(spec)
+
     @property
     def sums(self) -> Sums:
         """The loss and the metrics of training."""
@@ -77,6 +83,10 @@ class Supervised(ModelsLoop):
     def losses(self, inputs: Any, targets: Any, outputs: Any) -> tf.Tensor:
         """The loss of each example, `[batch]`, float32: the task's. `inputs`: as the data set prepares them."""
         return self.task.losses(targets, outputs)
+
+    def compared(self, targets: Any, outputs: Any, first: tf.Tensor) -> tuple[Any, Any]:
+        """Targets and outputs as loss and metrics take them, of a part from position `first` on: here as they are."""
+        return targets, outputs
 
     def gradients_of_part(self, features: Any, step: tf.Tensor, first: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Forward and backward pass over a part of the global batch, from its example `first` on: gradients, sums.
@@ -91,6 +101,7 @@ class Supervised(ModelsLoop):
         with tf.GradientTape() as tape, randomness.at(config.seed, step, first):
             outputs = model(self.task.inputs(inputs), training=True)
             with tf.name_scope("loss"):
+                targets, outputs = self.compared(targets, outputs, first)
                 losses = self.losses(inputs, targets, outputs)
                 penalty = tf.add_n(model.losses) / parts if model.losses else tf.constant(0.0)
                 loss = tf.reduce_sum(losses) / config.batch_size + tf.cast(penalty, tf.float32)
@@ -244,7 +255,7 @@ class Supervised(ModelsLoop):
     def describe(self) -> dict[str, str]:
         """The model and its recipe."""
         config = self.config
-        epochs = config.train_steps * config.batch_size / self.dataset.train.size
+        epochs = config.train_steps * config.batch_size / config.views / self.dataset.train.size
         return {
             "model": f"{config.model}: {self.num_parameters:,} parameters, {config.precision}",
             "training": f"{config.train_steps} steps = {epochs:.1f} epochs, "

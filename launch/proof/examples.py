@@ -51,7 +51,7 @@ def examples_of(config: Config) -> dict[int, dict[int, list[str]]]:
         order = strategy.run(source.order, args=(step, step + 1))
         strategy.run(replica, args=(source.feed()[0], order, step))
 
-    source = batches(strategy, train, config.batch_size, config.seed, config.parts)
+    source = batches(strategy, train, config.batch_size, config.seed, config.parts, config.views)
     compiled = tf.function(look)
     for first in FIRST_STEPS:
         source.start(first)

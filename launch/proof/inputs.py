@@ -20,8 +20,11 @@ def has_images(config: Config) -> bool:
 
 def words_of(config: Config, row: str) -> str:
     """The words of `--augment` under which a row looks at examples: the run's, or all that its batch allows."""
-    if row == "input" or config.augment:
-        return config.augment if row == "augment" else ""
+    if row == "input":
+        # A loop that takes several views of an example refuses to leave them alike. This word changes nothing.
+        return "erase=0" if config.views > 1 else ""
+    if config.augment:
+        return config.augment
     words = [word for word in WORDS if word != "inception"]
     if not fits(config, MIXING[0], 1):
         words = [word for word in words if word not in MIXING]
@@ -29,9 +32,9 @@ def words_of(config: Config, row: str) -> str:
 
 
 def fits(config: Config, words: str, replicas: int) -> bool:
-    """Whether the batch divides over so many replicas, and its pairs too if examples are mixed."""
+    """Whether the batch divides over so many replicas, and its views and mixed pairs too."""
     pairs = 2 if mixes(parse(words)) else 1
-    return config.batch_size % (pairs * replicas * config.parts) == 0
+    return config.batch_size % (pairs * config.views * replicas * config.parts) == 0
 
 
 def specs_of(
@@ -61,7 +64,8 @@ def worker_specs_of(prover: Prover, row: str, words: str) -> list[dict[str, Any]
 
 def name_of(row: str, words: str, placement: str, size: str) -> str:
     """The name of a look at examples."""
-    return f"{row} of {words or 'plain examples'}, {placement}, {size}"
+    plain = row == "input" or not words
+    return f"{row} of {'plain examples' if plain else words}, {placement}, {size}"
 
 
 def compare(prover: Prover, row: str, words: str) -> Verdict:

@@ -155,7 +155,7 @@ def judge_input(prover: Prover, scope: Scope, compared: Sequence[str]) -> Verdic
     verdict = verdicts.compare_inputs(prover, compared)
     if not (verdict.holds and inputs.has_images(scope.config)):
         return verdict
-    looked = inputs.compare(prover, "input", "")
+    looked = inputs.compare(prover, "input", inputs.words_of(scope.config, "input"))
     return looked._replace(text=f"{verdict.text}; {looked.text}")
 
 

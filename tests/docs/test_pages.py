@@ -12,6 +12,7 @@ from models import cards
 from trainers.settings.config import Config
 from trainers.settings.data_cards import DATASETS
 from trainers.settings.exit_codes import RETRY
+from trainers.settings.pages import SUPERVISED, page_of, shipped
 
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -69,10 +70,25 @@ def anchors(text):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def rows_of_flags():
-    """`docs/flags.md` as `{flag: [meaning, default, fixed]}`."""
-    rows = re.findall(r"^\| `--(\w+)` \|(.+)\|$", TEXTS["docs/flags.md"], re.MULTILINE)
+def sections_of_flags():
+    """`docs/flags.md` in pieces: that of supervised training under "", those of other loops under their names."""
+    pieces = re.split(r"^## `trainers/(\w+)\.py`$", TEXTS["docs/flags.md"], flags=re.MULTILINE)
+    return {"": pieces[0]} | dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def rows_of_flags(text):
+    """A piece of `docs/flags.md` as `{flag: [meaning, default, fixed]}`."""
+    rows = re.findall(r"^\| `--(\w+)` \|(.+)\|$", text, re.MULTILINE)
     return {name: [cell.strip() for cell in rest.split("|")] for name, rest in rows}
+
+
+def check_rows(rows, fields):
+    assert list(rows) == list(fields), "docs/flags.md has the flags in their order"
+    for name, field in fields.items():
+        meaning, default, fixed = rows[name]
+        assert default == default_of(field), name
+        assert fixed == ("yes" if field.metadata["fixed"] else ""), name
+        assert [choice for choice in field.metadata.get("choices", ()) if f"`{choice}`" not in meaning] == [], name
 
 
 def default_of(field):
@@ -138,18 +154,21 @@ def test_the_check_of_flags_sees_commands():
 
 
 def test_every_flag_has_a_row_with_its_default_and_choices():
-    rows = rows_of_flags()
-    assert list(rows) == list(FIELDS), "docs/flags.md has the flags of Config, in its order"
-    for name, field in FIELDS.items():
-        meaning, default, fixed = rows[name]
-        assert default == default_of(field), name
-        assert fixed == ("yes" if field.metadata["fixed"] else ""), name
-        assert [choice for choice in field.metadata.get("choices", ()) if f"`{choice}`" not in meaning] == [], name
+    check_rows(rows_of_flags(sections_of_flags()[""]), FIELDS)
+
+
+@pytest.mark.parametrize("loop", [name for name in shipped() if name != SUPERVISED])
+def test_every_flag_of_another_loop_that_differs_has_a_row(loop):
+    text, kind = sections_of_flags()[loop], page_of(loop).settings
+    own = {field.name: field for field in kind.fields()}
+    differing = {name: field for name, field in own.items() if str(field) != str(FIELDS.get(name))}
+    check_rows(rows_of_flags(text), differing)
+    assert [name for name in kind.left_out if f"`--{name}`" not in text] == []
 
 
 def test_flags_stand_in_their_groups():
     groups, here = {}, ""
-    for line in TEXTS["docs/flags.md"].splitlines():
+    for line in sections_of_flags()[""].splitlines():
         if line.startswith("## "):
             here = line[3:].lower()
         elif match := re.match(r"\| `--(\w+)` \|", line):
@@ -159,9 +178,9 @@ def test_flags_stand_in_their_groups():
 
 def test_what_the_pages_offer_can_be_chosen():
     """`--help` lists everything; a model of one's own needs no line in a page."""
-    shipped = {*cards.MODELS, *cards.OPTIMIZERS, *cards.SCHEDULES, *itertools.chain(*cards.LOSSES.values())}
+    known = {*cards.MODELS, *cards.OPTIMIZERS, *cards.SCHEDULES, *itertools.chain(*cards.LOSSES.values())}
     offered = set(re.findall(r"^\| `(\w+)` \|", TEXTS["docs/models.md"], re.MULTILINE))
-    assert len(offered) >= 9 and offered <= shipped
+    assert len(offered) >= 9 and offered <= known
     kinds = {name.split(":")[0] for name in re.findall(r"`([a-z]+(?::[A-Z]+)?)`", TEXTS["docs/data.md"])}
     assert set(DATASETS) <= kinds
 

@@ -105,12 +105,12 @@ def test_an_image_is_changed_alike_alone_and_among_others(text):
             )
 
 
-def global_batches(split, replicas, parts, steps=3):
-    """Images, labels and shares of some global batches, in order of position."""
+def global_batches(split, replicas, parts, steps=3, views=1):
+    """Images, labels and, of mixed ones, shares of some global batches, in order of position."""
     strategy = tf.distribute.MirroredStrategy(
         [f"CPU:{i}" for i in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
-    source = batches.batches(strategy, split, BATCH, 7, parts)
+    source = batches.batches(strategy, split, BATCH, 7, parts, views)
     source.start(0)
 
     @tf.function
@@ -122,9 +122,9 @@ def global_batches(split, replicas, parts, steps=3):
     rows = {"image": [], "label": [], "other_label": [], "share": []}
     for step in range(steps):
         for features in batch(tf.constant(step, tf.int64)):
-            for name, values in rows.items():
-                values += [value.numpy() for value in strategy.experimental_local_results(features[name])]
-    return {name: np.concatenate(values) for name, values in rows.items()}
+            for name in features:
+                rows[name] += [value.numpy() for value in strategy.experimental_local_results(features[name])]
+    return {name: np.concatenate(values) for name, values in rows.items() if values}
 
 
 @pytest.mark.parametrize("form", ["resident", "indexed"])
@@ -143,6 +143,19 @@ def test_resident_and_indexed_batches_are_augmented_alike():
     indexed = global_batches(Split(SIZE, records=Held(), augmentation=words(EVERYTHING)), 2, 1)
     for name, values in resident.items():
         np.testing.assert_array_equal(indexed[name], values)
+
+
+@pytest.mark.parametrize("form", ["resident", "indexed"])
+def test_views_of_an_example_are_augmented_by_numbers_of_their_own(form):
+    held = {"arrays": ARRAYS} if form == "resident" else {"records": Held()}
+    text = "crop,flip,erase=0.5"
+    rows = global_batches(Split(SIZE, augmentation=words(text), **held), 1, 1, views=2)
+    np.testing.assert_array_equal(rows["label"][0::2], rows["label"][1::2])
+    alike = [np.array_equal(one, other) for one, other in zip(rows["image"][0::2], rows["image"][1::2], strict=True)]
+    assert np.mean(alike) < 0.1
+    spread = global_batches(Split(SIZE, augmentation=words(text), **held), 2, 1, views=2)
+    for name, values in rows.items():
+        np.testing.assert_array_equal(spread[name], values)
 
 
 def test_evaluation_is_not_augmented():

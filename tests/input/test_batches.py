@@ -39,10 +39,10 @@ def strategy_of(replicas):
     )
 
 
-def global_batches(split, replicas, steps, first=0, seed=3, parts=1):
+def global_batches(split, replicas, steps, first=0, seed=3, parts=1, views=1):
     """The ids of the global batches `first … first + steps`, each in order of position, and their weights."""
     strategy = strategy_of(replicas)
-    batch_source = batches.batches(strategy, split, BATCH, seed, parts)
+    batch_source = batches.batches(strategy, split, BATCH, seed, parts, views)
     batch_source.start(first)
     count = BATCH // replicas // parts
 
@@ -148,6 +148,40 @@ def test_a_part_is_the_share_of_its_position(split, replicas, parts, seed):
                 np.testing.assert_array_equal(ids[weights == 1], expected[expected < SIZE])
     assert positions == list(range(BATCH))
     assert total == (BATCH if seed else SIZE % BATCH)
+
+
+@pytest.mark.parametrize("split", [RESIDENT, INDEXED, STREAMED], ids=["resident", "indexed", "streamed"])
+def test_views_hold_each_example_several_times_in_the_order_that_it_has_once(split):
+    once, _ = global_batches(split, 1, 9)
+    for views in (2, 3):
+        expected = np.repeat(once.ravel(), views)[: 9 * BATCH].reshape(9, BATCH)
+        for replicas, parts in ((1, 1), (2, 1), (4, 1), (2, 2)):
+            if BATCH // replicas // parts % views == 0:
+                ids, _ = global_batches(split, replicas, 9, parts=parts, views=views)
+                np.testing.assert_array_equal(ids, expected, err_msg=f"{views} views, {replicas} replicas")
+        if views == 2:
+            ids, _ = global_batches(split, 2, 3, first=6, views=views)
+            np.testing.assert_array_equal(ids, expected[6:])
+    # A pass in order is one over the split, and has each example once.
+    ids, weights = global_batches(split, 2, 5, seed=None, views=2)
+    assert list(ids[weights == 1]) == list(range(SIZE))
+
+
+@pytest.mark.parametrize("first", [0, 10**9])
+def test_views_that_are_read_by_index_have_the_order_of_resident_data(first):
+    ids, _ = global_batches(INDEXED, 2, 4, first=first, parts=3, views=2)
+    expected, _ = global_batches(RESIDENT, 1, 4, first=first, views=2)
+    np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize("split", [RESIDENT, INDEXED, STREAMED], ids=["resident", "indexed", "streamed"])
+@pytest.mark.parametrize("most", [1, 7, 49, 50, 100])
+def test_a_sample_of_a_split_is_spaced_evenly_over_it(split, most):
+    sample = split.sample(most)
+    expected = [i * SIZE // min(most, SIZE) for i in range(min(most, SIZE))]
+    ids, weights = global_batches(sample, 2, -(-len(expected) // BATCH), seed=None)
+    assert list(ids[weights == 1]) == expected and sample.size == len(expected)
+    assert [int(example["x"]) for example in sample.examples()] == expected
 
 
 @pytest.mark.parametrize("split", [RESIDENT, INDEXED], ids=["resident", "indexed"])

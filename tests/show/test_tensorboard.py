@@ -495,6 +495,20 @@ def test_pictures_are_drawn_for_edge_cases():
     flat = pictures.sheet(np.zeros([1, 8, 8, 3], np.float32), ["is 0, said 1"])
     assert isinstance(flat, PIL.Image.Image)
     assert pictures.scatter(np.ones([3, 1]), np.ones([3, 1])).size == (532, 532)
+    for width in (1, 2, 5):
+        assert pictures.plane(np.ones([3, width]), np.zeros(3, np.int64)).size == (608, 608)
+
+
+def test_the_plane_of_features_is_that_of_their_two_main_directions():
+    chance = np.random.default_rng(0)
+    features = chance.normal(size=(200, 6)) * [0.1, 9.0, 0.1, 3.0, 0.1, 0.1]
+    features[:, 1] = np.abs(features[:, 1]) * np.repeat([-1, 1], 100)
+    image = np.asarray(pictures.plane(features, np.repeat([4, 7], 100))).astype(int)
+    # Two classes: the hue of the first is 0, that of the second 1/2. They lie left and right along the first direction.
+    red = np.argwhere((image[..., 0] > 100) & (image[..., 1] < 60))[:, 1]
+    cyan = np.argwhere((image[..., 2] > 100) & (image[..., 0] < 80))[:, 1]
+    assert len(red) > 500 and len(cyan) > 500
+    assert red.max() < cyan.min() + 20
 
 
 def test_a_profile_comes_on_demand_from_a_running_process(trainer, tmp_path):

@@ -10,12 +10,18 @@ from trainers.input.streamed import StreamedBatches
 
 
 def batches(
-    strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
+    strategy: tf.distribute.Strategy,
+    split: Split,
+    batch_size: int,
+    seed: int | None,
+    parts: int = 1,
+    views: int = 1,
 ) -> Batches:
     """The source for a split: resident if it holds arrays, read by index if it can be, streamed otherwise.
 
-    `seed=None`: in order, once. `parts`: pieces of the global batch that are computed one after another.
+    `seed=None`: in order, once. `parts`: pieces of the global batch that are computed one after another. `views`:
+    positions in training that follow each other and hold the same example.
     """
     streaming = IndexedBatches if split.records else StreamedBatches
     source = streaming if split.arrays is None else ResidentBatches
-    return source(strategy, split, batch_size, seed, parts)
+    return source(strategy, split, batch_size, seed, parts, views)

@@ -14,7 +14,7 @@ from models.tasks import DataSpec, Mixed
 from trainers.input.augment.augmentation import Augmentation
 from trainers.input.pictures import Pictures
 from trainers.input.pipelines import steady
-from trainers.input.records import Records
+from trainers.input.records import Records, Sample
 from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -92,11 +92,33 @@ class Split:
     records: Records | None = None
     augmentation: Augmentation | None = None
 
+    def sample(self, most: int) -> "Split":
+        """All examples or, if there are more than `most`, as many, spaced evenly. They are not augmented."""
+        count = min(self.size, most)
+        if count == self.size:
+            return dataclasses.replace(self, augmentation=None)
+        if self.arrays is not None:
+            index = np.arange(count) * self.size // count
+            return Split(count, arrays={key: array[index] for key, array in self.arrays.items()})
+        if self.records:
+            return Split(count, records=Sample(self.records, count))
+        return Split(count, stream=lambda: _spaced(self.stream(), self.size, count))
+
     def examples(self) -> tf.data.Dataset:
         """All examples in order, one an element, as evaluation has them."""
         if self.arrays is not None:
             return steady(tf.data.Dataset.from_tensor_slices(self.arrays))
         return self.records.examples() if self.records else steady(self.stream())
+
+
+def _spaced(stream: tf.data.Dataset, size: int, count: int) -> tf.data.Dataset:
+    """`count` of the `size` elements of a stream: those at `i * size // count`. The others are read over."""
+
+    def before(number: tf.Tensor) -> tf.Tensor:
+        """How many of them stand before an element."""
+        return (number * count + size - 1) // size
+
+    return stream.enumerate().filter(lambda n, _: before(n + 1) > before(n)).map(lambda _, example: example)
 
 
 def _as_numbers(tokens: Sequence[int]) -> str:

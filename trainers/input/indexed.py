@@ -7,7 +7,6 @@ from trainers.input.dataset import Features, Split
 from trainers.input.piped import Piped
 from trainers.input.pipelines import READY_STEPS, calls_at_once
 from trainers.input.records import num_bytes
-from trainers.input.source import shuffled_index
 from trainers.settings.exit_codes import BadConfiguration
 
 # Steps beyond the end of a call in which an unreadable example is looked for: read ahead, and in other threads.
@@ -21,9 +20,15 @@ class IndexedBatches(Piped):
     """
 
     def __init__(
-        self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
+        self,
+        strategy: tf.distribute.Strategy,
+        split: Split,
+        batch_size: int,
+        seed: int | None,
+        parts: int = 1,
+        views: int = 1,
     ):
-        super().__init__(strategy, split, batch_size, seed, parts)
+        super().__init__(strategy, split, batch_size, seed, parts, views)
         self.records = split.records
         # Counted where it happens: examples, bytes.
         with tf.device("CPU:0"):
@@ -58,8 +63,8 @@ class IndexedBatches(Piped):
         if self.seed is None:
             # Repeated: each evaluation reads on where the one before has ended, at the first batch.
             position = step % -(-self.size // self.batch_size) * self.batch_size + first
-            return tf.minimum(position, self.size - 1), tf.cast(position < self.size, tf.float32)
-        return shuffled_index((step * self.batch_size + first)[None], self.size, self.seed)[0], tf.constant(1.0)
+            return self.index(position), tf.cast(position < self.size, tf.float32)
+        return self.index((step * self.batch_size + first)[None])[0], tf.constant(1.0)
 
     @tf.autograph.experimental.do_not_convert
     def _example(self, number: tf.Tensor) -> tuple[Features, tf.Tensor]:

@@ -66,6 +66,28 @@ class Records(abc.ABC):
         return None
 
 
+class Sample(Records):
+    """`size` of the examples of others, spaced evenly."""
+
+    def __init__(self, records: Records, size: int):
+        self.records, self.size = records, size
+
+    def _index(self, index: Any) -> Any:
+        return index * self.records.size // self.size
+
+    def read(self, index: tf.Tensor) -> Example:
+        return self.records.read(self._index(index))
+
+    def decode(self, stored: Example, crop: Crop | None = None) -> Example:
+        return self.records.decode(stored, crop)
+
+    def where(self, index: int) -> str:
+        return self.records.where(self._index(index))
+
+    def changed(self, index: int) -> str:
+        return self.records.changed(self._index(index))
+
+
 def num_bytes(stored: Example) -> tf.Tensor:
     """The bytes of an example's strings and vectors: int64. Single numbers, labels say, are not counted."""
     counts = [tf.cast(tf.strings.length(value), tf.int64) for value in stored.values() if value.dtype == tf.string]

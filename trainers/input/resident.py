@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.input.dataset import Features, Split
-from trainers.input.source import Batches, Order, shuffled_index
+from trainers.input.source import Batches, Order
 
 # Examples whose order is computed at once. Step by step a step of `mlp` takes 3 to 6 % longer.
 _ORDERED = 1 << 16
@@ -20,9 +20,15 @@ class ResidentBatches(Batches):
     """
 
     def __init__(
-        self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
+        self,
+        strategy: tf.distribute.Strategy,
+        split: Split,
+        batch_size: int,
+        seed: int | None,
+        parts: int = 1,
+        views: int = 1,
     ):
-        super().__init__(strategy, split, batch_size, seed, parts)
+        super().__init__(strategy, split, batch_size, seed, parts, views)
         self.ordered = max(_ORDERED // batch_size, 1)
         # GPUs gather no whole numbers of less than 32 bits, and TensorFlow keeps those of 32 in the host's memory: the
         # whole split would be copied at each step.
@@ -40,11 +46,7 @@ class ResidentBatches(Batches):
         share = part // self.replicas
         step, number = tf.range(first, last)[:, None, None], tf.range(self.parts, dtype=tf.int64)[:, None]
         position = step * self.batch_size + number * part + replica * share + tf.range(share, dtype=tf.int64)
-        position = tf.reshape(position, [-1])
-        if self.seed is None:
-            index = tf.minimum(position, self.size - 1)
-        else:
-            index = shuffled_index(position, self.size, self.seed)
+        index = self.index(tf.reshape(position, [-1]))
         return tf.identity(first), tf.reshape(index, [-1, self.parts * share])
 
     def feed(self) -> tuple[Any, tf.Tensor]:

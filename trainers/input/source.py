@@ -2,8 +2,11 @@
 
 Example `p` of the run (`p = step * batch_size + position in the batch`) is a pure function of the seed and `p`, so the
 order does not depend on the number of replicas, epochs follow each other without a gap, and a resumed run needs no
-saved position. A source has three functions: `order` runs for many steps at once, inside of each replica; `feed` once a
-step, outside of them; `part` once for each part of a step, inside.
+saved position. With several views of each example, as many positions that follow each other hold the same one, and
+differ by their augmentation.
+
+A source has three functions: `order` runs for many steps at once, inside of each replica; `feed` once a step, outside
+of them; `part` once for each part of a step, inside.
 """
 
 import abc
@@ -40,17 +43,31 @@ class Batches(abc.ABC):
 
     A global batch is cut into `parts` first and each part over the replicas, so that what is computed over a part
     (batch statistics) does not depend on the number of replicas. `seed=None`: in the order of the split, once, and not
-    augmented. `ordered`: the most steps that one call of `order` should cover.
+    augmented. `views`: positions in training that follow each other and hold the same example; a replica's share of a
+    part must hold all of them. `ordered`: the most steps that one call of `order` should cover.
     """
 
     ordered: int
 
     def __init__(
-        self, strategy: tf.distribute.Strategy, split: Split, batch_size: int, seed: int | None, parts: int = 1
+        self,
+        strategy: tf.distribute.Strategy,
+        split: Split,
+        batch_size: int,
+        seed: int | None,
+        parts: int = 1,
+        views: int = 1,
     ):
         self.size, self.batch_size, self.seed = split.size, batch_size, seed
         self.parts, self.replicas = parts, strategy.num_replicas_in_sync
+        self.views = views if seed is not None else 1
         self.augmentation = split.augmentation if seed is not None else None
+
+    def index(self, position: tf.Tensor) -> tf.Tensor:
+        """The examples at positions `[n]` of the run, int64: `[n]`; beyond the end of a pass in order, its last one."""
+        if self.seed is None:
+            return tf.minimum(position, self.size - 1)
+        return shuffled_index(position // self.views if self.views > 1 else position, self.size, self.seed)
 
     @abc.abstractmethod
     def start(self, step: int) -> None:

@@ -38,7 +38,7 @@ class StreamedBatches(Piped):
         if self.seed is None:
             # Repeated: each evaluation reads on where the one before has ended, at the first batch.
             return self.split.stream().batch(self.batch_size).map(self._padded).repeat()
-        epoch, skipped = divmod(position, self.size)
+        epoch, skipped = divmod(position // self.views, self.size)
 
         def shuffled(number: tf.Tensor) -> tf.data.Dataset:
             return _shuffled_records(self.split.stream(), min(STREAM_WINDOW, self.size), self.seed, number).skip(
@@ -46,7 +46,14 @@ class StreamedBatches(Piped):
             )
 
         epochs = tf.data.Dataset.range(epoch, tf.int64.max)
-        return epochs.flat_map(shuffled).batch(self.batch_size, drop_remainder=True).map(self._padded)
+        examples = epochs.flat_map(shuffled).batch(self.batch_size // self.views, drop_remainder=True)
+        if self.views > 1:
+            examples = examples.map(self._repeated)
+        return examples.map(self._padded)
+
+    def _repeated(self, features: Features) -> Features:
+        """Each example once for each of its views."""
+        return {key: tf.repeat(value, self.views, axis=0) for key, value in features.items()}
 
     def _padded(self, features: Features) -> tuple[Features, tf.Tensor]:
         """Fills a last, smaller batch up with its first example at weight 0."""

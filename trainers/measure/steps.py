@@ -85,7 +85,7 @@ def measure_train_step(config: Config, world: World, steps: int, steps_per_call:
       Diverged: a loss or a gradient is not finite.
     """
     loop = Supervised(config, world, load.load_for(config))
-    source = batches(world.strategy, loop.dataset.train, config.batch_size, config.seed, config.parts)
+    source = batches(world.strategy, loop.dataset.train, config.batch_size, config.seed, config.parts, config.views)
     source.start(0)
     initial = state.values_of(loop.variables)
     timings, reference = [], None

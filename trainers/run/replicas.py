@@ -42,6 +42,51 @@ def first_local(strategy: tf.distribute.Strategy, value: Any) -> tf.Tensor:
     return strategy.experimental_local_results(value)[0]
 
 
+def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """In a replica: the sum over all replicas, without a gradient.
+
+    Both stops keep TensorFlow from searching the other replicas' graphs for variables, see `models.batch_norm`.
+    """
+    context = tf.distribute.get_replica_context()
+    return tf.stop_gradient(context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stop_gradient(value)))
+
+
+def _with_gradient(value: tf.Tensor, argument: tf.Tensor, gradient: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """A value that is linear in the argument, with the gradient that it has."""
+    return tf.custom_gradient(
+        lambda _: (tf.identity(value), lambda upstream: gradient(tf.ensure_shape(upstream, value.shape)))
+    )(argument)
+
+
+def gathered(rows: tf.Tensor) -> tf.Tensor:
+    """In a replica: the rows of all replicas in the order of the global batch, `[rows, …]` → `[all rows, …]`.
+
+    The number of rows is static, and the same on each replica. The values are exact, bit for bit. What each replica
+    computes from all rows depends on the rows of each, so the gradient of a replica's rows is the *sum* over replicas
+    of their gradients there, at one more all-reduce. XLA cannot compile it for more than one replica.
+    """
+    first, rest = _place_of(rows.shape[0])
+    if rest == 0:
+        return rows
+    # One summand of each number is not zero, so that the sum is exact.
+    padding = [[first, rest - first], *[[0, 0]] * (rows.shape.rank - 1)]
+    every = tf.ensure_shape(_sum_over_replicas(tf.pad(rows, padding)), [rows.shape[0] + rest, *rows.shape[1:]])
+    return _with_gradient(every, rows, _own_sums)
+
+
+def _own_sums(every: tf.Tensor) -> tf.Tensor:
+    """In a replica: its rows of the sum over replicas, `[all rows, …]` → `[rows, …]`; the transpose of `gathered`."""
+    count = every.shape[0] // tf.distribute.get_replica_context().num_replicas_in_sync
+    first, _ = _place_of(count)
+    return _with_gradient(_sum_over_replicas(every)[first : first + count], every, gathered)
+
+
+def _place_of(count: int) -> tuple[tf.Tensor, int]:
+    """In a replica of `count` rows: where they begin among all, and how many are on others."""
+    context = tf.distribute.get_replica_context()
+    return tf.cast(context.replica_id_in_sync_group, tf.int32) * count, (context.num_replicas_in_sync - 1) * count
+
+
 def assign(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
     """In a replica: sets the Keras variables on its device to values that are the same on all replicas."""
 

@@ -88,7 +88,9 @@ class Reporter:
         with only_warned("TensorBoard shows no graphs"):
             config = self.loop.config
             flags = config.values(config.names("compared"))
-            metrics = dict.fromkeys([*self.loop.sums.names[1:], *self.loop.eval_names[1:], "loss"])
+            # The loss stands last; an evaluation may have none.
+            metrics = dict.fromkeys((*self.loop.sums.names, *self.loop.eval_names))
+            metrics["loss"] = metrics.pop("loss")
             self.summaries.hparams(step, flags, tuple(metrics), time.time())
             self.summaries.text("train", step, "run", facts_table(self.record.card()))
             self._graphs(forward, concrete)

@@ -163,7 +163,9 @@ class Training:
         """Makes the sources of batches and the compiled functions, and traces them."""
         config, loop, world = self.config, self.loop, self.world
         with self.clock.phase("build"):
-            source = batches(world.strategy, loop.dataset.train, config.batch_size, config.seed, config.parts)
+            source = batches(
+                world.strategy, loop.dataset.train, config.batch_size, config.seed, config.parts, config.views
+            )
             source.start(self.step)
             eval_source = batches(world.strategy, loop.dataset.eval, config.batch_size, None)
             eval_source.start(0)

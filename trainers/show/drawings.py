@@ -1,5 +1,6 @@
 """What a model does, drawn for TensorBoard: confusion matrices, worst examples, predicted over true values, samples."""
 
+import colorsys
 import io
 import math
 from collections.abc import Sequence
@@ -82,6 +83,45 @@ def _show_classes(
         _write(
             summaries, step, "worst_examples", sheet(inputs[worst], captions), "the largest losses of the evaluation"
         )
+
+
+def show_features(summaries: Summaries, step: int, features: np.ndarray, labels: np.ndarray) -> None:
+    """Writes features `[n, width]` of examples with labels `[n]` to `eval/`, in their two main directions."""
+    if not summaries.silent:
+        description = "each point an example; its color and its number: the true class"
+        _write(summaries, step, "features", plane(features, labels), description)
+
+
+def plane(features: np.ndarray, labels: np.ndarray) -> Image.Image:
+    """Features `[n, width]` in the plane of their two main directions, a color for each of the labels `[n]`.
+
+    The number of a class stands at its mean.
+    """
+    side, margin = 520, 44
+    image = Image.new("RGB", (side + 2 * margin, side + 2 * margin), _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
+    centred = features.astype(np.float64) - features.mean(axis=0)
+    variances, directions = np.linalg.eigh(centred.T @ centred)
+    main = directions[:, ::-1][:, :2]
+    main = main * np.where(main[np.abs(main).argmax(axis=0), np.arange(main.shape[1])] < 0, -1.0, 1.0)
+    points = np.zeros([len(features), 2])  # of one feature there is one direction
+    points[:, : main.shape[1]] = centred @ main
+    low, span = points.min(axis=0), np.maximum(points.max(axis=0) - points.min(axis=0), 1e-12)
+    places = margin + (points - low) / span * side
+    places[:, 1] = side + 2 * margin - places[:, 1]
+    draw.rectangle([margin - 6, margin - 6, margin + side + 6, margin + side + 6], outline=(200, 200, 200))
+    classes = np.unique(labels)
+    for i, label in enumerate(classes):
+        color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(i / len(classes), 0.75, 0.55 + 0.35 * (i % 2)))
+        for x, y in places[labels == label]:
+            draw.ellipse([x - 3, y - 3, x + 3, y + 3], color)
+    for label in classes if len(classes) <= MOST_CLASSES else ():
+        x, y = places[labels == label].mean(axis=0)
+        draw.text((x, y), str(label), _INK, ImageFont.load_default(size=22), "mm", stroke_width=3, stroke_fill=_PAPER)
+    shares = variances[::-1][:2] / max(variances.sum(), 1e-30)
+    words = " and ".join(f"{share:.0%}" for share in shares)
+    draw.text((margin, margin - 26), f"the two main directions: {words} of the variance", _INK, font)
+    return image
 
 
 def matrix(counts: np.ndarray) -> Image.Image:
