@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models import cards
+from models import cards, options
 from models import metrics as metrics_lib
 from models.metrics import StreamingMetric
 
@@ -17,9 +17,10 @@ class DataSpec:
 
     `task`: `classification`, `regression` or `language`. `input_shape`: one example's shape without the batch, e.g.
     `(8, 8, 1)`, after the data set's own preparation; `input_dtype` its element type. `num_classes`: classes of the
-    label or tokens of the vocabulary. `target_shape`: one regression target's. `loss`: a name in `cards.LOSSES[task]`,
-    or empty for the first. `separator`: the token that ends a document, if there is one. `document_mask`: attention and
-    loss do not cross documents; a target that is not to be predicted is -1.
+    label or tokens of the vocabulary. `target_shape`: one regression target's. `loss`: `NAME,key=value,…` with a name
+    of `cards.LOSSES[task]` or `module:object`; empty for the first of the task. `separator`: the token that ends a
+    document, if there is one. `document_mask`: attention and loss do not cross documents; a target that is not to be
+    predicted is -1.
     """
 
     task: str
@@ -78,9 +79,14 @@ class Task:
 
 
 def named_loss(spec: DataSpec) -> Callable[[Any, Any], tf.Tensor]:
-    """The loss that the spec names, or the first of its task: `(targets, outputs) -> [batch]`."""
-    choices = cards.LOSSES[spec.task]
-    return cards.load(choices[spec.loss or next(iter(choices))])().call
+    """The loss that the spec names, or the first of its task: `(targets, outputs) -> [batch]`.
+
+    Raises:
+      models.options.OptionError: an unknown name or option, or a value of the wrong type.
+    """
+    choice = options.choose("loss", spec.loss or next(iter(cards.LOSSES[spec.task])), spec.task)
+    function, keywords = choice.function()
+    return function(**keywords).call
 
 
 def classification(spec: DataSpec) -> Task:

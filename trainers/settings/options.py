@@ -1,0 +1,151 @@
+"""Choices of flags with options, `NAME,key=value,…`: as `models.options` reads them, for the configuration.
+
+Here errors are those that end a run with one line. What a module of the user's own raises while it is imported is shown
+as a traceback of the user's lines.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import linecache
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from models import options, signatures, sources
+from models.options import Choice, OptionError
+from trainers.settings.exit_codes import BadConfiguration
+
+KINDS = tuple(options.FILLED)
+_MOST_FRAMES = 8
+
+
+def check(kind: str, text: str, task: str = "") -> str:
+    """The canonical spelling of a choice, checked without TensorFlow. `kind`: `model`, `loss`, `optimizer`, ….
+
+    Raises:
+      BadConfiguration: an unknown name or option, or a value of the wrong type; the message is one line.
+    """
+    return choice(kind, text, task).text
+
+
+def choice(kind: str, text: str, task: str = "") -> Choice:
+    """As `models.options.choose`. Raises BadConfiguration."""
+    with one_line():
+        return options.choose(kind, text, task)
+
+
+def name_of(text: str) -> str:
+    """The name without its options."""
+    return text.partition(",")[0]
+
+
+def asks_for_help(text: str | None) -> bool:
+    """Whether `help` is among the options."""
+    return options.HELP in (text or "").split(",")[1:]
+
+
+def help_table(kind: str, text: str, task: str = "") -> str:
+    """The options with types and defaults. Raises BadConfiguration."""
+    with one_line(), user_traceback(kind, name_of(text)):
+        find_user_modules()
+        return options.table(kind, text, task)
+
+
+@contextlib.contextmanager
+def one_line(prefix: str = "") -> Iterator[None]:
+    """Errors of options, and with `prefix` any ValueError and TypeError of what was built with them, as one line."""
+    try:
+        yield
+    except OptionError as error:
+        raise BadConfiguration(str(error)) from error
+    except (ValueError, TypeError) as error:
+        if not prefix:
+            raise
+        raise BadConfiguration(f"{prefix}: {' '.join(str(error).split())}") from error
+
+
+def find_user_modules() -> None:
+    """Lets `import` find modules in the current directory, after everything else: it hides none of ours."""
+    for place in sources.search_path():
+        if place not in sys.path and "" not in sys.path:
+            sys.path.append(place)
+
+
+@contextlib.contextmanager
+def user_traceback(kind: str, name: str) -> Iterator[None]:
+    """What the import of a user's module raises becomes BadConfiguration with its traceback, the user's lines alone."""
+    try:
+        yield
+    except (BadConfiguration, OptionError):
+        raise
+    except Exception as error:
+        raise BadConfiguration(
+            f"--{kind} {name} raised while it was imported:\n{shortened(error, name.partition(':')[0])}"
+        ) from error
+
+
+def shortened(error: BaseException, module: str) -> str:
+    """The traceback of an error without the lines of Python, of installed packages and of this project."""
+    root = str(Path(__file__).resolve().parents[2]) + os.sep
+    try:
+        own = sources.locate(module)
+    except sources.NotFound:
+        own = None
+    folder = str(own.parent) + os.sep if own else ""
+
+    def is_users(file: str) -> bool:
+        if folder and file.startswith(folder):
+            return True
+        foreign = file.startswith(("<", *{sys.prefix, sys.base_prefix})) or "site-packages" in file
+        return not foreign and not any(
+            file.startswith(root + room + os.sep) for room in ("models", "trainers", "launch")
+        )
+
+    lines = []
+    for frame, number in _frames(error.__traceback__):
+        file = frame.co_filename
+        if is_users(file):
+            lines.append(f'  File "{file}", line {number}, in {frame.co_name}')
+            if source := linecache.getline(file, number).strip():
+                lines.append(f"    {source}")
+    lines = lines[-2 * _MOST_FRAMES :]
+    return "\n".join([*lines, *(line.rstrip("\n") for line in traceback.format_exception_only(error))])
+
+
+def _frames(step: TracebackType | None) -> Iterator[tuple]:
+    while step is not None:
+        yield step.tb_frame.f_code, step.tb_lineno
+        step = step.tb_next
+
+
+def import_objects(chosen: dict[str, str]) -> None:
+    """Imports the objects of the user's own, before anything is built with them. `chosen`: texts by kind.
+
+    Raises:
+      BadConfiguration: a module raises while it is imported, with the user's lines of its traceback; it does not define
+        the object; or an option does not fit.
+    """
+    for kind, text in chosen.items():
+        if not options.is_object(name_of(text)):
+            continue
+        find_user_modules()
+        one = choice(kind, text)
+        with one_line(), user_traceback(kind, one.name):
+            importlib.import_module(one.entry.partition(":")[0])
+            one.function()
+
+
+def sources_of(chosen: dict[str, str]) -> dict[str, dict[str, str]]:
+    """File and SHA-256 of each object of the user's own, by kind, as run.json holds them."""
+    found = {}
+    for kind, text in chosen.items():
+        if not options.is_object(name_of(text)) or (path := signatures.source_of(name_of(text))) is None:
+            continue
+        with contextlib.suppress(OSError):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[kind] = {"object": name_of(text), "file": str(path.resolve()), "sha256": digest}
+    return found
