@@ -183,8 +183,7 @@ def build(text: str, learning_rate: Any, weight_decay: float) -> keras.optimizer
     Raises:
       models.options.OptionError: an unknown name or option, or a value of the wrong type.
     """
-    function, keywords = options.choose("optimizer", text).function()
-    return function(learning_rate, weight_decay=weight_decay or None, **keywords)
+    return options.choose("optimizer", text).make(learning_rate, weight_decay=weight_decay or None)
 
 
 def schedule(text: str, rate: float, warmup_steps: int, train_steps: int) -> Schedule:
@@ -193,5 +192,4 @@ def schedule(text: str, rate: float, warmup_steps: int, train_steps: int) -> Sch
     Raises:
       models.options.OptionError: an unknown name or option, or a value of the wrong type.
     """
-    function, keywords = options.choose("schedule", text).function()
-    return function(rate, warmup_steps, train_steps, **keywords)
+    return options.choose("schedule", text).make(rate, warmup_steps, train_steps)

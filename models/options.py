@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from models import cards, signatures
+from models import cards, signatures, sources
 from models.names import nearest, unknown
 from models.signatures import Parameter, Signature, Type, written
 from models.sources import AtRunTime, NotFound
@@ -84,9 +84,23 @@ class Choice:
         return ",".join([self.name, *(f"{key}={values[key]}" for key in sorted(values))])
 
     @property
-    def is_imported(self) -> bool:
+    def is_own(self) -> bool:
         """Whether it is an object of the user's own, not of the registry."""
         return is_object(self.name)
+
+    def make(self, *args: Any, **keywords: Any) -> Any:
+        """What the object returns for the arguments of its kind and its options.
+
+        Raises:
+          OptionError: as `function`; or the object refuses the value of an option.
+        """
+        function, values = self.function()
+        try:
+            return function(*args, **keywords, **values)
+        except ValueError as error:
+            if not self.texts:
+                raise
+            raise OptionError(f"--{self.kind} {self.text}: {' '.join(str(error).split())}") from error
 
     def function(self) -> tuple[Any, dict[str, Any]]:
         """The object that the name stands for, imported, and its keyword arguments.
@@ -94,6 +108,8 @@ class Choice:
         Raises:
           OptionError: the object is not there, or the options do not fit it. Others: what the import raises.
         """
+        if self.is_own:
+            sources.extend_path()
         try:
             value = cards.load(self.entry)
         except AttributeError as error:
@@ -267,6 +283,17 @@ def _one(base: type, text: str) -> Any:
     return value
 
 
+def split(text: str) -> list[str]:
+    """Several choices, joined by commas, each with its options: `mlp,vit,depth=2` → `["mlp", "vit,depth=2"]`."""
+    choices: list[str] = []
+    for word in text.split(","):
+        if choices and word.partition("=")[0].isidentifier() and "=" in word:
+            choices[-1] += f",{word}"
+        else:
+            choices.append(word)
+    return choices
+
+
 def table(kind: str, text: str, task: str = "") -> str:
     """What `NAME,help` prints: the options with their types and defaults, and the first line of the documentation.
 
@@ -277,7 +304,10 @@ def table(kind: str, text: str, task: str = "") -> str:
     """
     name = text.partition(",")[0]
     entry = entry_of(kind, name, task)
-    signature = _signature(kind, name, entry) or signatures.of_object(cards.load(entry))
+    signature = _signature(kind, name, entry)
+    if signature is None:
+        sources.extend_path()
+        signature = signatures.of_object(cards.load(entry))
     lines = [f"--{kind}={name}" + (f": {signature.summary}" if signature.summary else "")]
     rows = [
         (one.name, str(one.type), "required" if one.required else f"default {one.shown or 'empty'}")

@@ -45,6 +45,11 @@ def search_path() -> list[str]:
         return [*sys.path]
 
 
+def extend_path() -> None:
+    """Lets `import` find what `search_path` does, in this process."""
+    sys.path.extend(place for place in search_path() if place not in sys.path and "" not in sys.path)
+
+
 def _places_of(top: str) -> tuple[Path | None, list[str]]:
     """The source of a top-level module, and the folders of its submodules. Executes nothing."""
     importlib.invalidate_caches()

@@ -28,7 +28,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from models import batch_norm, cards, randomness
+from models import batch_norm, randomness, tasks
 from models.sums import Sums
 from trainers.input.dataset import Dataset
 from trainers.run import examples, saved_model, start, weight_groups
@@ -37,6 +37,7 @@ from trainers.run.inner_loop import Source, Update
 from trainers.run.loss_scale import LossScale
 from trainers.run.models_loop import ModelsLoop
 from trainers.run.replicas import MovingAverage, assign, first_local, on_replicas, summed
+from trainers.settings import options
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.show import drawings, graphs
@@ -51,9 +52,10 @@ class Supervised(ModelsLoop):
         super().__init__(config, world, dataset)
         with world.strategy.scope(), batch_norm.batch_statistics(config.batch_norm == "synchronized"):
             spec = dataclasses.replace(dataset.spec, loss=config.loss)
-            self.model, self.task = cards.MODELS[config.model].builder()(spec)
+            self.model, self.task = tasks.model_of(config.model, spec)
             # One call on zeros: `build(shape)` leaves a subclassed model without variables.
-            self.model(self.example_inputs(), training=False)
+            with options.blamed("model", config.model):
+                self.model(self.example_inputs(), training=False)
             self.groups = weight_groups.groups_of(config, self.model.trainable_variables)
             self.optimizer, self.schedule = self.groups[-1].optimizer, self.groups[-1].schedule
             self.average = MovingAverage(self.model.trainable_variables, config.ema) if config.ema else None
@@ -289,7 +291,7 @@ class Supervised(ModelsLoop):
 
     def export(self, path: Path) -> None:
         """Writes a SavedModel whose `serve` takes prepared inputs, `[batch, …]`, and returns the model's outputs."""
-        model, task = cards.MODELS[self.config.model].builder()(self.dataset.spec)
+        model, task = tasks.model_of(self.config.model, self.dataset.spec)
         model(self.example_inputs(), training=False)
         with self.evaluated():
             for copy, weight in zip(model.variables, self.model.variables, strict=True):

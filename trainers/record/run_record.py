@@ -14,12 +14,14 @@ from typing import Any
 from absl import logging
 
 from trainers.record import reading
-from trainers.settings import paths
+from trainers.settings import options, paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, RunDirRemoved
 from trainers.world import files, locks, machine
 
 _LOCK = ".lock"
+# In run.json: the files of what the user has brought, by the flag that names it.
+_SOURCES = "sources"
 
 
 def _now() -> str:
@@ -45,6 +47,7 @@ class RunRecord:
         self._open_directory()
         self.previous = reading.read_run(self.directory)
         self._check_same_run()
+        options.warn_of_changes(self.previous.get(_SOURCES, {}), config.chosen, f"--run_dir {self.directory}")
         self.facts = {
             "started": self.previous.get("started", _now()),
             "ended": None,
@@ -53,6 +56,7 @@ class RunRecord:
             "loop": config.loop,
             "flags": config.values(),
             paths.DATASET_PATH: paths.location(config.dataset),
+            _SOURCES: options.sources_of(config.chosen),
             "versions": machine.versions(),
             "commit": machine.commit(),
             "host": platform.node(),

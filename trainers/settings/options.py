@@ -6,14 +6,15 @@ as a traceback of the user's lines.
 
 import contextlib
 import hashlib
-import importlib
 import linecache
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+
+from absl import logging
 
 from models import options, signatures, sources
 from models.options import Choice, OptionError
@@ -51,28 +52,27 @@ def asks_for_help(text: str | None) -> bool:
 def help_table(kind: str, text: str, task: str = "") -> str:
     """The options with types and defaults. Raises BadConfiguration."""
     with one_line(), user_traceback(kind, name_of(text)):
-        find_user_modules()
         return options.table(kind, text, task)
 
 
 @contextlib.contextmanager
-def one_line(prefix: str = "") -> Iterator[None]:
-    """Errors of options, and with `prefix` any ValueError and TypeError of what was built with them, as one line."""
+def one_line() -> Iterator[None]:
+    """Errors of options become BadConfiguration."""
     try:
         yield
     except OptionError as error:
         raise BadConfiguration(str(error)) from error
-    except (ValueError, TypeError) as error:
-        if not prefix:
+
+
+@contextlib.contextmanager
+def blamed(kind: str, text: str) -> Iterator[None]:
+    """What does not work with the options that a user has given becomes BadConfiguration; without options nothing."""
+    try:
+        yield
+    except ValueError as error:
+        if name_of(text) == text:
             raise
-        raise BadConfiguration(f"{prefix}: {' '.join(str(error).split())}") from error
-
-
-def find_user_modules() -> None:
-    """Lets `import` find modules in the current directory, after everything else: it hides none of ours."""
-    for place in sources.search_path():
-        if place not in sys.path and "" not in sys.path:
-            sys.path.append(place)
+        raise BadConfiguration(f"--{kind} {text}: {' '.join(str(error).split())}") from error
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ def _frames(step: TracebackType | None) -> Iterator[tuple]:
         step = step.tb_next
 
 
-def import_objects(chosen: dict[str, str]) -> None:
+def import_objects(chosen: Mapping[str, str]) -> None:
     """Imports the objects of the user's own, before anything is built with them. `chosen`: texts by kind.
 
     Raises:
@@ -132,14 +132,26 @@ def import_objects(chosen: dict[str, str]) -> None:
     for kind, text in chosen.items():
         if not options.is_object(name_of(text)):
             continue
-        find_user_modules()
         one = choice(kind, text)
         with one_line(), user_traceback(kind, one.name):
-            importlib.import_module(one.entry.partition(":")[0])
             one.function()
 
 
-def sources_of(chosen: dict[str, str]) -> dict[str, dict[str, str]]:
+def warn_of_changes(before: Mapping[str, Mapping[str, str]], chosen: Mapping[str, str], run: str) -> None:
+    """One line for each object whose source is not what it was. `before`: as `sources_of`; `run`: what it began."""
+    for kind, now in sources_of(chosen).items():
+        was = before.get(kind, now)
+        if was["object"] == now["object"] and was["sha256"] != now["sha256"]:
+            logging.warning(
+                "--%s %s: %s has changed since %s was last trained: the run goes on with what it is now",
+                kind,
+                now["object"],
+                now["file"],
+                run,
+            )
+
+
+def sources_of(chosen: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """File and SHA-256 of each object of the user's own, by kind, as run.json holds them."""
     found = {}
     for kind, text in chosen.items():
