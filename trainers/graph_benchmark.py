@@ -31,7 +31,6 @@ from trainers.settings import paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, RunEnded
 from trainers.settings.flags import fill, short_help_page
-from trainers.settings.options import name_of
 from trainers.settings.rules import resolve
 from trainers.show.tables import paragraph, readable, table, times
 from trainers.world import files, machine, process, quiet
@@ -106,7 +105,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
         seed=values.seed,
         data_dir=values.data_dir,
     )
-    if name_of(values.model) in MODELS:  # `resolve` answers where it is not
+    if values.model.partition(",")[0] in MODELS:  # `resolve` answers where it is not
         # At least the steps that are measured: past the end of its schedule a model no longer learns.
         config = dataclasses.replace(config, train_steps=max(config.card.recipe.train_steps, values.steps))
     steps_per_call = values.steps_per_call

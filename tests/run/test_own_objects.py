@@ -201,6 +201,17 @@ def test_the_data_of_a_run_are_known_by_their_bytes(run, tmp_path, net):
         run(**(flags | {"train_steps": 6}))
 
 
+def test_an_evaluation_of_its_own_names_a_changed_source_too(run, tmp_path, net, caplog):
+    flags = OWN | {"model": f"{net}:build", "dataset": f"{net}:data"}
+    run(**flags)
+    run(mode="evaluate", **flags)
+    assert "has changed" not in caplog.text
+    with open(tmp_path / f"{net}.py", "a") as file:
+        file.write("# changed\n")
+    run(mode="evaluate", **flags)
+    assert f"{net}.py has changed" in caplog.text
+
+
 def test_names_of_folders_hold_no_options_and_no_colon(net):
     config = resolve(Config(model=f"{net}:build,width=4", dataset=f"{net}:data,size=20"))
     assert config.title == f"{net}:build"

@@ -20,8 +20,6 @@ from trainers.settings.exit_codes import BadConfiguration, RunDirRemoved
 from trainers.world import files, locks, machine
 
 _LOCK = ".lock"
-# In run.json: the files of what the user has brought, by the flag that names it.
-_SOURCES = "sources"
 
 
 def _now() -> str:
@@ -47,7 +45,7 @@ class RunRecord:
         self._open_directory()
         self.previous = reading.read_run(self.directory)
         self._check_same_run()
-        options.warn_of_changes(self.previous.get(_SOURCES, {}), config.chosen, f"--run_dir {self.directory}")
+        options.warn_of_changes(self.previous.get(reading.SOURCES, {}), config.chosen, f"--run_dir {self.directory}")
         self.facts = {
             "started": self.previous.get("started", _now()),
             "ended": None,
@@ -56,7 +54,7 @@ class RunRecord:
             "loop": config.loop,
             "flags": config.values(),
             paths.DATASET_PATH: paths.location(config.dataset),
-            _SOURCES: options.sources_of(config.chosen),
+            reading.SOURCES: options.sources_of(config.chosen),
             "versions": machine.versions(),
             "commit": machine.commit(),
             "host": platform.node(),

@@ -54,6 +54,8 @@ def train(config: Config, make_loop: MakeLoop, hooks: Hooks | None = None) -> Su
             print(plan(loop))
             return Summary(0, {}, {}, Path(config.run_dir), 0)
         if config.mode == "evaluate":
+            before = reading.read_run(Path(config.run_dir)).get(reading.SOURCES, {})
+            options.warn_of_changes(before, config.chosen, f"--run_dir {config.run_dir}")
             line = evaluator.follow(loop, clock, watchdog)
             return Summary(line.get("step", 0), {}, line, Path(config.run_dir) / evaluator.FOLDER, 0)
         record = RunRecord(config, writes=loop.world.chief)
