@@ -177,7 +177,10 @@ def read(entry: str) -> Signature:
       NotFound: there is no such module or object. AtRunTime: the source does not tell.
     """
     name, _, wanted = entry.partition(":")
-    module, node = sources.find(sources.parsed(name), wanted)
+    try:
+        module, node = sources.find(sources.parsed(name), wanted)
+    except RecursionError as error:  # modules that take names from one another
+        raise AtRunTime(entry) from error
     summary = (ast.get_docstring(node) or "").partition("\n")[0]
     if isinstance(node, ast.ClassDef):
         return dataclasses.replace(_of_class(module, node), summary=summary)
@@ -192,7 +195,7 @@ def source_of(entry: str) -> Path | None:
     name, _, wanted = entry.partition(":")
     try:
         return sources.find(sources.parsed(name), wanted)[0].path
-    except (AtRunTime, NotFound):
+    except (AtRunTime, NotFound, RecursionError):
         pass
     try:
         return sources.locate(name)

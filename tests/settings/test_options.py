@@ -240,6 +240,15 @@ def test_a_module_that_cannot_be_parsed_shows_where(module):
     assert f"{name}.py" in str(failure.value) and "SyntaxError" in str(failure.value)
 
 
+def test_a_module_that_exits_or_takes_names_in_a_circle_is_answered(module):
+    name = module("import sys\n\nsys.exit('enough')\n\n\ndef build(spec):\n    pass\n")
+    with pytest.raises(BadConfiguration, match="SystemExit: enough"):
+        import_objects({"model": f"{name}:build"})
+    name = module("a = b\nb = a\n")
+    with pytest.raises(BadConfiguration, match="NameError"):
+        import_objects({"model": f"{name}:a"})
+
+
 def test_an_object_made_at_run_time_is_checked_after_its_import(module):
     source = "import functools\n\n\ndef f(spec, *, width: int = 3, how='x', **more):\n    pass\n\n\n"
     name = module(source + "build = functools.partial(f)\nnumber = 7 + 0\n")

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import linecache
 import os
-import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -82,7 +82,7 @@ def user_traceback(kind: str, name: str) -> Iterator[None]:
         yield
     except (BadConfiguration, OptionError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadConfiguration(
             f"--{kind} {name} raised while it was imported:\n{shortened(error, name.partition(':')[0])}"
         ) from error
@@ -90,20 +90,19 @@ def user_traceback(kind: str, name: str) -> Iterator[None]:
 
 def shortened(error: BaseException, module: str) -> str:
     """The traceback of an error without the lines of Python, of installed packages and of this project."""
-    root = str(Path(__file__).resolve().parents[2]) + os.sep
+    root = Path(__file__).resolve().parents[2]
+    foreign = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    foreign += [str(root / room) for room in ("models", "trainers", "launch")]
     try:
         own = sources.locate(module)
     except sources.NotFound:
         own = None
-    folder = str(own.parent) + os.sep if own else ""
+    folder = f"{own.parent}{os.sep}" if own else None
 
     def is_users(file: str) -> bool:
         if folder and file.startswith(folder):
             return True
-        foreign = file.startswith(("<", *{sys.prefix, sys.base_prefix})) or "site-packages" in file
-        return not foreign and not any(
-            file.startswith(root + room + os.sep) for room in ("models", "trainers", "launch")
-        )
+        return not file.startswith(("<", *(f"{place}{os.sep}" for place in foreign)))
 
     lines = []
     for frame, number in _frames(error.__traceback__):

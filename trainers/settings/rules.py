@@ -121,7 +121,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     config = canonical(config)
     filled = {name: value for name, value in config.recipe().items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **filled)
-    if not config.dataset:
+    if filled.get("dataset") == "":
         raise BadConfiguration(f"--model {config.model} is of your own, without a recipe for its data; name --dataset")
     _check_profile(config)
     if config.mode == "evaluate" and config.strategy == "multi_worker":
