@@ -7,7 +7,9 @@ import pytest
 from conftest import ROOT
 
 from models import cards, options, signatures, sources
+from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.optimizer_for import parse
 from trainers.settings.options import asks_for_help, check, choice, help_table, import_objects, sources_of
 
 SOURCE = '''
@@ -221,11 +223,15 @@ def module(tmp_path, monkeypatch):
     return write
 
 
+def of_model(text):
+    return "model", "model", text
+
+
 def test_a_module_that_raises_shows_the_users_lines_alone(module):
     inner = module("import json\n\n\ndef read():\n    return json.loads('nothing')\n")
     outer = module(f"import {inner}\n\nTABLE = {inner}.read()\n\n\ndef build(spec):\n    pass\n")
     with pytest.raises(BadConfiguration) as failure:
-        import_objects({"model": f"{outer}:build", "optimizer": "sgd"})
+        import_objects([of_model(f"{outer}:build"), ("optimizer", "optimizer", "sgd")])
     first, *lines = str(failure.value).splitlines()
     assert first == f"--model {outer}:build raised while it was imported:"
     assert [line.strip() for line in lines[1:4:2]] == [f"TABLE = {inner}.read()", "return json.loads('nothing')"]
@@ -236,35 +242,35 @@ def test_a_module_that_raises_shows_the_users_lines_alone(module):
 def test_a_module_that_cannot_be_parsed_shows_where(module):
     name = module("def build(spec:\n    pass\n")
     with pytest.raises(BadConfiguration) as failure:
-        import_objects({"model": f"{name}:build"})
+        import_objects([of_model(f"{name}:build")])
     assert f"{name}.py" in str(failure.value) and "SyntaxError" in str(failure.value)
 
 
 def test_a_module_that_exits_or_takes_names_in_a_circle_is_answered(module):
     name = module("import sys\n\nsys.exit('enough')\n\n\ndef build(spec):\n    pass\n")
     with pytest.raises(BadConfiguration, match="SystemExit: enough"):
-        import_objects({"model": f"{name}:build"})
+        import_objects([of_model(f"{name}:build")])
     name = module("a = b\nb = a\n")
     with pytest.raises(BadConfiguration, match="NameError"):
-        import_objects({"model": f"{name}:a"})
+        import_objects([of_model(f"{name}:a")])
 
 
 def test_an_object_made_at_run_time_is_checked_after_its_import(module):
     source = "import functools\n\n\ndef f(spec, *, width: int = 3, how='x', **more):\n    pass\n\n\n"
     name = module(source + "build = functools.partial(f)\nnumber = 7 + 0\n")
-    import_objects({"model": f"{name}:build,width=4,how=y"})
+    import_objects([of_model(f"{name}:build,width=4,how=y")])
     assert choice("model", f"{name}:build,width=4").function()[1] == {"width": 4}
     for text, part in (("width=x", "is not a whole number"), ("widt=3", "did you mean width"), ("spec=1", "given by")):
         with pytest.raises(BadConfiguration, match=part):
-            import_objects({"model": f"{name}:build,{text}"})
+            import_objects([of_model(f"{name}:build,{text}")])
     with pytest.raises(BadConfiguration, match="cannot be called"):
-        import_objects({"model": f"{name}:number"})
+        import_objects([of_model(f"{name}:number")])
 
 
 def test_a_name_that_only_the_import_misses_is_answered_in_one_line(module):
     name = module("def __getattr__(name):\n    raise AttributeError(f'nothing is called {name}', name=name)\n")
     with pytest.raises(BadConfiguration, match="nothing is called build"):
-        import_objects({"model": f"{name}:build"})
+        import_objects([of_model(f"{name}:build")])
 
 
 def test_the_current_directory_hides_nothing(module, tmp_path):
@@ -278,12 +284,12 @@ def test_the_current_directory_hides_nothing(module, tmp_path):
 
 def test_the_source_of_an_object_is_known_by_its_bytes(module):
     name = module("def build(spec):\n    pass\n")
-    before = sources_of({"model": f"{name}:build", "loss": "huber"})
+    before = sources_of([of_model(f"{name}:build"), ("loss", "loss", "huber")])
     assert list(before) == ["model"]
     assert before["model"]["file"].endswith(f"{name}.py") and len(before["model"]["sha256"]) == 64
     with open(before["model"]["file"], "a") as file:
         file.write("# changed\n")
-    assert sources_of({"model": f"{name}:build"})["model"]["sha256"] != before["model"]["sha256"]
+    assert sources_of([of_model(f"{name}:build")])["model"]["sha256"] != before["model"]["sha256"]
 
 
 def test_names_are_found_through_conditions_or_left_to_the_import(module):
@@ -294,3 +300,19 @@ def test_names_are_found_through_conditions_or_left_to_the_import(module):
     with pytest.raises(sources.AtRunTime):
         signatures.read(f"{name}:a")
     assert signatures.read(f"{name}:b").positional == ("spec",)
+
+
+def test_an_optimizer_for_some_weights_takes_options_and_objects_too():
+    sgd, lion = parse("wide/.*=sgd,learning_rate=0.1,momentum=.5; deep=keras.optimizers:Lion,beta_1=0.50")
+    assert (sgd.optimizer, sgd.learning_rate) == ("sgd,momentum=0.5", 0.1)
+    assert lion.optimizer == "keras.optimizers:Lion,beta_1=0.5"
+    for text, part in (
+        ("wide=sgd,momentm=1", "no option 'momentm'; did you mean momentum"),
+        ("wide=sdg", "'sdg' is not known; did you mean sgd"),
+        ("wide=sgd,clipnorm=1", "set by --clip_norm"),
+        ("wide=no_such.pkg:x", "there is no module no_such"),
+    ):
+        with pytest.raises(BadConfiguration, match=f"--optimizer_for '{text}': .*{part}"):
+            parse(text)
+    chosen = Config(optimizer_for="a=keras.optimizers:SGD;b=keras.optimizers:Lion").chosen
+    assert list(sources_of(chosen)) == ["optimizer_for", "optimizer_for 2"]

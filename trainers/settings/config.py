@@ -1,13 +1,16 @@
 """The one frozen configuration that travels below the flags. Free of TensorFlow and NumPy."""
 
+import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from models.cards import MODELS, ModelCard, card_of_own
 from models.options import is_object
 from trainers.settings.augmentation import described
 from trainers.settings.data_cards import is_own
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.optimizer_for import parse
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
 MODES = ("train", "evaluate")
@@ -27,6 +30,14 @@ def flag(default: Any, group: str, text: str, **rules: Any) -> Any:
     """
     roles = {"fixed": False, "shared": False, "repeated": True, "distinct": True, "compared": True}
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **roles, **rules})
+
+
+class Chosen(NamedTuple):
+    """A flag's choice: the flag, the kind of `models.options`, and its text, `NAME,key=value,…`."""
+
+    flag: str
+    kind: str
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,11 +273,18 @@ class Config:
         return card_of_own(name) if is_object(name) else MODELS[name]
 
     @property
-    def chosen(self) -> dict[str, str]:
-        """What flags choose with options, by the kind of `models.options`; a data set if it is the user's own."""
-        kinds = {field.metadata["chosen"]: field.name for field in self.fields() if "chosen" in field.metadata}
-        chosen = {kind: getattr(self, name) for kind, name in kinds.items() if getattr(self, name)}
-        return chosen | ({"dataset": self.dataset} if is_own(self.dataset or "") else {})
+    def chosen(self) -> tuple[Chosen, ...]:
+        """What flags choose with options, a data set too if it is the user's own."""
+        found = [
+            Chosen(field.name, field.metadata["chosen"], getattr(self, field.name))
+            for field in self.fields()
+            if "chosen" in field.metadata and getattr(self, field.name)
+        ]
+        with contextlib.suppress(BadConfiguration):  # which `resolve` raises
+            found += [Chosen("optimizer_for", "optimizer", each.optimizer) for each in parse(self.optimizer_for)]
+        if is_own(self.dataset or ""):
+            found.append(Chosen("dataset", "dataset", self.dataset))
+        return tuple(found)
 
     @property
     def profile_steps(self) -> tuple[int, ...]:

@@ -127,8 +127,8 @@ def read(argv: Sequence[str], summary: str, kind: type[Config] = Config) -> tupl
 
 def _answer_help(config: Config) -> None:
     """Prints the options of what is chosen with the word `help`. Raises SystemExit with code 0 if there is any."""
-    asked = {kind: text for kind, text in config.chosen.items() if options.asks_for_help(text)}
-    for kind, text in asked.items():
+    asked = [each for each in config.chosen if options.asks_for_help(each.text)]
+    for _, kind, text in asked:
         print(options.help_table(kind, text), flush=True)
     if asked:
         raise SystemExit(OK)

@@ -10,7 +10,7 @@ import linecache
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -76,7 +76,7 @@ def blamed(kind: str, text: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def user_traceback(kind: str, name: str) -> Iterator[None]:
+def user_traceback(flag: str, name: str) -> Iterator[None]:
     """What the import of a user's module raises becomes BadConfiguration with its traceback, the user's lines alone."""
     try:
         yield
@@ -84,7 +84,7 @@ def user_traceback(kind: str, name: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         raise BadConfiguration(
-            f"--{kind} {name} raised while it was imported:\n{shortened(error, name.partition(':')[0])}"
+            f"--{flag} {name} raised while it was imported:\n{shortened(error, name.partition(':')[0])}"
         ) from error
 
 
@@ -121,42 +121,49 @@ def _frames(step: TracebackType | None) -> Iterator[tuple]:
         step = step.tb_next
 
 
-def import_objects(chosen: Mapping[str, str]) -> None:
-    """Imports the objects of the user's own, before anything is built with them. `chosen`: texts by kind.
+def import_objects(chosen: Iterable[tuple[str, str, str]]) -> None:
+    """Imports the objects of the user's own, before anything is built with them.
+
+    `chosen`: the flag, the kind and the text of each choice, as `Config.chosen` has them.
 
     Raises:
       BadConfiguration: a module raises while it is imported, with the user's lines of its traceback; it does not define
         the object; or an option does not fit.
     """
-    for kind, text in chosen.items():
+    for flag, kind, text in chosen:
         if not options.is_object(name_of(text)):
             continue
         one = choice(kind, text)
-        with one_line(), user_traceback(kind, one.name):
+        with one_line(), user_traceback(flag, one.name):
             one.function()
 
 
-def warn_of_changes(before: Mapping[str, Mapping[str, str]], chosen: Mapping[str, str], run: str) -> None:
+def warn_of_changes(before: Mapping[str, Mapping[str, str]], chosen: Iterable[tuple[str, str, str]], run: str) -> None:
     """One line for each object whose source is not what it was. `before`: as `sources_of`; `run`: what it began."""
-    for kind, now in sources_of(chosen).items():
-        was = before.get(kind, now)
+    for flag, now in sources_of(chosen).items():
+        was = before.get(flag, now)
         if was["object"] == now["object"] and was["sha256"] != now["sha256"]:
             logging.warning(
                 "--%s %s: %s has changed since %s was last trained: the run goes on with what it is now",
-                kind,
+                flag,
                 now["object"],
                 now["file"],
                 run,
             )
 
 
-def sources_of(chosen: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """File and SHA-256 of each object of the user's own, by kind, as run.json holds them."""
+def sources_of(chosen: Iterable[tuple[str, str, str]]) -> dict[str, dict[str, str]]:
+    """File and SHA-256 of each object of the user's own, by flag, as run.json holds them."""
     found = {}
-    for kind, text in chosen.items():
+    for flag, _, text in chosen:
         if not options.is_object(name_of(text)) or (path := signatures.source_of(name_of(text))) is None:
             continue
         with contextlib.suppress(OSError):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            found[kind] = {"object": name_of(text), "file": str(path.resolve()), "sha256": digest}
+            number = sum(key.partition(" ")[0] == flag for key in found)
+            found[f"{flag} {number + 1}" if number else flag] = {
+                "object": name_of(text),
+                "file": str(path.resolve()),
+                "sha256": digest,
+            }
     return found

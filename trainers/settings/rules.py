@@ -157,7 +157,7 @@ def canonical(config: Config) -> Config:
         value = getattr(config, field.name)
         if "chosen" in field.metadata and value != field.default:
             changes[field.name] = options.check(field.metadata["chosen"], value)
-    if "dataset" in config.chosen:
+    if is_own(config.dataset or ""):
         changes["dataset"] = _canonical_dataset(config.dataset)
     return dataclasses.replace(config, **changes)
 
