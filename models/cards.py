@@ -95,6 +95,14 @@ class ModelCard:
         return load(self.build)
 
 
+def card_of_own(entry: str) -> ModelCard:
+    """What holds for every model that is not in the registry: it takes the data that `--dataset` names.
+
+    Whether the data fit, and whether documents can be kept apart, its builder decides.
+    """
+    return ModelCard(entry, "", "", "", Recipe(train_steps=1000), ("loss", float("inf")), documents=True)
+
+
 MODELS: dict[str, ModelCard] = {
     "mlp": ModelCard(
         build="models.mlp:build",

@@ -14,6 +14,14 @@ from models import randomness
 register = keras.saving.register_keras_serializable("lockstep")
 
 
+def check_sizes(least: int = 1, **sizes: int | tuple[int, ...]) -> None:
+    """Raises ValueError where a size of a model, or one of several, is below `least`."""
+    for name, value in sizes.items():
+        several = value if isinstance(value, tuple) else (value,)
+        if not several or min(several) < least:
+            raise ValueError(f"{name} {value} is below {least}; pass {least} or more")
+
+
 @register
 class Dropout(keras.layers.Layer):
     """Sets a fraction `rate` of the elements to zero in training and scales the rest by `1 / (1 - rate)`.

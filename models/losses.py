@@ -133,7 +133,11 @@ class CrossEntropy(_ClassLoss):
     arguments = ("label_smoothing", "class_weights")
 
     def __init__(
-        self, label_smoothing: float = 0.0, class_weights: Any = None, name: str = "cross_entropy", **kwargs: Any
+        self,
+        label_smoothing: float = 0.0,
+        class_weights: tuple[float, ...] | None = None,
+        name: str = "cross_entropy",
+        **kwargs: Any,
     ):
         super().__init__(class_weights, name=name, **kwargs)
         if not 0 <= label_smoothing < 1:
@@ -148,9 +152,11 @@ class CrossEntropy(_ClassLoss):
         return self._weighted(targets, values)
 
 
-def smoothed_cross_entropy() -> CrossEntropy:
+def smoothed_cross_entropy(
+    label_smoothing: float = 0.1, class_weights: tuple[float, ...] | None = None
+) -> CrossEntropy:
     """Cross-entropy with a label smoothing of 0.1, the value of the paper."""
-    return CrossEntropy(label_smoothing=0.1)
+    return CrossEntropy(label_smoothing, class_weights)
 
 
 @register
@@ -162,7 +168,13 @@ class Focal(_ClassLoss):
 
     arguments = ("gamma", "class_weights")
 
-    def __init__(self, gamma: float = 2.0, class_weights: Any = None, name: str = "focal", **kwargs: Any):
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        class_weights: tuple[float, ...] | None = None,
+        name: str = "focal",
+        **kwargs: Any,
+    ):
         super().__init__(class_weights, name=name, **kwargs)
         if not gamma >= 0:
             raise ValueError(f"gamma {gamma} is below 0; pass 0 (cross-entropy) or more, e.g. 2")

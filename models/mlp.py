@@ -37,6 +37,9 @@ class MLP(keras.Model):
         return super().get_config() | config
 
 
-def build(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
-    """The model and its task for a classification data set."""
-    return MLP(spec.num_classes, name="mlp"), tasks.classification(spec)
+def build(
+    spec: tasks.DataSpec, *, width: tuple[int, ...] = (256, 128), dropout: float = 0.2
+) -> tuple[keras.Model, tasks.Task]:
+    """The model and its task for a classification data set. `width`: units of each hidden layer."""
+    layers.check_sizes(width=width)
+    return MLP(spec.num_classes, width, dropout, name="mlp"), tasks.classification(spec)

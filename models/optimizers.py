@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules that Keras lacks, and how those of `models.cards` are built."""
+"""Optimizers and learning-rate schedules that Keras lacks, and how those that a flag names are built."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from models import cards
+from models import options
 
 register = keras.saving.register_keras_serializable("lockstep")
 
@@ -161,19 +161,35 @@ class InverseSquareRoot(Schedule):
         return self.peak * tf.minimum(done / warmup, tf.sqrt(warmup / done))
 
 
-def adamw(learning_rate: Any, weight_decay: float | None) -> keras.optimizers.AdamW:
+def adamw(
+    learning_rate: Any,
+    weight_decay: float | None,
+    *,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+    amsgrad: bool = False,
+) -> keras.optimizers.AdamW:
     """Keras's AdamW, which takes 0 instead of None for no weight decay."""
-    return keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay or 0.0)
+    return keras.optimizers.AdamW(learning_rate, weight_decay or 0.0, beta_1, beta_2, epsilon, amsgrad)
 
 
-def build(name: str, learning_rate: Any, weight_decay: float) -> keras.optimizers.Optimizer:
-    """The optimizer `name` of `cards.OPTIMIZERS`, with decoupled weight decay (0 = none).
+def build(text: str, learning_rate: Any, weight_decay: float) -> keras.optimizers.Optimizer:
+    """The optimizer `NAME,key=value,…` of `cards.OPTIMIZERS`, or of `module:object`, with decoupled weight decay.
 
-    `learning_rate`: a number or a schedule. The optimizer does not clip: the loop must, after the all-reduce.
+    `learning_rate`: a number or a schedule; `weight_decay`: 0 = none. The optimizer does not clip: the loop must, after
+    the all-reduce.
+
+    Raises:
+      models.options.OptionError: an unknown name or option, or a value of the wrong type.
     """
-    return cards.load(cards.OPTIMIZERS[name])(learning_rate, weight_decay=weight_decay or None)
+    return options.choose("optimizer", text).make(learning_rate, weight_decay=weight_decay or None)
 
 
-def schedule(name: str, rate: float, warmup_steps: int, train_steps: int) -> Schedule:
-    """The schedule `name` of `cards.SCHEDULES`, with the peak `rate`."""
-    return cards.load(cards.SCHEDULES[name])(rate, warmup_steps, train_steps)
+def schedule(text: str, rate: float, warmup_steps: int, train_steps: int) -> Schedule:
+    """The schedule `NAME,key=value,…` of `cards.SCHEDULES`, or of `module:object`, with the peak `rate`.
+
+    Raises:
+      models.options.OptionError: an unknown name or option, or a value of the wrong type.
+    """
+    return options.choose("schedule", text).make(rate, warmup_steps, train_steps)

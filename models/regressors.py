@@ -161,23 +161,31 @@ def _several_outputs(spec: tasks.DataSpec, auxiliary_weight: float = 0.0, **chan
     )
 
 
-def build_residual(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
-    """The residual regressor."""
-    return ResidualRegressor(spec.num_outputs, name="residual_regressor"), tasks.regression(spec)
+def build_residual(
+    spec: tasks.DataSpec, *, width: int = 32, depth: int = 3, dropout: float = 0.2
+) -> tuple[keras.Model, tasks.Task]:
+    """The residual regressor. `depth`: how often the block that is used several times is."""
+    layers.check_sizes(width=width, depth=depth)
+    return ResidualRegressor(spec.num_outputs, width, depth, dropout, name="residual_regressor"), tasks.regression(spec)
 
 
-def build_wide_deep(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
+def build_wide_deep(spec: tasks.DataSpec, *, width: int = 32, dropout: float = 0.2) -> tuple[keras.Model, tasks.Task]:
     """Wide & deep. All features are wide; all but the first two are deep too."""
+    layers.check_sizes(width=width)
     deep_start = min(2, spec.input_shape[-1] - 1)
 
     def inputs(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return x, x[:, deep_start:]
 
-    return WideDeep(spec.num_outputs, name="wide_deep"), _several_outputs(spec, auxiliary_weight=0.1, inputs=inputs)
+    model = WideDeep(spec.num_outputs, width, dropout, name="wide_deep")
+    return model, _several_outputs(spec, auxiliary_weight=0.1, inputs=inputs)
 
 
-def build_reconstructing(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
-    """The reconstructing regressor, with its own metric."""
+def build_reconstructing(
+    spec: tasks.DataSpec, *, width: int = 30, depth: int = 3, penalty: float = 0.05
+) -> tuple[keras.Model, tasks.Task]:
+    """The reconstructing regressor, with its own metric. `penalty`: the factor of the reconstruction's error."""
+    layers.check_sizes(width=width, depth=depth)
     metric = {"reconstruction_error": ReconstructionError()}
-    model = ReconstructingRegressor(spec.num_outputs, name="reconstructing_regressor")
+    model = ReconstructingRegressor(spec.num_outputs, width, depth, penalty, name="reconstructing_regressor")
     return model, _several_outputs(spec, metrics=metric)

@@ -8,6 +8,7 @@ import tensorflow as tf
 from models import tasks
 from models.batch_norm import BatchNormalization
 from models.blocks import BottleneckBlock, ResidualBlock
+from models.layers import check_sizes
 
 # Images below this size are not reduced before the first block: the stem is a single 3×3 convolution (He et al., 4.2).
 _LARGE_IMAGE = 64
@@ -69,21 +70,33 @@ class ResNet(keras.Model):
         }
 
 
-def build(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
-    """The small network for small images."""
-    return ResNet(spec.num_classes), tasks.classification(spec)
+def _widths(width: int, stages: int) -> tuple[int, ...]:
+    return tuple(width * 2**stage for stage in range(stages))
 
 
-def _imagenet(spec: tasks.DataSpec, name: str, blocks: tuple[int, ...], bottleneck: bool) -> ResNet:
+def build(
+    spec: tasks.DataSpec, *, width: int = 32, blocks: tuple[int, ...] = (1, 1, 1)
+) -> tuple[keras.Model, tasks.Task]:
+    """The small network for small images. `width`: filters of the first stage; each later one has twice as many."""
+    check_sizes(width=width, blocks=blocks)
+    return ResNet(spec.num_classes, _widths(width, len(blocks)), blocks), tasks.classification(spec)
+
+
+def _imagenet(spec: tasks.DataSpec, name: str, width: int, blocks: tuple[int, ...], bottleneck: bool) -> ResNet:
+    check_sizes(width=width, blocks=blocks)
     large = min(spec.input_shape[:2]) >= _LARGE_IMAGE
-    return ResNet(spec.num_classes, (64, 128, 256, 512), blocks, bottleneck, large, name=name)
+    return ResNet(spec.num_classes, _widths(width, len(blocks)), blocks, bottleneck, large, name=name)
 
 
-def build_18(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
-    """ResNet-18."""
-    return _imagenet(spec, "resnet18", (2, 2, 2, 2), False), tasks.classification(spec)
+def build_18(
+    spec: tasks.DataSpec, *, width: int = 64, blocks: tuple[int, ...] = (2, 2, 2, 2)
+) -> tuple[keras.Model, tasks.Task]:
+    """ResNet-18. `blocks`: of each stage."""
+    return _imagenet(spec, "resnet18", width, blocks, False), tasks.classification(spec)
 
 
-def build_50(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
-    """ResNet-50."""
-    return _imagenet(spec, "resnet50", (3, 4, 6, 3), True), tasks.classification(spec)
+def build_50(
+    spec: tasks.DataSpec, *, width: int = 64, blocks: tuple[int, ...] = (3, 4, 6, 3)
+) -> tuple[keras.Model, tasks.Task]:
+    """ResNet-50. `blocks`: of each stage; `width`: filters in the first, a quarter of its output."""
+    return _imagenet(spec, "resnet50", width, blocks, True), tasks.classification(spec)

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
-from models import cards
+from models import cards, options
 from models import metrics as metrics_lib
 from models.metrics import StreamingMetric
 
@@ -17,9 +18,10 @@ class DataSpec:
 
     `task`: `classification`, `regression` or `language`. `input_shape`: one example's shape without the batch, e.g.
     `(8, 8, 1)`, after the data set's own preparation; `input_dtype` its element type. `num_classes`: classes of the
-    label or tokens of the vocabulary. `target_shape`: one regression target's. `loss`: a name in `cards.LOSSES[task]`,
-    or empty for the first. `separator`: the token that ends a document, if there is one. `document_mask`: attention and
-    loss do not cross documents; a target that is not to be predicted is -1.
+    label or tokens of the vocabulary. `target_shape`: one regression target's. `loss`: `NAME,key=value,…` with a name
+    of `cards.LOSSES[task]` or `module:object`; empty for the first of the task. `separator`: the token that ends a
+    document, if there is one. `document_mask`: attention and loss do not cross documents; a target that is not to be
+    predicted is -1.
     """
 
     task: str
@@ -78,9 +80,52 @@ class Task:
 
 
 def named_loss(spec: DataSpec) -> Callable[[Any, Any], tf.Tensor]:
-    """The loss that the spec names, or the first of its task: `(targets, outputs) -> [batch]`."""
-    choices = cards.LOSSES[spec.task]
-    return cards.load(choices[spec.loss or next(iter(choices))])().call
+    """The loss that the spec names, or the first of its task: `(targets, outputs) -> [batch]`.
+
+    Raises:
+      models.options.OptionError: an unknown name or option, or a value of the wrong type.
+    """
+    choice = options.choose("loss", spec.loss or next(iter(cards.LOSSES[spec.task])), spec.task)
+    loss = choice.make()
+    if choice.is_own:
+        _check_loss(choice.name, loss, spec)
+    return loss.call
+
+
+def _check_loss(name: str, loss: Any, spec: DataSpec) -> None:
+    """Tries a loss of the user's own on two examples. Raises `models.options.OptionError`."""
+    if not callable(getattr(loss, "call", None)):
+        raise options.OptionError(f"--loss {name} gives {loss!r:.80}; give a keras.losses.Loss with a method call")
+    time = (2,) if spec.task == "language" else ()
+    if spec.task == "regression":
+        targets, outputs = tf.zeros([2, *spec.target_shape]), tf.zeros([2, spec.num_outputs])
+    else:
+        targets, outputs = tf.zeros([2, *time], tf.int32), tf.zeros([2, *time, spec.num_classes])
+    try:
+        shape = tuple(loss.call(targets, outputs).shape)
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())
+        raise options.OptionError(
+            f"--loss {name} fails with targets {targets.shape} and outputs {outputs.shape}: {reason}"
+        ) from error
+    if shape != (2,):
+        raise options.OptionError(
+            f"--loss {name} gives values of shape {shape} for 2 examples; give one for each, [batch]: the loop reduces"
+        )
+
+
+def model_of(text: str, spec: DataSpec) -> tuple[keras.Model, Task]:
+    """The model `NAME,key=value,…` of `cards.MODELS`, or of `module:object`, and its task, built for the data.
+
+    Raises:
+      models.options.OptionError: an unknown name or option, a value that the builder refuses, or not such a pair.
+    """
+    built = options.choose("model", text).make(spec)
+    if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], keras.Model)):
+        raise options.OptionError(f"--model {text} gives {built!r:.80}; give a pair of a keras.Model and its Task")
+    if not isinstance(built[1], Task):
+        raise options.OptionError(f"--model {text} gives the task {built[1]!r:.80}; give a models.tasks.Task")
+    return built
 
 
 def classification(spec: DataSpec) -> Task:

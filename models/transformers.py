@@ -138,14 +138,29 @@ class LanguageModel(keras.Model):
         }
 
 
-def build_vit(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
-    """A small vision transformer; patches of 2 pixels for small images, of 16 for large ones."""
-    patch = 2 if min(spec.input_shape[:2]) < 64 else 16
-    return VisionTransformer(spec.num_classes, patch, name="vit"), tasks.classification(spec)
+def build_vit(
+    spec: tasks.DataSpec, *, width: int = 64, depth: int = 4, heads: int = 4, dropout: float = 0.1, patch: int = 0
+) -> tuple[keras.Model, tasks.Task]:
+    """A small vision transformer. `patch`: its pixels; 0 = 2 for small images, 16 for large ones."""
+    _check(width, depth, heads)
+    layers.check_sizes(0, patch=patch)
+    patch = patch or (2 if min(spec.input_shape[:2]) < 64 else 16)
+    model = VisionTransformer(spec.num_classes, patch, width, depth, heads, dropout, name="vit")
+    return model, tasks.classification(spec)
 
 
-def build_language_model(spec: tasks.DataSpec) -> tuple[keras.Model, tasks.Task]:
+def build_language_model(
+    spec: tasks.DataSpec, *, width: int = 96, depth: int = 3, heads: int = 4, dropout: float = 0.0
+) -> tuple[keras.Model, tasks.Task]:
     """A small language model for sequences of the data set's length."""
+    _check(width, depth, heads)
     separator = spec.separator if spec.document_mask else None
-    model = LanguageModel(spec.num_classes, spec.input_shape[0], separator=separator, name="transformer")
+    length = spec.input_shape[0]
+    model = LanguageModel(spec.num_classes, length, width, depth, heads, dropout, separator, name="transformer")
     return model, tasks.language(spec)
+
+
+def _check(width: int, depth: int, heads: int) -> None:
+    layers.check_sizes(width=width, depth=depth, heads=heads)
+    if width % heads:
+        raise ValueError(f"width {width} does not divide over {heads} heads; choose a multiple of {heads}")

@@ -39,7 +39,13 @@ class Settings(Config):
     penalty: float = flag(10.0, "algorithm", "weight of the gradient penalty", low=0, fixed=True)
 
     def recipe(self) -> Mapping[str, Any]:
-        optimizer = {"optimizer": "adam", "learning_rate": 1e-3, "schedule": "linear", "warmup_steps": 0, "ema": 0.99}
+        optimizer = {
+            "optimizer": "adam,beta_1=0.0,beta_2=0.9",
+            "learning_rate": 1e-3,
+            "schedule": "linear",
+            "warmup_steps": 0,
+            "ema": 0.99,
+        }
         return optimizer | {"dataset": "digits", "train_steps": 1600, "log_every": 50}
 
     @property
@@ -47,7 +53,7 @@ class Settings(Config):
         return self.critic_steps
 
     def check(self) -> None:
-        if not data_card(self.dataset).images:
+        if data_card(self.dataset).images is False:
             raise BadConfiguration(f"--dataset {self.dataset} has no images; take digits, images:DIR or cifar10")
         if self.precision == "float16":
             raise BadConfiguration("--precision float16 needs a loss scale, which this loop has not; take bfloat16")
@@ -102,8 +108,6 @@ class Adversarial(ModelsLoop):
             steps = {"generator": 1, "critic": config.critic_steps}
             self.groups = {n: group_of(config, m.trainable_variables, steps[n]) for n, m in self.models.items()}
             self.optimizers = {f"{name}_optimizer": group.optimizer for name, group in self.groups.items()}
-            for optimizer in self.optimizers.values():
-                optimizer.beta_1, optimizer.beta_2 = 0.0, 0.9  # of Adam, as in the paper
             if config.ema:
                 self.averages["ema"] = MovingAverage(self.generator.trainable_variables, config.ema)
 

@@ -53,7 +53,7 @@ class Settings(Config):
         """The model's, for twice as many steps. Words of `--augment` fit photographs, or digits."""
         recipe = dict(super().recipe())
         dataset = self.dataset or recipe["dataset"]
-        if not data_card(dataset).images:
+        if data_card(dataset).images is False:
             raise BadConfiguration(f"--dataset {dataset} has no images, of which views are made; take one that has")
         recipe["augment"] = "crop,erase=0.5" if dataset == "digits" else "inception,flip,randaugment"
         return recipe | {"train_steps": 2 * recipe["train_steps"], "accumulate": 1}
@@ -78,7 +78,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from models import cards, linear_probe
+from models import linear_probe, tasks
 from models.contrastive import Contrastive, among_all
 from models.losses import CrossEntropy
 from models.metrics import Accuracy
@@ -113,7 +113,7 @@ class Views(Supervised):
     def build_encoder(self) -> tuple[keras.Model, Any]:
         """The model that the flag names, with features in place of classes; and what turns images into its inputs."""
         spec = dataclasses.replace(self.dataset.spec, num_classes=self.config.features)
-        encoder, task = cards.MODELS[self.config.model].builder()(spec)
+        encoder, task = tasks.model_of(self.config.model, spec)
         return encoder, task.inputs
 
     def compared(self, targets: Any, outputs: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

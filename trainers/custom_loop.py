@@ -29,7 +29,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from models import batch_norm, cards, randomness
+from models import batch_norm, randomness, tasks
 from models.sums import Sums
 from models.tasks import Task
 from trainers.input.dataset import Dataset
@@ -39,6 +39,7 @@ from trainers.run.inner_loop import Source, Update
 from trainers.run.loss_scale import LossScale
 from trainers.run.models_loop import ModelsLoop
 from trainers.run.replicas import MovingAverage, assign, first_local, on_replicas, summed
+from trainers.settings import options
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.show import drawings, graphs
@@ -54,7 +55,8 @@ class Supervised(ModelsLoop):
         with world.strategy.scope(), batch_norm.batch_statistics(config.batch_norm == "synchronized"):
             self.model, self.task = self.build_model()
             # One call on zeros: `build(shape)` leaves a subclassed model without variables.
-            self.model(self.example_inputs(), training=False)
+            with options.blamed("model", config.model):
+                self.model(self.example_inputs(), training=False)
             self.groups = weight_groups.groups_of(config, self.model.trainable_variables)
             self.optimizer, self.schedule = self.groups[-1].optimizer, self.groups[-1].schedule
             self.average = MovingAverage(self.model.trainable_variables, config.ema) if config.ema else None
@@ -71,7 +73,7 @@ class Supervised(ModelsLoop):
     def build_model(self) -> tuple[keras.Model, Task]:
         """The model, which has no variables yet, and what it is trained for."""
         spec = dataclasses.replace(self.dataset.spec, loss=self.config.loss)
-        return cards.MODELS[self.config.model].builder()(spec)
+        return tasks.model_of(self.config.model, spec)
 
     @property
     def sums(self) -> Sums:
@@ -300,7 +302,7 @@ class Supervised(ModelsLoop):
 
     def export(self, path: Path) -> None:
         """Writes a SavedModel whose `serve` takes prepared inputs, `[batch, …]`, and returns the model's outputs."""
-        model, task = cards.MODELS[self.config.model].builder()(self.dataset.spec)
+        model, task = tasks.model_of(self.config.model, self.dataset.spec)
         model(self.example_inputs(), training=False)
         with self.evaluated():
             for copy, weight in zip(model.variables, self.model.variables, strict=True):

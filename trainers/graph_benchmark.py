@@ -105,9 +105,9 @@ def settings_from(argv: Sequence[str]) -> Settings:
         seed=values.seed,
         data_dir=values.data_dir,
     )
-    if values.model in MODELS:  # `resolve` answers where it is not
+    if values.model.partition(",")[0] in MODELS:  # `resolve` answers where it is not
         # At least the steps that are measured: past the end of its schedule a model no longer learns.
-        config = dataclasses.replace(config, train_steps=max(MODELS[values.model].recipe.train_steps, values.steps))
+        config = dataclasses.replace(config, train_steps=max(config.card.recipe.train_steps, values.steps))
     steps_per_call = values.steps_per_call
     if steps_per_call > values.steps:
         if values["steps_per_call"].present:

@@ -3,7 +3,8 @@
 python trainers/sweep.py --model=mlp --learning_rate=1e-3,3e-3 --weight_decay=0,1e-2 --sweep_dir=runs/sweep
 python trainers/sweep.py --spec=sweep.json --random=8 --jobs=2
 
-A flag with commas is swept; `--spec` is a JSON file of such flags, `{"learning_rate": [0.001, 0.003], "model": "mlp"}`.
+A flag with commas is swept; a word with `=` is an option of the name before it, as in `--model=mlp,vit,depth=2`.
+`--spec` is a JSON file of flags and their values, `{"learning_rate": [0.001, 0.003], "model": "mlp"}`.
 Each combination has a run_dir of its own under --sweep_dir. The same command continues; complete runs are not repeated.
 `launch/tensorboard.sh SWEEP_DIR` compares them in its HParams tab.
 """
@@ -37,6 +38,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.options import split
 from trainers.record import reading
 from trainers.settings import paths
 from trainers.settings.config import NO_DIFFERENCE, Config
@@ -117,7 +119,7 @@ def values_of(flags: Sequence[str], spec: Path | None) -> dict[str, list[str]]:
         name, equals, value = flag.removeprefix("--").partition("=")
         if not flag.startswith("--"):
             raise BadConfiguration(f"{flag!r} is not a flag; flags are written --name=value[,value…]")
-        values[name] = [value] if name in _NEVER_SWEPT else value.split(",") if equals else ["true"]
+        values[name] = [value] if name in _NEVER_SWEPT else split(value) if equals else ["true"]
     for name, choices in values.items():
         if name not in _NAMES:
             raise BadConfiguration(f"--{name} is not a flag of trainers/custom_loop.py; see its --help")

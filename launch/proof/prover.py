@@ -220,7 +220,8 @@ def updates_of(config: Config) -> dict[str, tuple[str, ...]]:
     """The optimizers that are compared, with their flags: SGD, which hides no wrong scale, and the chosen one."""
     if "optimizer" in config.left_out:
         return {"SGD": SGD}
-    return {"SGD": SGD} | ({config.optimizer: ()} if config.optimizer != "sgd" else {})
+    # Runs have folders of these names, and an option may be a path.
+    return {"SGD": SGD} | ({config.optimizer.replace("/", "_"): ()} if config.optimizer != "sgd" else {})
 
 
 def replicas_of(flags: Sequence[str]) -> int:

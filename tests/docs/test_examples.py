@@ -86,7 +86,7 @@ def test_the_loss_that_is_added():
 
 
 def test_the_data_set_that_is_added():
-    code, entry = blocks("docs/data.md", "python")
+    code, entry = blocks("docs/data.md", "python")[:2]
     module = types.ModuleType("trainers.input.kinds.moons")
     exec(code, vars(module))
     card = eval(f"{{{entry}}}", {"DataCard": DataCard})["moons"]
@@ -94,6 +94,26 @@ def test_the_data_set_that_is_added():
     dataset = module.load(Request("moons"))
     assert (dataset.spec.task, dataset.spec.num_classes, dataset.spec.input_shape) == (card.task, 2, (2,))
     assert (dataset.train.size, dataset.eval.size) == (1600, 400)
+
+
+def test_the_package_that_stays_outside_of_the_repository(tmp_path, monkeypatch, run):
+    (tmp_path / "my_pkg").mkdir()
+    (tmp_path / "my_pkg/net.py").write_text(blocks("docs/models.md", "python")[4])
+    (tmp_path / "my_pkg/data.py").write_text(blocks("docs/data.md", "python")[2])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    flags = {
+        "model": "my_pkg.net:build,width=128",
+        "loss": "my_pkg.net:Brier,scale=2",
+        "train_steps": 100,
+        "learning_rate": 0.01,
+    }
+    assert (
+        run(dataset="my_pkg.data:load,size=5000", eval_every=0, checkpoint_every=0, log_every=0, **flags).eval[
+            "accuracy"
+        ]
+        > 0.7
+    )
 
 
 def test_the_lines_that_own_loops_changes_are_in_the_trainer():

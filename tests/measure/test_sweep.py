@@ -61,3 +61,12 @@ def test_the_folder_of_a_long_combination_can_be_made_and_is_its_own(tmp_path):
     assert len(names) == 5
     for name in names:
         (tmp_path / name).mkdir()
+
+
+def test_options_belong_to_the_name_before_them(tmp_path):
+    words = ["--model=mlp,vit,depth=2,width=16,vit,depth=3", "--optimizer=sgd,momentum=0.5,adamw", "--batch_size=8,16"]
+    settings = sweep.settings_from(["sweep", *words, f"--sweep_dir={tmp_path}"])
+    found = {(run.config.model, run.config.optimizer, run.config.batch_size) for run in settings.runs}
+    models, optimizers = ("mlp", "vit,depth=2,width=16", "vit,depth=3"), ("sgd,momentum=0.5", "adamw")
+    assert found == {(m, o, b) for m in models for o in optimizers for b in (8, 16)}
+    assert len({run.name for run in settings.runs}) == 12

@@ -75,6 +75,16 @@ def test_a_model_of_the_registry_is_built_with_its_task(name):
     assert card.quality[0] in {"loss", *task.metrics, *task.eval_metrics}
 
 
+def test_options_reach_what_is_built():
+    optimizer = optimizers.build("adamw,beta_2=0.95", 0.25, 0.1)
+    assert (optimizer.beta_2, optimizer.weight_decay) == (0.95, 0.1)
+    assert optimizers.build("keras.optimizers:Lion,beta_1=0.5", 0.25, 0.0).beta_1 == 0.5
+    loss = tasks.named_loss(dataclasses.replace(SPECS["regression"], loss="huber,threshold=2")).__self__
+    assert loss.threshold == 2.0
+    model, _ = tasks.model_of("vit,depth=2,width=16", SPECS["classification"])
+    assert (model.depth, model.features) == (2, 16)
+
+
 @pytest.mark.parametrize("name", cards.MODELS)
 def test_a_recipe_names_what_is_in_the_registry(name):
     card = cards.MODELS[name]

@@ -13,8 +13,9 @@ import pytest
 import tensorflow as tf
 from conftest import largest_relative_difference, relative_difference_as_one_vector, short, weights
 
-from models import batch_norm, blocks, cards, layers, metrics, randomness
+from models import batch_norm, blocks, cards, layers, metrics, options, randomness, signatures
 from models.cards import MODELS, OPTIMIZERS
+from models.signatures import written
 from trainers import custom_loop
 from trainers.input import batches, load
 from trainers.record import state as state_lib
@@ -56,6 +57,19 @@ def trained(tmp_path_factory, data_dir):
 
 # ResNet-50 is made of what ResNet-18 is made of, and of more of it.
 SHORT = [name for name in MODELS if name != "resnet50"]
+# Each model once more, at another size: of every option another value than the default.
+OTHER_SIZES = [
+    "mlp,dropout=0.4,width=24x16x8",
+    "resnet,blocks=1x2,width=8",
+    "resnet18,blocks=1x1x2,width=8",
+    "resnet50,blocks=1x2,width=4",
+    "vit,depth=2,dropout=0.0,heads=2,patch=4,width=24",
+    "transformer,depth=1,dropout=0.2,heads=2,width=16",
+    "residual_regressor,depth=1,dropout=0.0,width=12",
+    "wide_deep,dropout=0.3,width=12",
+    "reconstructing_regressor,depth=2,penalty=0.2,width=12",
+]
+ALL = [*short(MODELS, SHORT), *OTHER_SIZES]
 
 
 def built(model, data_dir, precision="float32", **flags):
@@ -71,7 +85,7 @@ def built(model, data_dir, precision="float32", **flags):
     return loop, features
 
 
-@pytest.mark.parametrize("model", short(MODELS, SHORT))
+@pytest.mark.parametrize("model", ALL)
 def test_a_model_has_the_same_gradients_eager_and_in_a_graph(model, data_dir):
     loop, features = built(model, data_dir)
     start = state_lib.values_of(loop.variables)
@@ -105,14 +119,14 @@ def test_values_that_were_read_stay_when_the_compiled_loop_updates_the_variables
         assert len(moved) >= 2 * len(loop.model.trainable_variables)  # the average of each weight moves too
 
 
-@pytest.mark.parametrize("model", short(MODELS, SHORT))
+@pytest.mark.parametrize("model", ALL)
 def test_a_model_ends_with_the_same_weights_on_two_replicas(model, trained):
     one, two = (weights(run_dir) for run_dir in trained(model))
     measure = relative_difference_as_one_vector if model.startswith("resnet") else largest_relative_difference
     assert measure(one, two) <= 1e-5
 
 
-@pytest.mark.parametrize("model", short(MODELS, SHORT))
+@pytest.mark.parametrize("model", ALL)
 def test_a_model_comes_back_from_its_checkpoint_and_its_configuration(model, trained, data_dir):
     run_dir, _ = trained(model)
     loop, features = built(model, data_dir)
@@ -129,7 +143,7 @@ def test_a_model_comes_back_from_its_checkpoint_and_its_configuration(model, tra
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("model", short(MODELS, SHORT))
+@pytest.mark.parametrize("model", ALL)
 def test_an_exported_model_gives_the_outputs_of_the_trained_one(model, trained, data_dir):
     run_dir, _ = trained(model)
     loop, features = built(model, data_dir)
@@ -145,7 +159,7 @@ def test_an_exported_model_gives_the_outputs_of_the_trained_one(model, trained, 
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("model", short(MODELS, SHORT))
+@pytest.mark.parametrize("model", ALL)
 def test_a_model_is_finite_in_mixed_precision(model, precision, data_dir):
     loop, features = built(model, data_dir, precision)
     if loop.loss_scale:
@@ -442,6 +456,11 @@ def test_a_metric_does_the_same_eager_in_a_graph_and_under_xla(metric):
 
 
 def test_every_optimizer_loss_and_model_of_the_registries_is_crossed():
+    for text, name in zip(OTHER_SIZES, MODELS, strict=True):
+        choice = options.choose("model", text)
+        defaults = {one.name: one.shown for one in options.accepted("model", signatures.read(choice.entry)).values()}
+        assert choice.text == text and choice.name == name
+        assert all(written(choice.values[key]) != defaults[key] for key in defaults)
     assert all(callable(cards.load(entry)) for entry in OPTIMIZERS.values())
     assert {card.task for card in MODELS.values()} == set(cards.LOSSES)
     assert all(dataclasses.is_dataclass(card) for card in MODELS.values())

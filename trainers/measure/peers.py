@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from models import cards, optimizers
+from models import optimizers, tasks
 from trainers import custom_loop
 from trainers.custom_loop import Supervised
 from trainers.measure.rounds import Contender, Steps, best_of, calibrated
@@ -63,7 +63,7 @@ class Peer:
         self.config = config
         self.strategy = loop.world.strategy if config.replicas > 1 else tf.distribute.get_strategy()
         with self.strategy.scope():
-            self.model, self.task = cards.MODELS[config.model].builder()(dataset.spec)
+            self.model, self.task = tasks.model_of(config.model, dataset.spec)
             self.model(loop.example_inputs(), training=False)
             schedule = optimizers.schedule(
                 config.schedule, config.learning_rate, config.warmup_steps, config.train_steps

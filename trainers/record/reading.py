@@ -18,6 +18,8 @@ RUN = "run.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
+# In run.json: the files of what the user has brought, by the kind of what they define.
+SOURCES = "sources"
 # In an evaluator's environment: a time. An end of the run before it does not count, since it was submitted again.
 RUN_AFTER = "RUN_AFTER"
 _STEP_FOLDER = re.compile(r"step-(\d{10})$")

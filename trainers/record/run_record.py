@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 
 from trainers.record import reading
-from trainers.settings import paths
+from trainers.settings import options, paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, RunDirRemoved
 from trainers.world import files, locks, machine
@@ -45,6 +45,7 @@ class RunRecord:
         self._open_directory()
         self.previous = reading.read_run(self.directory)
         self._check_same_run()
+        options.warn_of_changes(self.previous.get(reading.SOURCES, {}), config.chosen, f"--run_dir {self.directory}")
         self.facts = {
             "started": self.previous.get("started", _now()),
             "ended": None,
@@ -53,6 +54,7 @@ class RunRecord:
             "loop": config.loop,
             "flags": config.values(),
             paths.DATASET_PATH: paths.location(config.dataset),
+            reading.SOURCES: options.sources_of(config.chosen),
             "versions": machine.versions(),
             "commit": machine.commit(),
             "host": platform.node(),

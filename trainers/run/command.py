@@ -28,7 +28,7 @@ def config_from(argv: Sequence[str], summary: str, kind: "type[Config] | None" =
 
     config, given = flags.read(argv, summary, kind or Config)
     if config.mode == "evaluate":
-        config = config_of_run(config, given)
+        config = config_of_run(rules.canonical(config), given)
     config = rules.resolve(config, begun_with(config))
     config.check_files()
     if config.data_dir == paths.DATA_WITHOUT_HOME and "data_dir" not in given:

@@ -17,6 +17,7 @@ from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import InnerLoop
 from trainers.run.plan import plan
 from trainers.run.training import Summary, Training
+from trainers.settings import options
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import CRASHED, BadConfiguration, RunEnded
 from trainers.settings.rules import check_batch, check_task
@@ -39,6 +40,7 @@ def train(config: Config, make_loop: MakeLoop, hooks: Hooks | None = None) -> Su
     """
     clock, hooks = Clock(), hooks or Hooks()
     clock.add("import", process.import_seconds)
+    options.import_objects(config.chosen)
     cluster = clusters.from_environment(os.environ) if config.strategy == "multi_worker" else None
     if config.dry_run and cluster:
         print(cluster.tf_config())
@@ -52,6 +54,8 @@ def train(config: Config, make_loop: MakeLoop, hooks: Hooks | None = None) -> Su
             print(plan(loop))
             return Summary(0, {}, {}, Path(config.run_dir), 0)
         if config.mode == "evaluate":
+            before = reading.read_run(Path(config.run_dir)).get(reading.SOURCES, {})
+            options.warn_of_changes(before, config.chosen, f"--run_dir {config.run_dir}")
             line = evaluator.follow(loop, clock, watchdog)
             return Summary(line.get("step", 0), {}, line, Path(config.run_dir) / evaluator.FOLDER, 0)
         record = RunRecord(config, writes=loop.world.chief)
@@ -79,7 +83,8 @@ def build(config: Config, cluster: Cluster | None, make_loop: MakeLoop, hooks: H
     watchdog.feed("loading the data and building the model", allowed)
     dataset = load.load_for(config)
     check_task(config, dataset.spec.task)
-    loop = make_loop(config, world, dataset)
+    with options.one_line():
+        loop = make_loop(config, world, dataset)
     with world.strategy.scope():
         for suspect in loop.suspects() if world.replicas > 1 else ():  # on one replica they compute what they say
             logging.warning("%s", suspect)

@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import keras
 
-from models import cards
+from models import cards, tasks
+from models.options import is_object
 from models.tasks import Task
 from trainers.input.dataset import Dataset
 from trainers.record import reading
 from trainers.record.checkpoints import Checkpoints
 from trainers.record.state import State
+from trainers.settings import options
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -36,7 +38,8 @@ def flags_of(what: str, run_dir: Path) -> Config:
     if not facts:
         raise BadConfiguration(f"{what} {run_dir} holds no run; name a run_dir")
     before = reading.begun_as(facts, Config)
-    if before.get("model") not in cards.MODELS:
+    name = options.name_of(before.get("model") or "")
+    if name not in cards.MODELS and not is_object(name):
         raise BadConfiguration(
             f"{what} {run_dir} is a run of the loop {before['loop']!r} without --model; name another"
         )
@@ -64,7 +67,7 @@ def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trai
     store = Checkpoints(run_dir, 1, {}, facts.get("best_metric", "loss"), facts.get("best_mode", "min"))
     best = store.best()
     step = best[0] if best else store.steps()[-1]
-    model, task = own.card.builder()(dataclasses.replace(dataset.spec, loss=own.loss))
+    model, task = tasks.model_of(own.model, dataclasses.replace(dataset.spec, loss=own.loss))
     model(task.inputs(dataset.zeros()), training=False)
     try:
         _assign(model, store.read(step))

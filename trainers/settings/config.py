@@ -1,11 +1,16 @@
 """The one frozen configuration that travels below the flags. Free of TensorFlow and NumPy."""
 
+import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from models.cards import MODELS, OPTIMIZERS, SCHEDULES, ModelCard
+from models.cards import MODELS, ModelCard, card_of_own
+from models.options import is_object
 from trainers.settings.augmentation import described
+from trainers.settings.data_cards import is_own
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.optimizer_for import parse
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
 MODES = ("train", "evaluate")
@@ -17,13 +22,22 @@ MOST_SECONDS = 1e9
 def flag(default: Any, group: str, text: str, **rules: Any) -> Any:
     """A field that `trainers.settings.flags` makes a flag of.
 
-    Rules of its value: `choices`, `low`, `high`; `path`: it is a path, and is made absolute. Roles, each false or true
-    for a reason: `fixed`: it decides the mathematics, so a run_dir that was begun with a value refuses another.
-    `shared`: all workers must have the same, besides what is fixed. `repeated`: flags.txt holds it. `distinct`: it
-    makes a run differ from another. `compared`: it is shown beside the results of runs.
+    Rules of its value: `choices`, `low`, `high`; `path`: it is a path, and is made absolute; `chosen`: a kind of
+    `models.options`, of which it is a choice with options. Roles, each false or true for a reason: `fixed`: it decides
+    the mathematics, so a run_dir that was begun with a value refuses another. `shared`: all workers must have the same,
+    besides what is fixed. `repeated`: flags.txt holds it. `distinct`: it makes a run differ from another. `compared`:
+    it is shown beside the results of runs.
     """
     roles = {"fixed": False, "shared": False, "repeated": True, "distinct": True, "compared": True}
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **roles, **rules})
+
+
+class Chosen(NamedTuple):
+    """A flag's choice: the flag, the kind of `models.options`, and its text, `NAME,key=value,…`."""
+
+    flag: str
+    kind: str
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +87,13 @@ class Config:
         "compile a replica's forward and backward pass with XLA; auto = on a GPU, where the model allows it",
         choices=("auto", "on", "off"),
     )
-    model: str = flag("resnet", "model and data", "a name from models/", fixed=True)
+    model: str = flag(
+        "resnet", "model and data", "a name from models/, or module:object of your own", chosen="model", fixed=True
+    )
     dataset: str | None = flag(
         None,
         "model and data",
-        "an embedded data set, a file or folder of your own, or one of TensorFlow Datasets",
+        "an embedded data set, a file or folder of your own, one of TensorFlow Datasets, or module:object of your own",
         fixed=True,
     )
     label: str = flag("", "model and data", "for --dataset=csv:PATH: the column to predict", fixed=True)
@@ -110,8 +126,8 @@ class Config:
     )
     batch_size: int = flag(128, "training", "the GLOBAL batch, over all replicas", low=1, fixed=True)
     train_steps: int | None = flag(None, "training", "optimizer updates in the whole run", low=1, shared=True)
-    loss: str = flag("", "training", "the loss, by name; default: the model's own", fixed=True)
-    optimizer: str | None = flag(None, "training", "the update rule", choices=OPTIMIZERS, fixed=True)
+    loss: str = flag("", "training", "the loss, by name; default: the model's own", chosen="loss", fixed=True)
+    optimizer: str | None = flag(None, "training", "the update rule", chosen="optimizer", fixed=True)
     optimizer_for: str = flag(
         "",
         "training",
@@ -119,7 +135,7 @@ class Config:
         fixed=True,
     )
     learning_rate: float | None = flag(None, "training", "peak learning rate", low=0, fixed=True)
-    schedule: str | None = flag(None, "training", "learning rate after the warm-up", choices=SCHEDULES, fixed=True)
+    schedule: str | None = flag(None, "training", "learning rate after the warm-up", chosen="schedule", fixed=True)
     warmup_steps: int | None = flag(None, "training", "updates of linear warm-up", low=0, fixed=True)
     weight_decay: float | None = flag(
         None, "training", "decoupled weight decay of matrices and kernels, times the learning rate", low=0, fixed=True
@@ -216,7 +232,7 @@ class Config:
 
     @property
     def task(self) -> str:
-        """The kind of data that is trained on: of `models.cards.LOSSES`."""
+        """The kind of data that is trained on: of `models.cards.LOSSES`; empty where only the data tells."""
         return self.card.task
 
     @property
@@ -248,12 +264,27 @@ class Config:
     @property
     def title(self) -> str:
         """What is trained, in one word: the model or, of another loop, the algorithm."""
-        return self.model if self.loop == Config.loop else self.loop
+        return self.model.partition(",")[0] if self.loop == Config.loop else self.loop
 
     @property
     def card(self) -> ModelCard:
-        """The model's entry in the registry."""
-        return MODELS[self.model]
+        """The model's entry in the registry; of one of the user's own, what holds for all of these."""
+        name = self.model.partition(",")[0]
+        return card_of_own(name) if is_object(name) else MODELS[name]
+
+    @property
+    def chosen(self) -> tuple[Chosen, ...]:
+        """What flags choose with options, a data set too if it is the user's own."""
+        found = [
+            Chosen(field.name, field.metadata["chosen"], getattr(self, field.name))
+            for field in self.fields()
+            if "chosen" in field.metadata and getattr(self, field.name)
+        ]
+        with contextlib.suppress(BadConfiguration):  # which `resolve` raises
+            found += [Chosen("optimizer_for", "optimizer", each.optimizer) for each in parse(self.optimizer_for)]
+        if is_own(self.dataset or ""):
+            found.append(Chosen("dataset", "dataset", self.dataset))
+        return tuple(found)
 
     @property
     def profile_steps(self) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from models.options import is_object
+
 
 @dataclasses.dataclass(frozen=True)
 class DataCard:
@@ -12,8 +14,8 @@ class DataCard:
 
     `task`: the kind of data, which a model's card must name; empty where only the data tells. `load`: `module:function`
     of `(trainers.input.dataset.Request) -> trainers.input.dataset.Dataset`. `argument`: what follows the name, as
-    `--help` shows it. `needs_label`: whether `--label` names a column. `images`: whether its examples are images.
-    `documents`: whether a token may end documents.
+    `--help` shows it. `needs_label`: whether `--label` names a column. `images`: whether its examples are images; None
+    where only the data tells. `documents`: whether a token may end documents.
     """
 
     task: str
@@ -21,7 +23,7 @@ class DataCard:
     summary: str = ""
     argument: str = ""
     needs_label: bool = False
-    images: bool = False
+    images: bool | None = False
     documents: bool = False
 
     def loader(self) -> Callable[[Any], Any]:
@@ -66,6 +68,7 @@ DATASETS: dict[str, DataCard] = {
         images=True,
     ),
 }
+_OWN = DataCard("", "trainers.input.kinds.own:load", "what a function of your own returns", images=None)
 _TENSORFLOW_DATASETS = DataCard("classification", "trainers.input.kinds.tfds:load", "TensorFlow Datasets", images=True)
 
 
@@ -75,6 +78,11 @@ def split_name(name: str) -> tuple[str, str]:
     return kind, argument
 
 
+def is_own(name: str) -> bool:
+    """Whether a data set is a function of the user's own, `module:object`, perhaps with options."""
+    return split_name(name)[0] not in DATASETS and is_object(name.partition(",")[0])
+
+
 def data_card(name: str) -> DataCard:
-    """The card of a data set of ours; any other name is taken for an image classification set of TFDS."""
-    return DATASETS.get(split_name(name)[0], _TENSORFLOW_DATASETS)
+    """The card of a data set of ours or the user's; any other name is taken for an image classification set of TFDS."""
+    return DATASETS.get(split_name(name)[0], _OWN if is_own(name) else _TENSORFLOW_DATASETS)

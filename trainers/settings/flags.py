@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from models.cards import MODELS
+from models.options import registry
+from trainers.settings import options
 from trainers.settings.config import Config
 from trainers.settings.data_cards import DATASETS
 from trainers.settings.exit_codes import OK, BadConfiguration
@@ -52,6 +54,8 @@ def help_page(summary: str, kind: type[Config] = Config) -> str:
             text = field.metadata["help"]
             if "choices" in field.metadata:
                 text += f": {', '.join(field.metadata['choices'])}"
+            if field.metadata.get("chosen", "model") != "model":
+                text += f": {', '.join(registry(field.metadata['chosen']))}, or module:object of your own"
             text = textwrap.fill(f"{text} (default: {_default_text(field)})", 88)
             lines += [f"  --{field.name}", textwrap.indent(text, "        ")]
         lines.append("")
@@ -62,6 +66,10 @@ def help_page(summary: str, kind: type[Config] = Config) -> str:
     lines.append("Data sets:")
     lines += [f"  {name + card.argument:<26}{card.summary}" for name, card in DATASETS.items()]
     lines += [f"  {'mnist, cifar10, …':<26}any image classification set of TensorFlow Datasets, by its name", ""]
+    lines.append(
+        "--model=NAME,key=value,… sets options of NAME, --model=NAME,help lists them; so for --loss, --optimizer,"
+    )
+    lines.append("--schedule and a data set of your own. module:object is found from here and from PYTHONPATH.")
     lines.append("--flagfile=FILE reads flags from a file; every run writes one: RUN_DIR/flags.txt")
     return "\n".join(lines)
 
@@ -113,7 +121,17 @@ def read(argv: Sequence[str], summary: str, kind: type[Config] = Config) -> tupl
     define(values, kind)
     fill(values, argv, lambda: help_page(summary, kind))
     names = [field.name for field in kind.fields()]
+    _answer_help(kind(**{name: values[name].value for name in names}))
     return kind(**{name: values[name].value for name in names}), [name for name in names if values[name].present]
+
+
+def _answer_help(config: Config) -> None:
+    """Prints the options of what is chosen with the word `help`. Raises SystemExit with code 0 if there is any."""
+    asked = [each for each in config.chosen if options.asks_for_help(each.text)]
+    for _, kind, text in asked:
+        print(options.help_table(kind, text), flush=True)
+    if asked:
+        raise SystemExit(OK)
 
 
 def config_from(argv: Sequence[str], summary: str, kind: type[Config] = Config) -> Config:

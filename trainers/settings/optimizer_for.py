@@ -4,9 +4,8 @@ import math
 import re
 from typing import NamedTuple
 
-from models.cards import OPTIMIZERS
+from trainers.settings import options
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.settings.names import unknown
 
 # PATTERN=NAME,key=value,… – the shortest pattern for which the rest is a name with options.
 _REQUEST = re.compile(r"(?P<pattern>.+?)=(?P<name>[A-Za-z_][\w.:]*)(?P<options>(,\w+=[^,]*)*)")
@@ -41,8 +40,6 @@ def _request(item: str) -> Request:
         re.compile(found["pattern"])
     except re.error as error:
         raise BadConfiguration(f"{what}: {found['pattern']!r} is no regular expression ({error}); {_FORM}") from None
-    if found["name"] not in OPTIMIZERS:
-        raise BadConfiguration(unknown(f"{what}:", found["name"], OPTIMIZERS))
     numbers, rest = {}, []
     for option in filter(None, found["options"].split(",")):
         key, _, value = option.partition("=")
@@ -50,9 +47,11 @@ def _request(item: str) -> Request:
             rest.append(option)
             continue
         numbers[key] = _number(what, key, value)
-    if rest:
-        raise BadConfiguration(f"{what}: {rest[0]!r} is not known; pass one of: {', '.join(_FLAGS)}")
-    return Request(found["pattern"], ",".join([found["name"], *rest]), **numbers)
+    try:
+        optimizer = options.check("optimizer", ",".join([found["name"], *rest]))
+    except BadConfiguration as error:
+        raise BadConfiguration(f"{what}: {str(error).removeprefix('--optimizer ')}") from error
+    return Request(found["pattern"], optimizer, **numbers)
 
 
 def _number(what: str, key: str, value: str) -> float:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.cards import LOSSES, MODELS
-from trainers.settings import augmentation, optimizer_for, paths
+from models.cards import MODELS
+from trainers.settings import augmentation, optimizer_for, options, paths
 from trainers.settings.augmentation import mixes
 from trainers.settings.config import Config
-from trainers.settings.data_cards import DATASETS, data_card, split_name
+from trainers.settings.data_cards import DATASETS, data_card, is_own, split_name
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.settings.names import unknown
+from trainers.settings.names import nearest, unknown
 
 # The longest part of a data set's name in the name of a run's folder: a file's name has 255 bytes at most.
 _MOST_CHARACTERS = 60
@@ -64,13 +64,15 @@ def time_and_chance() -> str:
 
 def default_run_dir(config: Config) -> str:
     """`runs/<model or loop>-<dataset>-<time>-<random digits>`."""
-    return str(Path("runs") / f"{config.title}-{short(config.dataset)}-{time_and_chance()}")
+    return str(Path("runs") / f"{short(config.title)}-{short(config.dataset)}-{time_and_chance()}")
 
 
 def _check_dataset(config: Config) -> None:
     """What the name of the data alone tells: whether there can be such a set, and whether it takes an argument."""
     name, flag = config.dataset, f"--dataset {config.dataset!r}"
     kind, argument = split_name(name)
+    if is_own(name):
+        return
     if kind not in DATASETS:
         if not _TFDS_NAME.fullmatch(kind):
             raise BadConfiguration(
@@ -116,10 +118,11 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     """
     for field in config.fields():
         _check_field(field, getattr(config, field.name))
-    if config.model not in MODELS:
-        raise BadConfiguration(unknown("--model", config.model, MODELS))
+    config = canonical(config)
     filled = {name: value for name, value in config.recipe().items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **filled)
+    if filled.get("dataset") == "":
+        raise BadConfiguration(f"--model {config.model} is of your own, without a recipe for its data; name --dataset")
     _check_profile(config)
     if config.mode == "evaluate" and config.strategy == "multi_worker":
         raise BadConfiguration("--mode=evaluate runs in one process; use --strategy=mirrored")
@@ -133,8 +136,8 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     card = data_card(config.dataset)
     check_task(config, card.task)
     config.check()
-    if config.loss and config.loss not in LOSSES[config.task]:
-        raise BadConfiguration(unknown("--loss", config.loss, LOSSES[config.task]))
+    if config.loss:
+        options.check("loss", config.loss, config.task or card.task)
     if card.needs_label != bool(config.label):
         need = "needs --label=COLUMN" if card.needs_label else "takes no --label; leave it out"
         raise BadConfiguration(f"--dataset {config.dataset} {need}")
@@ -143,10 +146,37 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     return _local_paths(config)
 
 
-def _check_images(config: Config, images: bool) -> None:
+def canonical(config: Config) -> Config:
+    """The configuration with its choices in their one spelling, so that equal ones are the same run.
+
+    Raises:
+      BadConfiguration: an unknown name or option, or a value of the wrong type.
+    """
+    changes = {}
+    for field in config.fields():
+        value = getattr(config, field.name)
+        if "chosen" in field.metadata and value != field.default:
+            changes[field.name] = options.check(field.metadata["chosen"], value)
+    if is_own(config.dataset or ""):
+        changes["dataset"] = _canonical_dataset(config.dataset)
+    return dataclasses.replace(config, **changes)
+
+
+def _canonical_dataset(text: str) -> str:
+    """As `options.check`; a name that is like one of a kind of data gets a hint."""
+    try:
+        return options.check("dataset", text)
+    except BadConfiguration as error:
+        kind, argument = split_name(text)
+        for near in nearest(kind, [name for name, card in DATASETS.items() if card.argument]):
+            raise BadConfiguration(f"{error}; or did you mean {near}:{argument}?") from error
+        raise
+
+
+def _check_images(config: Config, images: bool | None) -> None:
     augmentation.parse(config.augment)
     for name, value in (("augment", config.augment), ("image_size", config.image_size)):
-        if value and not images:
+        if value and images is False:
             raise BadConfiguration(
                 f"--{name} {value} is for images, and --dataset {config.dataset} has none; leave it out"
             )
@@ -169,11 +199,11 @@ def check_task(config: Config, task: str) -> None:
     Raises:
       BadConfiguration: it does not; the message names the models that do.
     """
-    if task and task != config.task and "model" in config.left_out:
+    if task and config.task and task != config.task and "model" in config.left_out:
         raise BadConfiguration(
             f"--dataset {config.dataset!r} has {task} data, the loop {config.loop} takes {config.task}; take another"
         )
-    if task and task != config.task:
+    if task and config.task and task != config.task:
         fit = [name for name, model in MODELS.items() if model.task == task]
         raise BadConfiguration(
             f"--model {config.model} does not take the {task} data of {config.dataset!r}; "

@@ -1,0 +1,169 @@
+"""What a function of the user's own returns, `module:function`: arrays of two splits, or a whole `Dataset`.
+
+The function is called with the options of `--dataset` and returns `(train, eval)`, each a pair `(inputs, targets)` of
+arrays with an example a row. Their types tell the kind of data:
+
+- inputs `[size, height, width, channels]` uint8, targets `[size]` integers: images with classes
+- inputs `[size, …]` numbers, targets `[size]` integers: rows with classes
+- inputs `[size, …]` numbers, targets `[size]` or `[size, columns]` floats: regression
+- inputs and targets `[size, time]` integers: tokens, with the token to predict at each position
+
+Images are scaled as those of other data sets are; anything else reaches the model as it is, in float32 or int32.
+"""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from models import options
+from models.options import OptionError
+from models.tasks import DataSpec
+from trainers.input.dataset import (
+    Dataset,
+    Features,
+    Request,
+    Split,
+    are_resident,
+    augmented,
+    fingerprint,
+    image_preparation,
+    pictures_for,
+    read_whole,
+)
+from trainers.input.pictures import Pictures
+from trainers.settings.exit_codes import BadConfiguration
+
+_FORM = "return (train, eval), each a pair (inputs, targets) of arrays, or a trainers.input.dataset.Dataset"
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def load(request: Request) -> Dataset:
+    """Calls the function, and makes a data set of what it returns.
+
+    Raises:
+      BadConfiguration: it returns something else, or its arrays do not fit each other or a kind of data.
+    """
+    name = request.full_name
+    try:
+        made = options.choose("dataset", name).make()
+    except OptionError as error:
+        raise BadConfiguration(str(error)) from error
+    if isinstance(made, Dataset):
+        return made
+    splits = _arrays(name, made)
+    task = _task(name, splits)
+    if task == "images":
+        return _images(request, splits)
+    for flag, value in (("augment", ",".join(request.images.augment)), ("image_size", request.images.size)):
+        if value:
+            raise BadConfiguration(f"--{flag} {value} is for images, and --dataset {name} has none; leave it out")
+    return _numbers(request, task, splits)
+
+
+def _arrays(name: str, made: Any) -> list[Arrays]:
+    """Both splits, checked: as many inputs as targets, at least one, of the same shapes in both."""
+    try:
+        splits = [tuple(np.asarray(part) for part in split) for split in made]
+    except (TypeError, ValueError) as error:
+        raise BadConfiguration(f"--dataset {name} returns {type(made).__name__} ({error}); {_FORM}") from error
+    if len(splits) != 2 or any(len(split) != 2 for split in splits):
+        raise BadConfiguration(f"--dataset {name} returns {len(splits)} parts of {[len(s) for s in splits]}; {_FORM}")
+    for which, (inputs, targets) in zip(("train", "eval"), splits, strict=True):
+        for part, array in (("inputs", inputs), ("targets", targets)):
+            if array.dtype.kind not in "biuf" or array.ndim == 0:
+                raise BadConfiguration(
+                    f"--dataset {name}: the {part} of {which} are {array.dtype} {array.shape}; {_FORM}"
+                )
+        if len(inputs) != len(targets) or not len(inputs):
+            raise BadConfiguration(
+                f"--dataset {name}: {which} has {len(inputs)} inputs and {len(targets)} targets; give as many, and one "
+                "or more"
+            )
+    for part, one, other in zip(("inputs", "targets"), *splits, strict=True):
+        if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
+            raise BadConfiguration(
+                f"--dataset {name}: {part} of train are {one.dtype} {one.shape[1:]}, those of eval {other.dtype} "
+                f"{other.shape[1:]}; give both alike"
+            )
+    return splits
+
+
+def _task(name: str, splits: list[Arrays]) -> str:
+    """`images`, `classification`, `regression` or `language`, as the types of the arrays tell."""
+    inputs, targets = splits[0]
+    if targets.dtype.kind == "f":
+        if targets.ndim <= 2:
+            return "regression"
+    elif any(int(split[1].min()) < 0 for split in splits):
+        raise BadConfiguration(f"--dataset {name}: a target is below 0; number classes from 0, or give floats")
+    elif targets.ndim == 1:
+        return "images" if inputs.dtype == np.uint8 and inputs.ndim == 4 else "classification"
+    elif targets.ndim == 2 and inputs.shape == targets.shape and inputs.dtype.kind in "iu":
+        return "language"
+    raise BadConfiguration(
+        f"--dataset {name}: inputs {inputs.dtype} {inputs.shape} and targets {targets.dtype} {targets.shape} are no "
+        "kind of data; give targets [size] of integers for classes, floats for regression, or [size, time] integers "
+        "like the inputs for tokens"
+    )
+
+
+def _images(request: Request, splits: list[Arrays]) -> Dataset:
+    name, stored = request.full_name, splits[0][0].shape[1:3]
+    pictures = pictures_for(stored, splits[0][0].shape[-1], request.images)
+    resident = are_resident(request, pictures, stored, len(splits[0][0]))
+    made = [_image_split(images, labels, pictures, resident) for images, labels in splits]
+    train = augmented(made[0], request.images, pictures.size)
+    spec = DataSpec("classification", pictures.shape, num_classes=_classes(splits))
+    prepare = image_preparation(request.images, pictures.channels)
+    return Dataset(name, spec, train, made[1], _fingerprint(splits), prepare)
+
+
+def _image_split(images: np.ndarray, labels: np.ndarray, pictures: Pictures, resident: bool) -> Split:
+    arrays = {"image": images, "label": labels.astype(np.int64)}
+    whole = images.shape[1:] == pictures.shape
+    if resident and whole:
+        return Split(len(images), arrays=arrays)
+
+    def example(features: Features) -> Features:
+        image = features["image"] if whole else pictures.cut(features["image"], pictures.evaluation_crop)
+        return {"image": tf.ensure_shape(image, pictures.shape), "label": features["label"]}
+
+    def stream() -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(arrays).map(example)
+
+    return read_whole(stream) if resident else Split(len(images), stream=stream)
+
+
+def _numbers(request: Request, task: str, splits: list[Arrays]) -> Dataset:
+    """Rows or tokens, held as they are given."""
+    dtype = np.float32 if splits[0][0].dtype.kind == "f" else np.int32
+    target_dtype = np.float32 if task == "regression" else np.int64
+    names = ("tokens", "targets") if task == "language" else ("features", "target")
+    resident = request.is_resident(sum(array.nbytes for array in splits[0]))
+    made, held = [], []
+    for inputs, targets in splits:
+        arrays = dict(zip(names, (inputs.astype(dtype), targets.astype(target_dtype)), strict=True))
+        held.append(tuple(arrays.values()))
+        stream = (lambda arrays=arrays: tf.data.Dataset.from_tensor_slices(arrays)) if not resident else None
+        made.append(Split(len(inputs), arrays=arrays if resident else None, stream=stream))
+
+    def prepare(features: Features) -> tuple[tf.Tensor, tf.Tensor]:
+        return features[names[0]], features[names[1]]
+
+    inputs, targets = splits[0]
+    classes = 0 if task == "regression" else _classes(splits)
+    if task == "language":
+        classes = max(classes, *(int(split[0].max()) + 1 for split in splits))
+    shape = targets.shape[1:] if task == "regression" else ()
+    spec = DataSpec(task, inputs.shape[1:], np.dtype(dtype).name, num_classes=classes, target_shape=shape)
+    return Dataset(request.full_name, spec, *made, _fingerprint(held), prepare)
+
+
+def _classes(splits: list[Arrays]) -> int:
+    return max(int(targets.max()) for _, targets in splits) + 1
+
+
+def _fingerprint(splits: list[Arrays]) -> str:
+    """Of the arrays' bytes, however they are held."""
+    return fingerprint("own", *(Split(len(x), arrays={"inputs": x, "targets": y}) for x, y in splits))
