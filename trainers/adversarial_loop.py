@@ -20,8 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.cards import Recipe
 from trainers.settings.augmentation import mixes, parse
-from trainers.settings.config import Config, flag
+from trainers.settings.config import SUPERVISED_ALONE, Config, flag
 from trainers.settings.data_cards import data_card
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -31,22 +32,14 @@ class Settings(Config):
     """The flags of this loop."""
 
     loop, task = "adversarial", "classification"
-    left_out = frozenset(
-        {"model", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
-    )
+    left_out = SUPERVISED_ALONE
     batch_size: int = flag(160, "training", "the GLOBAL batch of all critic steps of an update", low=1, fixed=True)
     critic_steps: int = flag(5, "algorithm", "critic steps before each generator step", low=1, high=100, fixed=True)
     penalty: float = flag(10.0, "algorithm", "weight of the gradient penalty", low=0, fixed=True)
 
     def recipe(self) -> Mapping[str, Any]:
-        optimizer = {
-            "optimizer": "adam,beta_1=0.0,beta_2=0.9",
-            "learning_rate": 1e-3,
-            "schedule": "linear",
-            "warmup_steps": 0,
-            "ema": 0.99,
-        }
-        return optimizer | {"dataset": "digits", "train_steps": 1600, "log_every": 50}
+        recipe = Recipe(1600, "adam,beta_1=0.0,beta_2=0.9", 1e-3, "linear", ema=0.99, log_every=50)
+        return dataclasses.asdict(recipe) | {"dataset": "digits"}
 
     @property
     def parts(self) -> int:
@@ -97,8 +90,7 @@ class Adversarial(ModelsLoop):
         self.count = config.batch_size // config.critic_steps  # examples of a step of either, over all replicas
         self.shape, self.classes = dataset.spec.input_shape, dataset.spec.num_classes
         if self.shape[0] % 4 or self.shape[1] % 4:
-            size = f"{self.shape[0]} x {self.shape[1]} pixels"
-            raise BadConfiguration(f"--dataset {config.dataset}: {size} are no multiples of 4; set --image_size=32")
+            raise BadConfiguration(f"images of {self.shape[:2]} pixels: not multiples of 4; set --image_size=32")
         with world.strategy.scope(), batch_norm.batch_statistics(config.batch_norm == "synchronized"):
             self.generator, self.critic = Generator(self.shape, self.classes), Critic(self.shape, self.classes)
             self.models = {"generator": self.generator, "critic": self.critic}
@@ -108,8 +100,7 @@ class Adversarial(ModelsLoop):
             steps = {"generator": 1, "critic": config.critic_steps}
             self.groups = {n: group_of(config, m.trainable_variables, steps[n]) for n, m in self.models.items()}
             self.optimizers = {f"{name}_optimizer": group.optimizer for name, group in self.groups.items()}
-            if config.ema:
-                self.averages["ema"] = MovingAverage(self.generator.trainable_variables, config.ema)
+            self.averages = {"ema": MovingAverage(self.generator.trainable_variables, config.ema)} if config.ema else {}
 
     def generated(self, labels: tf.Tensor, stream: str, training: bool = False) -> tf.Tensor:
         """An image for each label, from noise of its own: that of the current place in the run, and of this stream."""
@@ -147,8 +138,7 @@ class Adversarial(ModelsLoop):
         def step_of(model: str, found: list[tf.Tensor], sums: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
             with tf.name_scope("all_reduce"):
                 *found, sums = summed([*found, sums])
-            with tf.name_scope("optimizer"):
-                self.groups[model].apply(found, self.models[model].trainable_variables)
+            self.groups[model].apply(found, self.models[model].trainable_variables)
             return found, sums
 
         def replica_update(feed: Any, order: Any, step: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, Any]:

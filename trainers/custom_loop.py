@@ -158,9 +158,8 @@ class Supervised(ModelsLoop):
 
     def replica_update(self, gradients: list[tf.Tensor]) -> None:
         """In a replica: applies gradients that are the same on all replicas."""
-        with tf.name_scope("optimizer"):
-            for group in self.groups:
-                group.apply(gradients, self.model.trainable_variables)
+        for group in self.groups:
+            group.apply(gradients, self.model.trainable_variables)
         if self.average:
             with tf.name_scope("ema"):
                 self.average.update()

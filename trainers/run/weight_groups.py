@@ -39,7 +39,8 @@ class WeightGroup(NamedTuple):
 
     def apply(self, gradients: Sequence[tf.Tensor], weights: Sequence[keras.Variable]) -> None:
         """Updates the group's weights. `gradients`, `weights`: those of all groups."""
-        self.optimizer.apply(self.of(gradients), self.of(weights))
+        with tf.name_scope("optimizer"):
+            self.optimizer.apply(self.of(gradients), self.of(weights))
 
 
 def group_of(config: Config, weights: Sequence[keras.Variable], steps: int = 1) -> WeightGroup:

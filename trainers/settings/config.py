@@ -17,6 +17,10 @@ MODES = ("train", "evaluate")
 DEFAULT_CPU_REPLICAS = 2
 # Above it clocks of the system overflow; 30 years are for ever.
 MOST_SECONDS = 1e9
+# Flags that a loop leaves out which builds its models, its loss and its optimizers by itself.
+SUPERVISED_ALONE = frozenset(
+    {"model", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
+)
 
 
 def flag(default: Any, group: str, text: str, **rules: Any) -> Any:
