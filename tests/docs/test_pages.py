@@ -8,7 +8,7 @@ import shlex
 import pytest
 from conftest import ROOT
 
-from models import cards
+from models import cards, options
 from trainers.settings.config import Config
 from trainers.settings.data_cards import DATASETS
 from trainers.settings.exit_codes import RETRY
@@ -88,7 +88,10 @@ def check_rows(rows, fields):
         meaning, default, fixed = rows[name]
         assert default == default_of(field), name
         assert fixed == ("yes" if field.metadata["fixed"] else ""), name
-        assert [choice for choice in field.metadata.get("choices", ()) if f"`{choice}`" not in meaning] == [], name
+        choices = field.metadata.get("choices", ())
+        if field.metadata.get("chosen") in ("optimizer", "schedule"):
+            choices = options.registry(field.metadata["chosen"])
+        assert [choice for choice in choices if f"`{choice}`" not in meaning] == [], name
 
 
 def default_of(field):

@@ -120,7 +120,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
         _check_field(field, getattr(config, field.name))
     config = canonical(config)
     filled = {name: value for name, value in config.recipe().items() if getattr(config, name) is None}
-    config = dataclasses.replace(config, **filled)
+    config = canonical(dataclasses.replace(config, **filled))
     if filled.get("dataset") == "":
         raise BadConfiguration(f"--model {config.model} is of your own, without a recipe for its data; name --dataset")
     _check_profile(config)
