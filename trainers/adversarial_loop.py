@@ -1,7 +1,7 @@
 """Trains a generator of images with labels against a critic: a Wasserstein GAN with gradient penalty.
 
 python trainers/adversarial_loop.py --strategy=mirrored
-python trainers/adversarial_loop.py --dataset=cifar10 --batch_size=320 --train_steps=50000
+python trainers/adversarial_loop.py --dataset=images:DIR --image_size=32 --train_steps=20000
 
 Source: Gulrajani et al., "Improved training of Wasserstein GANs", NeurIPS 2017, algorithm 1.
 """
@@ -61,17 +61,15 @@ if __name__ == "__main__":
 
 import tensorflow as tf
 
-from models import batch_norm, randomness
+from models import batch_norm, frechet, randomness
 from models.adversarial import Critic, Generator, slope_norms
-from models.frechet import FrechetDistance
 from models.sums import Sums
 from trainers.input.dataset import Dataset
-from trainers.run import saved_model, start
+from trainers.run import saved_model, start, weight_groups
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import Source, Update
 from trainers.run.models_loop import ModelsLoop, gradients
 from trainers.run.replicas import MovingAverage, first_local, on_replicas, summed
-from trainers.run.weight_groups import group_of
 from trainers.show import drawings
 from trainers.show.summaries import Summaries
 from trainers.world.devices import World
@@ -89,16 +87,16 @@ class Adversarial(ModelsLoop):
         super().__init__(config, world, dataset)
         self.count = config.batch_size // config.critic_steps  # examples of a step of either, over all replicas
         self.shape, self.classes = dataset.spec.input_shape, dataset.spec.num_classes
-        if self.shape[0] % 4 or self.shape[1] % 4:
-            raise BadConfiguration(f"images of {self.shape[:2]} pixels: not multiples of 4; set --image_size=32")
+        if len(self.shape) != 3 or self.shape[0] % 4 or self.shape[1] % 4:
+            raise BadConfiguration(f"--dataset: {self.shape} is no image whose sides 4 divides; set --image_size=32")
         with world.strategy.scope(), batch_norm.batch_statistics(config.batch_norm == "synchronized"):
             self.generator, self.critic = Generator(self.shape, self.classes), Critic(self.shape, self.classes)
             self.models = {"generator": self.generator, "critic": self.critic}
             self.inputs = {name: model.inputs_spec for name, model in self.models.items()}
-            for name, model in self.models.items():
-                model(self.example(name))
-            steps = {"generator": 1, "critic": config.critic_steps}
-            self.groups = {n: group_of(config, m.trainable_variables, steps[n]) for n, m in self.models.items()}
+            self.groups = {}
+            for name, steps in {"generator": 1, "critic": config.critic_steps}.items():
+                self.models[name](self.example(name))
+                self.groups[name] = weight_groups.group_of(config, self.models[name].trainable_variables, steps)
             self.optimizers = {f"{name}_optimizer": group.optimizer for name, group in self.groups.items()}
             self.averages = {"ema": MovingAverage(self.generator.trainable_variables, config.ema)} if config.ema else {}
 
@@ -117,9 +115,8 @@ class Adversarial(ModelsLoop):
             norms = slope_norms(self.critic, share * images + (1 - share) * fakes, labels)
             penalties = self.config.penalty * tf.square(norms - 1)
             distances = self.critic((images, labels), training=True) - self.critic((fakes, labels), training=True)
-            losses = penalties - distances
-            loss = tf.reduce_sum(losses) / self.count
-        columns = losses, tf.ones_like(losses), tf.zeros_like(losses), penalties, distances
+            loss = tf.reduce_sum(penalties - distances) / self.count
+        columns = penalties - distances, tf.ones_like(norms), tf.zeros_like(norms), penalties, distances
         return gradients(tape, loss, self.critic.trainable_variables), tf.reduce_sum(tf.stack(columns), axis=1)
 
     def generator_gradients(self, step: tf.Tensor, first: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
@@ -155,7 +152,7 @@ class Adversarial(ModelsLoop):
         def update(feed: Any, order: Any, step: tf.Tensor) -> Update:
             applied, sums, norms = on_replicas(self.world.strategy, replica_update)(feed, order, step)
             sums, *norms = (first_local(self.world.strategy, value) for value in (sums, *norms))
-            return Update(sums, norms, tf.reduce_all(tf.math.is_finite([sums[0], *norms])), applied)
+            return Update(sums, tuple(norms), tf.reduce_all(tf.math.is_finite([sums[0], *norms])), applied)
 
         return update
 
@@ -167,7 +164,7 @@ class Adversarial(ModelsLoop):
 
     def make_evaluation(self, source: Source) -> tf.types.experimental.PolymorphicFunction:
         """The eval split against images generated with its labels: what the critic says, and the Fréchet distance."""
-        distance = FrechetDistance(self.shape)
+        distance = frechet.FrechetDistance(self.shape)
 
         def sums_of(features: Any, weights: tf.Tensor, step: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
             images, labels = self.dataset.prepare(features)

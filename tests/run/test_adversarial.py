@@ -211,7 +211,10 @@ REFUSED = {
     "a table": ({"dataset": "csv:/tmp/a.csv"}, "--dataset csv:/tmp/a.csv has no images"),
     "numbers": ({"dataset": "diabetes"}, "has regression data, the loop adversarial takes classification"),
     "a second gradient": ({"optimizer": "sam"}, "--optimizer sam takes two gradients an update.*take adam"),
-    "a size": ({"image_size": 30}, r"images of \(30, 30\) pixels: not multiples of 4; set --image_size=32"),
+    "a size": (
+        {"image_size": 30},
+        r"--dataset: \(30, 30, 1\) is no image whose sides 4 divides; set --image_size=32",
+    ),
     "a batch": ({"batch_size": 33}, "--batch_size 33 does not divide over 1 replicas × 2 parts; use 32 or 34"),
     "no critic step": ({"critic_steps": 0}, "--critic_steps 0 is below 1"),
 }

@@ -72,9 +72,8 @@ def make_train_call(loop: InnerLoop, source: Source, summaries: Summaries | None
                     feed, seconds = source.feed()
                     waited += seconds
                     new_sums, found, finite, gradients = update(feed, order, step)
-                    norms = tuple(found)
                     sums += tf.cast(new_sums, tf.float64)
-                    step += 1
+                    norms, step = tuple(found), step + 1
                     if histogram_every and step % histogram_every == 0:
                         own_gradients = [first_local(strategy, gradient) for gradient in gradients]
                         summaries.histograms(step, loop.weights, own_gradients)

@@ -31,7 +31,7 @@ class Update(NamedTuple):
     """
 
     sums: tf.Tensor
-    norms: Sequence[tf.Tensor]
+    norms: tuple[tf.Tensor, ...]
     finite: tf.Tensor
     gradients: Sequence[Any] = ()
 
