@@ -72,6 +72,8 @@ def locate(name: str) -> Path | None:
       NotFound: there is no such module.
     """
     top, *rest = name.split(".")
+    if not all(part.isidentifier() for part in (top, *rest)):
+        raise NotFound(f"{name!r} is not the name of a module")
     path, places = _places_of(top)
     before = top
     for part in rest:

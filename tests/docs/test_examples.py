@@ -102,6 +102,8 @@ def test_the_package_that_stays_outside_of_the_repository(tmp_path, monkeypatch,
     (tmp_path / "my_pkg/data.py").write_text(blocks("docs/data.md", "python")[2])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_pkg"]:  # of another test
+        monkeypatch.delitem(sys.modules, name)
     flags = {
         "model": "my_pkg.net:build,width=128",
         "loss": "my_pkg.net:Brier,scale=2",

@@ -1,12 +1,11 @@
 """The script of a loop by the name that a user gives it: its flags and its command line, without importing it."""
 
 import ast
-import importlib.util
-import sys
 import types
 from pathlib import Path
 from typing import NamedTuple
 
+from models import sources
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.names import nearest
@@ -90,10 +89,9 @@ def page_of(trainer: str) -> Page:
 
 def source_of(module: str) -> Path | None:
     """The file of a module that lies in the current directory or on Python's path; None if there is none."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    sources.extend_path()
     try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
+        path = sources.locate(module)
+    except sources.NotFound:
         return None
-    return Path(found.origin) if found and found.origin and found.origin.endswith(".py") else None
+    return path if path and path.suffix == ".py" else None
