@@ -64,6 +64,7 @@ def pytest_collection_modifyitems(items):
         "test_slurm.py",
         "test_resume.py",
         "test_prove.py",
+        "test_prove_loops.py",
     )
     items.sort(key=lambda item: ("soak" not in item.name, item.path.name not in waiting))
 

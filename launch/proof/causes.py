@@ -151,7 +151,8 @@ class Variants:
         own.
         """
         single, several = (run.lines["train", 1] for run in self.pair(variant))
-        apart = {name: differences.metric_difference(value, several[name]) for name, value in single.items()}
+        shown = [name for name in single if name not in NO_METRICS and not reading.is_timing(name)]
+        apart = {name: differences.metric_difference(single[name], several[name]) for name in shown}
         size, text = self.size, f"at step 1, from the same weights, 1 and {self.size} replicas have"
         if apart["loss"] > differences.METRICS:
             return (
