@@ -54,6 +54,8 @@ def test_weights_and_evaluation_do_not_depend_on_the_number_of_replicas(run):
     runs = {count: run(f"replicas-{count}", replicas=count, **flags) for count in (1, 2, 4)}
     one = weights(runs[1].run_dir)
     assert any(name.startswith("ema/") for name in one)
+    # By these names a proof knows the weights of both models.
+    assert {name.rpartition("/00")[0] for name in one if "model/" in name} == {"model/generator", "model/critic"}
     for count in (2, 4):
         assert largest_relative_difference(one, weights(runs[count].run_dir), "") <= 1e-5
         for mine, other in zip(lines(runs[count]), lines(runs[1]), strict=True):
