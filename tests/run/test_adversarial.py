@@ -54,6 +54,8 @@ def test_weights_and_evaluation_do_not_depend_on_the_number_of_replicas(run):
     runs = {count: run(f"replicas-{count}", replicas=count, **flags) for count in (1, 2, 4)}
     one = weights(runs[1].run_dir)
     assert any(name.startswith("ema/") for name in one)
+    # By these names a proof knows the weights of both models.
+    assert {name.rpartition("/00")[0] for name in one if "model/" in name} == {"model/generator", "model/critic"}
     for count in (2, 4):
         assert largest_relative_difference(one, weights(runs[count].run_dir), "") <= 1e-5
         for mine, other in zip(lines(runs[count]), lines(runs[1]), strict=True):
@@ -181,7 +183,7 @@ def test_what_is_exported_is_the_averaged_generator(run):
 
 
 def test_tensorboard_has_samples_and_the_graphs_of_both_models(run):
-    folder = run(train_steps=1).run_dir
+    folder = run(train_steps=1, replicas=2).run_dir
     readers = {split: EventAccumulator(str(folder / split)) for split in ("train", "eval")}
     for reader in readers.values():
         reader.Reload()
@@ -190,6 +192,15 @@ def test_tensorboard_has_samples_and_the_graphs_of_both_models(run):
     assert height >= 10 * 64 and width >= 10 * 64
     assert "critic" in readers["train"].Tags()["tensors"]
     assert any(node.name.startswith("generator/double_1/") for node in readers["train"].Graph().node)
+    (event,) = readers["train"].Tensors("step of all replicas")
+    step = tf.compat.v1.RunMetadata.FromString(event.tensor_proto.string_val[0]).function_graphs[0]
+    names = [node.name for node in step.pre_optimization_graph.node]
+    boxes = {name.partition("/")[0] for name in names if "/" in name}
+    # Two critic steps and one of the generator, each summed and applied by all replicas together.
+    assert {f"{box}{number}" for box in ("all_reduce", "optimizer") for number in ("", "_1", "_2")} <= boxes
+    assert not [name for name in names if name.startswith(("replica_0/all_reduce", "replica_0/optimizer"))]
+    # The second derivative is in the box of its replica, too.
+    assert not [name for name in names if "gradient_tape" in name]
 
 
 def test_colour_images_of_32_pixels_are_generated(run, tmp_path):

@@ -44,8 +44,12 @@ class ModelsLoop(InnerLoop):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Those of models, optimizers and moving averages, and the others."""
-        holders = {**self.models, **self.optimizers, **self.averages}
+        """Those of models, optimizers and moving averages, and the others.
+
+        Names of what is trained begin with `model/`, whatever the model is called: `launch/prove.py` compares these.
+        """
+        trained = {k if k == "model" or not m.trainable_variables else f"model/{k}": m for k, m in self.models.items()}
+        holders = {**trained, **self.optimizers, **self.averages}
         groups = {name: holder.variables for name, holder in holders.items()} | self.others
         return {k: v for group, members in groups.items() for k, v in name_variables(group, members).items()}
 

@@ -88,7 +88,7 @@ def of_first_replica(whole: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
     own = "replica_0/"
     kept = tf.compat.v1.GraphDef(versions=whole.versions)
     for node in whole.node:
-        together = node.name.startswith(tuple(f"{scope}/" for scope in _TOGETHER))
+        together = "/" in node.name and _is_together(node.name.partition("/")[0])
         together = together and not _REPLICA.search(node.name) and not _OTHER_UPDATE.search(node.name)
         if node.name.startswith(own) or together:
             kept.node.add().CopyFrom(node)
@@ -102,10 +102,17 @@ def of_first_replica(whole: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
     return kept
 
 
+def _is_together(scope: str) -> bool:
+    """Whether a scope is of what replicas do together. Where a step does it several times, the later have numbers."""
+    return _REOPENED.sub("", scope) in _TOGETHER
+
+
 def _placed(name: str, depth: str) -> str:
     """A node's name without the loops around it, what is computed backwards and what is done together put apart."""
     backwards = name.startswith(_TAPE)
-    name = name.removeprefix(_TAPE).removeprefix(depth)
+    while name.startswith(_TAPE):  # several times for a derivative of a derivative
+        name = name.removeprefix(_TAPE).removeprefix(depth)
+    name = name.removeprefix(depth)
     match = _REPLICA.match(name)
     if match is None:
         return f"loop/{name}"
@@ -113,7 +120,7 @@ def _placed(name: str, depth: str) -> str:
     if backwards:
         return f"{box}gradients/{rest.removeprefix('gradients/')}"
     scope, _, inner = rest.partition("/")
-    if scope in _TOGETHER and inner:
+    if _is_together(scope) and inner:
         return f"{scope}/{box if match[1] != '0' else ''}{inner}"
     return box + rest
 
