@@ -167,8 +167,8 @@ def plant(tmp_path, monkeypatch):
 class Trainer:
     """The script in a process of its own."""
 
-    def __init__(self, *flags: str, data_dir: Path, env: dict[str, str] | None = None):
-        command = [sys.executable, str(ROOT / "trainers/custom_loop.py"), f"--data_dir={data_dir}", *flags]
+    def __init__(self, *flags: str, data_dir: Path, env: dict[str, str] | None = None, loop: str = "custom_loop"):
+        command = [sys.executable, str(ROOT / f"trainers/{loop}.py"), f"--data_dir={data_dir}", *flags]
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | (env or {}), cwd=ROOT
@@ -186,11 +186,11 @@ class Trainer:
 
 @pytest.fixture
 def trainer(data_dir):
-    """`trainer(*flags)` starts the script in a process of its own; whatever is left is killed at the end."""
+    """`trainer(*flags)` starts a loop's script in a process of its own; whatever is left is killed at the end."""
     started = []
 
-    def start(*flags: str, env: dict[str, str] | None = None) -> Trainer:
-        started.append(Trainer(*flags, data_dir=data_dir, env=env))
+    def start(*flags: str, env: dict[str, str] | None = None, loop: str = "custom_loop") -> Trainer:
+        started.append(Trainer(*flags, data_dir=data_dir, env=env, loop=loop))
         return started[-1]
 
     yield start

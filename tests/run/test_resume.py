@@ -37,6 +37,31 @@ RUNS["mlp, read by index"] = (
     "--checkpoint_every=35",
     "--eval_every=110",
 )
+# Other loops, by the names of their scripts.
+LOOPS = {
+    "adversarial_loop": (
+        "--train_steps=400",
+        "--batch_size=40",
+        "--critic_steps=2",
+        "--checkpoint_every=40",
+        "--eval_every=90",
+    ),
+    "contrastive_loop": (
+        "--model=mlp",
+        "--train_steps=700",
+        "--batch_size=64",
+        "--checkpoint_every=50",
+        "--eval_every=150",
+    ),
+    "distillation_loop": (
+        "--model=mlp",
+        "--teacher=TEACHER",
+        "--train_steps=1000",
+        "--batch_size=32",
+        "--checkpoint_every=70",
+        "--eval_every=150",
+    ),
+}
 EXACT = ("--deterministic", "--seed=3", "--replicas=2", "--ema=0.99", "--log_every=20")
 
 
@@ -84,13 +109,39 @@ def assert_same_bits(run_dir, expected_dir):
     assert without_times(metrics(run_dir)) == without_times(metrics(expected_dir))
 
 
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
+
+
 @pytest.mark.parametrize("model", short(RUNS, ("mlp",)))
 def test_killed_at_random_moments_the_run_ends_with_the_same_bits(trainer, tmp_path, uninterrupted, model):
     expected = reference(uninterrupted, trainer, model)
-    chance, run_dir, kills = random.Random(model), tmp_path / "run", 0
-    signals = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
-    for sent in signals if LONG_TESTS or model == "mlp" else signals[:2]:
-        one = trainer(*RUNS[model], *EXACT, f"--run_dir={run_dir}")
+    # A start of the others takes long.
+    signals = SIGNALS if model in ("mlp", "resnet") and (LONG_TESTS or model == "mlp") else SIGNALS[:2]
+    kill_at_random(lambda *flags: trainer(*RUNS[model], *EXACT, *flags), tmp_path / "run", model, signals)
+    assert_same_bits(tmp_path / "run", expected)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("loop", LOOPS)
+def test_another_loop_that_is_killed_ends_with_the_same_bits(trainer, run, tmp_path, loop):
+    if loop == "distillation_loop":
+        run("teacher", train_steps=3)
+    flags = [flag.replace("TEACHER", str(tmp_path / "teacher")) for flag in LOOPS[loop]]
+
+    def begin(*more):
+        return trainer(*flags, *EXACT, *more, loop=loop)
+
+    code, output = begin(f"--run_dir={tmp_path / 'expected'}").wait()
+    assert code == 0, output
+    kill_at_random(begin, tmp_path / "run", loop, SIGNALS[:2])
+    assert_same_bits(tmp_path / "run", tmp_path / "expected")
+
+
+def kill_at_random(begin, run_dir, seed, signals):
+    """Starts a run again and again, with a signal to each at a random moment, and at last to its end."""
+    chance, kills = random.Random(seed), 0
+    for sent in signals:
+        one = begin(f"--run_dir={run_dir}")
         before = newest_step(run_dir)
         wait_until(lambda before=before: newest_step(run_dir) > before, one.process)
         first, began = newest_step(run_dir), time.monotonic()
@@ -106,11 +157,10 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bits(trainer, tmp_p
             assert newest_step(run_dir) > before
             assert "the same command continues" in output
     else:
-        code, output = trainer(*RUNS[model], *EXACT, f"--run_dir={run_dir}").wait()
+        code, output = begin(f"--run_dir={run_dir}").wait()
         assert code == 0, output
         assert "resumed from the checkpoint of step" in output
     assert kills >= 2
-    assert_same_bits(run_dir, expected)
 
 
 def test_killed_during_a_save_the_run_ends_with_the_same_bits(trainer, tmp_path):
