@@ -154,6 +154,13 @@ def check_flags(submission: Submission) -> Config:
     for name, value in own.items():
         if getattr(config, name) != value:
             raise BadConfiguration(f"--{name} {getattr(config, name)}: the launcher sets it to {value}; leave it out")
+    for field in config.fields():
+        path = getattr(config, field.name)
+        if field.metadata.get("path") and path and not path.startswith(f"{RUNS}/"):
+            raise BadConfiguration(
+                f"--{field.name} {path} is a path of this machine, which pods do not have; copy it to the claim and "
+                f"name it as {RUNS}/…"
+            )
     return config
 
 
@@ -196,6 +203,6 @@ def check(submission: Submission, allow_tag: bool) -> list[str]:
         + (", with an evaluator" if submission.evaluator else ""),
         f"nodes      {submission.nodes} × {node} = {replicas} replicas, --strategy={submission.strategy}",
         f"batch      {config.batch_size} examples = {replicas} × {share}",
-        f"model      {config.model} on {config.dataset}, {config.train_steps} steps",
+        f"model      {config.title} on {config.dataset}, {config.train_steps} steps",
         f"run_dir    {submission.run_dir} on the claim runs",
     ]

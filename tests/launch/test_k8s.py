@@ -112,6 +112,20 @@ def test_submit_renders_and_applies_what_the_flags_ask_for(cluster):
     assert first(documents, "Job")["metadata"]["labels"][QUEUE_LABEL] == "team"
 
 
+def test_another_loop_is_what_the_container_runs(cluster):
+    cluster.answer(NO_JOBSETS)
+    teacher = "--teacher=/work/runs/teacher"
+    done = cluster(*SUBMIT, "--trainer=distillation_loop", "--evaluator", "--", "--model=mlp", teacher)
+    assert done.returncode == 0, done.stderr
+    assert "model      distillation on digits" in done.stderr
+    documents = given_to(cluster)
+    assert problems(documents) == []
+    for _, _, template in workloads(documents):
+        assert template["spec"]["containers"][0]["command"] == ["python", "/app/trainers/distillation_loop.py"]
+    assert teacher in container(documents)["args"]
+    assert Submission(name="a", nodes=1, gpus=0, image="i").command == []
+
+
 def test_a_dry_run_prints_the_objects_and_asks_no_cluster(cluster):
     done = cluster(*SUBMIT, "--backend=jobset", "--dry_run")
     assert done.returncode == 0, done.stderr
@@ -126,6 +140,13 @@ REFUSALS = {
     "a long name": ((f"--name={'n' * 62}",), (), "gives a pod a name of 64 characters; 63 are allowed; use 1 fewer"),
     "a tag": (("--image=lockstep:gpu",), (), "has no digest"),
     "a batch that does not divide": ((), ("--batch_size=100",), "does not divide over 16 replicas; use 96 or 112"),
+    "an unknown loop": (("--trainer=distilation_loop",), (), "did you mean distillation_loop?"),
+    "a flag that another loop has": ((), ("--teacher=/work/runs/a",), "Unknown command line flag 'teacher'"),
+    "a teacher that is here": (
+        ("--trainer=distillation_loop",),
+        ("--teacher=/tmp/teacher",),
+        "--teacher /tmp/teacher is a path of this machine, which pods do not have",
+    ),
     "an unknown model": ((), ("--model=nothing",), "--model 'nothing' is not known"),
     "a name of setup": (("--name=deny-all",), (), "--name deny-all is a name that k8s/ uses itself"),
     "a name of an evaluator": (("--name=a-evaluator",), (), "is a name that k8s/ uses itself"),

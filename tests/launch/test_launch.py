@@ -82,6 +82,15 @@ def test_docker_gets_no_volume_whose_path_it_would_cut(tmp_path, runs):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("loop", "words"), [("", ""), ("contrastive_loop", "/app/trainers/contrastive_loop.py ")])
+def test_docker_runs_the_loop_that_is_named(tmp_path, loop, words):
+    env = os.environ | {"ENGINE": "echo", "RUNS": str(tmp_path / "runs"), "IMAGE": "lockstep:cpu", "TRAINER": loop}
+    command = [ROOT / "launch/docker.sh", "--seed=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, cwd=tmp_path)
+    assert done.stdout.endswith(f"lockstep:cpu {words}--strategy=mirrored --seed=1\n")
+    assert ("--entrypoint python" in done.stdout) == bool(loop)
+
+
 def test_launch_says_what_is_wrong_with_its_own_variables():
     done = run_command("launch/local.sh", env=os.environ | {"LOCKSTEP_DEVICE": "tpu"})
     assert done.returncode == 2
