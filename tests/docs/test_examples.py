@@ -8,7 +8,7 @@ import types
 
 import numpy as np
 import tensorflow as tf
-from conftest import ROOT
+from conftest import ROOT, largest_relative_difference, metrics, weights
 
 from models import cards, losses
 from models.tasks import DataSpec
@@ -19,6 +19,12 @@ from trainers.settings.data_cards import DataCard
 def blocks(page, language):
     """The code blocks of a page, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def block_with(page, text):
+    """The one code block of Python that holds a text."""
+    (found,) = (block for block in blocks(page, "python") if text in block)
+    return found
 
 
 SEVERAL_MACHINES = blocks("docs/several-machines.md", "bash")
@@ -61,7 +67,7 @@ def test_two_terminals(tmp_path, data_dir):
 
 
 def test_the_model_that_is_added():
-    code, entry = blocks("docs/models.md", "python")[:2]
+    code, entry = (block_with("docs/models.md", text) for text in ("class SmallCNN", '"small_cnn": ModelCard('))
     module = types.ModuleType("models.small_cnn")
     exec(code, vars(module))
     card = eval(f"{{{entry}}}", vars(cards))["small_cnn"]
@@ -75,7 +81,7 @@ def test_the_model_that_is_added():
 
 
 def test_the_loss_that_is_added():
-    code, entry = blocks("docs/models.md", "python")[2:4]
+    code, entry = (block_with("docs/models.md", text) for text in ("class Quantile", '"quantile": '))
     names = dict(vars(losses))
     exec(code, names)
     assert eval(f"{{{entry}}}") == {"quantile": "models.losses:Quantile"}
@@ -86,7 +92,7 @@ def test_the_loss_that_is_added():
 
 
 def test_the_data_set_that_is_added():
-    code, entry = blocks("docs/data.md", "python")[:2]
+    code, entry = (block_with("docs/data.md", text) for text in ("half circles, from scikit", '"moons": DataCard('))
     module = types.ModuleType("trainers.input.kinds.moons")
     exec(code, vars(module))
     card = eval(f"{{{entry}}}", {"DataCard": DataCard})["moons"]
@@ -98,8 +104,8 @@ def test_the_data_set_that_is_added():
 
 def test_the_package_that_stays_outside_of_the_repository(tmp_path, monkeypatch, run):
     (tmp_path / "my_pkg").mkdir()
-    (tmp_path / "my_pkg/net.py").write_text(blocks("docs/models.md", "python")[4])
-    (tmp_path / "my_pkg/data.py").write_text(blocks("docs/data.md", "python")[2])
+    (tmp_path / "my_pkg/net.py").write_text(block_with("docs/models.md", "class Brier"))
+    (tmp_path / "my_pkg/data.py").write_text(block_with("docs/data.md", "on which side of a circle"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in [name for name in sys.modules if name.partition(".")[0] == "my_pkg"]:  # of another test
@@ -121,7 +127,45 @@ def test_the_package_that_stays_outside_of_the_repository(tmp_path, monkeypatch,
 def test_the_lines_that_own_loops_changes_are_in_the_trainer():
     trainer = (ROOT / "trainers/custom_loop.py").read_text()
     page = (ROOT / "docs/own-loops.md").read_text()
-    for block in blocks("docs/own-loops.md", "python"):
+    *changes, _ = blocks("docs/own-loops.md", "python")
+    assert len(changes) == 2
+    for block in changes:
         assert block.splitlines()[0] in trainer.splitlines()
     for method in re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE):
         assert f"def {method}(" in trainer, method
+
+
+def test_the_loop_of_ones_own_runs_from_a_folder_elsewhere(tmp_path, data_dir):
+    page = blocks("docs/own-loops.md", "python")[-1]
+    assert len(page.splitlines()) <= 120
+    (tmp_path / "my_pkg").mkdir()
+    (tmp_path / "my_pkg/denoising.py").write_text(page)
+
+    def train(run_dir, steps, *flags):
+        command = [sys.executable, str(ROOT / "trainers/run_loop.py"), "my_pkg.denoising", f"--run_dir={run_dir}"]
+        command += [
+            f"--train_steps={steps}",
+            "--checkpoint_every=3",
+            "--eval_every=3",
+            "--log_every=1",
+            "--deterministic",
+        ]
+        command += ["--schedule=constant", "--batch_size=64", f"--data_dir={data_dir}", *flags]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return tmp_path / run_dir
+
+    whole = train("whole", 6, "--replicas=2", "--export")
+    assert (whole / "export/saved_model.pb").exists()
+    train("halves", 3, "--replicas=2")
+    expected, halves, single = (
+        weights(whole),
+        weights(train("halves", 6, "--replicas=2")),
+        weights(train("one", 6, "--replicas=1")),
+    )
+    assert expected.keys() == halves.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, halves[name], err_msg=name)
+    assert largest_relative_difference(expected, single) < 1e-4
+    losses = [line["loss"] for line in metrics(whole) if line["split"] == "train"]
+    assert losses[-1] < losses[0]

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from absl import logging
-
 from models import options, signatures, sources
 from models.options import Choice, OptionError
 from trainers.settings.exit_codes import BadConfiguration
@@ -140,6 +138,8 @@ def import_objects(chosen: Iterable[tuple[str, str, str]]) -> None:
 
 def warn_of_changes(before: Mapping[str, Mapping[str, str]], chosen: Iterable[tuple[str, str, str]], run: str) -> None:
     """One line for each object whose source is not what it was. `before`: as `sources_of`; `run`: what it began."""
+    from absl import logging  # here: launch/workers.py starts without a package
+
     for flag, now in sources_of(chosen).items():
         was = before.get(flag, now)
         if was["object"] == now["object"] and was["sha256"] != now["sha256"]:
