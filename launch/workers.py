@@ -179,7 +179,7 @@ def main(options: argparse.Namespace) -> int:
     process.check_requirements()
     stopped = []
     for attempt in range(options.restarts + 1):
-        added = environments(options.workers, free_ports(options.workers))
+        added = [page.environment | own for own in environments(options.workers, free_ports(options.workers))]
         gang = Gang([sys.executable, *page.command, *options.flags], added)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda n, _, gang=gang: (stopped.append(n), gang.send(n)))

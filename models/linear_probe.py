@@ -27,7 +27,9 @@ def solution(sums: tf.Tensor, ridge: float) -> tf.Tensor:
     means = sums[width] / sums[width, width]
     covariance = sums[:width] / sums[width, width] - means[:width, None] * means[None]
     own, with_labels = covariance[:, :width], covariance[:, width + 1 :]
-    penalty = tf.maximum(ridge * tf.linalg.trace(own) / width, 1e-30)
+    # Of features that hardly vary the covariance is rounding, of the size of their squares times 1e-16.
+    squares = tf.linalg.trace(sums[:width, :width]) / sums[width, width]
+    penalty = tf.maximum(ridge * tf.linalg.trace(own), 1e-12 * squares + 1e-30) / width
     root = tf.linalg.cholesky(own + penalty * tf.eye(width, dtype=tf.float64))
     weights = tf.linalg.cholesky_solve(root, with_labels)
     offset = means[width + 1 :] - tf.linalg.matvec(weights, means[:width], transpose_a=True)

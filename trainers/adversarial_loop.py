@@ -166,9 +166,9 @@ class Adversarial(ModelsLoop):
         """The eval split against images generated with its labels: what the critic says, and the Fréchet distance."""
         distance = frechet.FrechetDistance(self.shape)
 
-        def sums_of(features: Any, weights: tf.Tensor, step: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        def sums_of(features: Any, weights: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
             images, labels = self.dataset.prepare(features)
-            with randomness.at(self.config.seed, step, first):
+            with randomness.at(self.config.seed, 0, position):
                 fakes = self.generated(labels, "evaluation")
             scores = self.critic((images, labels)) - self.critic((fakes, labels))
             total = tf.cast([tf.reduce_sum(scores * weights)], tf.float64)

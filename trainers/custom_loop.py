@@ -244,7 +244,7 @@ class Supervised(ModelsLoop):
         """
         sums_of = self.eval_sums
 
-        def sums_of_part(features: Any, weights: tf.Tensor, step: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        def sums_of_part(features: Any, weights: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
             inputs, targets = self.dataset.prepare(features)
             outputs = self.model(self.task.inputs(inputs), training=False)
             return sums_of.of_examples(targets, outputs, self.task.loss(targets, outputs), weights)
@@ -258,7 +258,7 @@ class Supervised(ModelsLoop):
         config = self.config
         epochs = config.train_steps * config.batch_size / config.views / self.dataset.train.size
         return {
-            "model": f"{config.model}: {self.num_parameters:,} parameters, {config.precision}",
+            "model": f"{config.model}: {self.model.count_params():,} parameters, {config.precision}",
             "training": f"{config.train_steps} steps = {epochs:.1f} epochs, "
             f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.schedule})"
             + (f"; {config.optimizer_for}" if config.optimizer_for else ""),

@@ -24,7 +24,7 @@ import runpy
 from typing import NoReturn
 
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.settings.pages import page_of, source_of
+from trainers.settings.pages import STARTS_NO_RUN, page_of, source_of
 from trainers.world import process
 
 
@@ -54,10 +54,7 @@ def run(module: str) -> NoReturn:
     """
     sys.argv = [f"{sys.argv[0]} {module}", *sys.argv[2:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
-    raise BadConfiguration(
-        f"the module {module} starts no run; let it call trainers.run.command.main under "
-        'if __name__ == "__main__":, see docs/own-loops.md'
-    )
+    raise BadConfiguration(STARTS_NO_RUN.format(module=module))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from trainers.settings.config import DEFAULT_CPU_REPLICAS, Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.flags import config_from
-from trainers.settings.pages import SUPERVISED, page_of
+from trainers.settings.pages import SUPERVISED, TRAINERS, page_of
 from trainers.settings.rules import check_batch
 
 # What stands in k8s/ for the name of a run, and the namespace that k8s/setup makes.
@@ -50,8 +50,12 @@ class Submission:
         """What the container runs before its flags; empty for what the image runs by itself."""
         if self.trainer == SUPERVISED:
             return []
-        page = page_of(self.trainer)
-        script, *module = page.command
+        script, *module = page_of(self.trainer).command
+        if Path(script).parent != TRAINERS:
+            raise BadConfiguration(
+                f"--trainer {self.trainer} is a file of this machine, which the image does not have; put it "
+                "into the image as a module, and name that"
+            )
         return ["python", f"{TRAINERS_IN_IMAGE}/{Path(script).name}", *module]
 
     @property

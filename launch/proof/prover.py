@@ -207,7 +207,7 @@ class Prover:
         """Runs the loop's script; with `until`, kills it once a checkpoint of that step is there."""
         log = self.folder / f"{name}.script.log"
         with self._turns:
-            process = self._start([sys.executable, *self.page.command, *flags], log)
+            process = self._start([sys.executable, *self.page.command, *flags], log, self.page.environment)
             while process.poll() is None:
                 if until and newest_step(self.folder / name) >= until:
                     process.kill()

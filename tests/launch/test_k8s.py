@@ -141,6 +141,11 @@ REFUSALS = {
     "a tag": (("--image=lockstep:gpu",), (), "has no digest"),
     "a batch that does not divide": ((), ("--batch_size=100",), "does not divide over 16 replicas; use 96 or 112"),
     "an unknown loop": (("--trainer=distilation_loop",), (), "did you mean distillation_loop?"),
+    "a loop that is a file": (
+        (f"--trainer={ROOT / 'launch/doctor.py'}",),
+        (),
+        "is a file of this machine, which the image does not have",
+    ),
     "a flag that another loop has": ((), ("--teacher=/work/runs/a",), "Unknown command line flag 'teacher'"),
     "a teacher that is here": (
         ("--trainer=distillation_loop",),

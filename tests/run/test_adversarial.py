@@ -216,6 +216,12 @@ def test_colour_images_of_32_pixels_are_generated(run, tmp_path):
     assert np.isfinite(summary.eval["frechet"])
 
 
+def test_an_evaluation_beside_the_run_has_its_numbers_whatever_its_size(run):
+    summary = run("followed", replicas=2, train_steps=3, batch_size=48)
+    follower = run("followed", replicas=1, train_steps=3, batch_size=48, mode="evaluate")
+    assert follower.eval == pytest.approx({"step": 3} | summary.eval, rel=1e-5)
+
+
 REFUSED = {
     "float16": ({"precision": "float16"}, "--precision float16 needs a loss scale.*bfloat16"),
     "blended labels": ({"augment": "mixup"}, "--augment mixup blends labels"),

@@ -139,6 +139,24 @@ def test_the_probe_of_constant_features_says_the_most_frequent_class():
     assert (right, count) == (6, 10)
 
 
+def test_the_probe_of_features_that_collapsed_is_a_bad_one_and_no_error():
+    """All examples alike: what is left of the covariance is rounding, with signs of its own."""
+    chance = np.random.default_rng(0)
+    labels = tf.constant(chance.integers(0, 10, 1438))
+    for _ in range(5):
+        features = tf.tile(tf.constant(chance.normal(size=[1, 128]).astype(np.float32)), [1438, 1])
+        sums = tf.add_n(
+            [
+                linear_probe.products(features[i : i + 256], labels[i : i + 256], 10, tf.ones([min(256, 1438 - i)]))
+                for i in range(0, 1438, 256)
+            ]
+        )
+        right, wrong, count = linear_probe.errors(
+            features, labels, tf.ones([1438]), linear_probe.solution(sums, 1e-3)
+        ).numpy()
+        assert np.isfinite(wrong) and right == np.bincount(labels).max() and count == 1438
+
+
 def test_a_weight_of_0_leaves_an_example_out_of_the_probe():
     chance = np.random.default_rng(0)
     features, labels = chance.normal(size=(20, 4)).astype(np.float32), chance.integers(0, 3, 20)

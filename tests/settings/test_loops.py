@@ -1,11 +1,13 @@
 """A loop's script by name: its flags without TensorFlow, and the loop that a run belongs to."""
 
+import importlib.util
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
+from trainers.run import command
 from trainers.settings import flags, pages
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
@@ -61,6 +63,29 @@ def test_the_flags_of_a_page_are_read_without_running_it(page):
             flags.config_from(["mine", word], "", kind)
 
 
+def test_annotations_may_be_text(page):
+    page.write_text("from __future__ import annotations\n" + PAGE)
+    kind = pages.page_of("my_pkg.mine").settings
+    assert flags.config_from(["mine", "--knots=5"], "", kind).knots == 5
+
+
+def test_a_page_elsewhere_finds_this_project_and_one_of_it_needs_nothing(page, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    assert pages.page_of("my_pkg/mine.py").environment == {"PYTHONPATH": f"{ROOT}:/elsewhere"}
+    assert pages.page_of("custom_loop").environment == {}
+
+
+def test_a_profiler_that_runs_a_script_is_not_its_module(monkeypatch):
+    script, main = str(ROOT / "trainers/custom_loop.py"), type(sys)("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    for module, expected in (("cProfile", "trainers.custom_loop"), ("trainers.custom_loop", "trainers.custom_loop")):
+        main.__spec__ = importlib.util.find_spec(module)
+        assert command.module_of(script) == expected
+    main.__spec__ = None
+    assert command.module_of(script) == "trainers.custom_loop"
+    assert command.module_of("/elsewhere/mine.py") == "mine"
+
+
 def test_every_page_of_the_project_has_its_settings_free_of_tensorflow():
     code = "import sys; from trainers.settings.pages import page_of, shipped\n"
     code += "for name in shipped(): print(name, page_of(name).settings.loop)\n"
@@ -89,6 +114,15 @@ def test_a_page_that_is_not_there_is_one_line(page, trainer, says):
 def test_a_page_that_cannot_be_read_is_one_line(page):
     page.write_text("knots = 1 / 0\n" + PAGE)
     with pytest.raises(BadConfiguration, match=r"mine.py cannot be read: ZeroDivisionError: division by zero; mend it"):
+        pages.page_of("my_pkg.mine").settings  # noqa: B018
+
+
+def test_a_page_that_ends_or_starts_no_run_is_one_line(page):
+    page.write_text("raise SystemExit(3)\n" + PAGE)
+    with pytest.raises(BadConfiguration, match="cannot be read: SystemExit: 3; mend it"):
+        pages.page_of("my_pkg.mine").settings  # noqa: B018
+    page.write_text('"""Nothing starts here."""\n')
+    with pytest.raises(BadConfiguration, match="the module my_pkg.mine starts no run; let it call"):
         pages.page_of("my_pkg.mine").settings  # noqa: B018
 
 

@@ -38,10 +38,9 @@ def config_from(argv: Sequence[str], summary: str, kind: "type[Config] | None" =
 
 def module_of(page: str) -> str:
     """The name by which a loop's script is imported that runs as `__main__`. `page`: its `__file__`."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is not None:  # python -m, or trainers/run_loop.py
-        return spec.name
-    path = Path(page).resolve()
+    path, spec = Path(page).resolve(), getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.origin and Path(spec.origin).resolve() == path:
+        return spec.name  # python -m, or trainers/run_loop.py; not a profiler that runs the script
     return f"trainers.{path.stem}" if path.parent == Path(__file__).resolve().parents[1] else path.stem
 
 

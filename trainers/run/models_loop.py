@@ -112,19 +112,21 @@ class ModelsLoop(InnerLoop):
         self,
         source: Source,
         width: int,
-        sums_of_part: Callable[[Any, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
+        sums_of_part: Callable[[Any, tf.Tensor, tf.Tensor], tf.Tensor],
         values_of: Callable[[tf.Tensor], tf.Tensor],
     ) -> tf.types.experimental.PolymorphicFunction:
         """The compiled evaluation by sums over one pass of a split, which are the same at every number of replicas.
 
-        `sums_of_part(features, weights, step, first) -> [width]`, float32 or float64, is called in a replica; examples
-        that fill up the last batch have weight 0. `values_of(sums) -> [values]`: from the sums of all, float64.
+        `sums_of_part(features, weights, position) -> [width]`, float32 or float64, is called in a replica. `position`:
+        that of its first example in the split, for noise that does not depend on the size of the batch; the others
+        follow. Examples that fill up the last batch have weight 0. `values_of(sums) -> [values]`: from the sums of all,
+        float64.
         """
         strategy, num_batches = self.world.strategy, -(-source.size // source.batch_size)
 
         def replica_sums(feed: Any, step: tf.Tensor) -> tf.Tensor:
             features, weights, first = source.part(feed, source.order(step, step + 1), step, 0)
-            return sums_of_part(features, weights, step, first)
+            return sums_of_part(features, weights, step * source.batch_size + first)
 
         @tf.function(input_signature=[])
         def evaluate() -> tf.Tensor:
@@ -142,7 +144,8 @@ class ModelsLoop(InnerLoop):
         """Whether forward and backward passes are compiled with XLA: on demand, or on a GPU where they can be."""
         if self.config.jit != "auto":
             return self.config.jit == "on"
-        crossing = any(crosses_replicas(model, self.world.replicas) for model in self.models.values())
+        trained = [model for model in self.models.values() if model.trainable_variables]
+        crossing = any(crosses_replicas(model, self.world.replicas) for model in trained)
         return bool(tf.config.list_logical_devices("GPU")) and not crossing
 
     def compiled(self, function: Callable) -> Callable:

@@ -31,8 +31,9 @@ def _kind(annotation: object) -> type:
 
 def define(values: flags.FlagValues, kind: type[Config] = Config) -> None:
     """Defines the flags of a kind of configuration."""
+    types_of = typing.get_type_hints(kind)
     for field in kind.fields():
-        _DEFINERS[_kind(field.type)](field.name, field.default, field.metadata["help"], flag_values=values)
+        _DEFINERS[_kind(types_of[field.name])](field.name, field.default, field.metadata["help"], flag_values=values)
     flags.DEFINE_bool("help", False, "print this page", short_name="h", flag_values=values)
 
 

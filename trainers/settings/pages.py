@@ -1,6 +1,8 @@
 """The script of a loop by the name that a user gives it: its flags and its command line, without importing it."""
 
 import ast
+import os
+import sys
 import types
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +15,10 @@ from trainers.settings.names import nearest
 TRAINERS = Path(__file__).resolve().parents[1]
 SUPERVISED = "custom_loop"
 _ENDING = "_loop"
+STARTS_NO_RUN = (
+    "the module {module} starts no run; let it call trainers.run.command.main under "
+    'if __name__ == "__main__":, see docs/own-loops.md'
+)
 
 
 class Page(NamedTuple):
@@ -35,17 +41,29 @@ class Page(NamedTuple):
         """
         if self.module == f"trainers.{SUPERVISED}":
             return Config
-        namespace = types.ModuleType(self.module).__dict__ | {"__file__": str(self.path)}
+        # Under a name of its own: the page itself may be imported later.
+        module = types.ModuleType(f"settings of {self.module}")
+        sys.modules[module.__name__], module.__file__ = module, str(self.path)
         try:
             tree = ast.parse(self.path.read_text())
             blocks = [index for index, node in enumerate(tree.body) if _is_main(node)]
-            above = tree.body[: blocks[-1]] if blocks else []
-            exec(compile(ast.Module(above, []), str(self.path), "exec"), namespace)
+            if blocks:
+                exec(compile(ast.Module(tree.body[: blocks[-1]], []), str(self.path), "exec"), module.__dict__)
         except BadConfiguration:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BadConfiguration(f"{self.path} cannot be read: {type(error).__name__}: {error}; mend it") from error
-        return namespace.get("Settings", Config)
+        if not blocks:
+            raise BadConfiguration(STARTS_NO_RUN.format(module=self.module))
+        return module.__dict__.get("Settings", Config)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process that runs the page needs in its environment: this project, for a page that lies elsewhere."""
+        if self.path.parent == TRAINERS:
+            return {}
+        more = os.environ.get("PYTHONPATH", "")
+        return {"PYTHONPATH": f"{TRAINERS.parent}{os.pathsep}{more}" if more else str(TRAINERS.parent)}
 
 
 def _is_main(node: ast.stmt) -> bool:
