@@ -99,6 +99,7 @@ def test_the_data_set_that_is_added():
 def test_the_package_that_stays_outside_of_the_repository(tmp_path, monkeypatch, run):
     (tmp_path / "my_pkg").mkdir()
     (tmp_path / "my_pkg/net.py").write_text(blocks("docs/models.md", "python")[4])
+    (tmp_path / "my_pkg/losses.py").write_text(blocks("docs/models.md", "python")[5])
     (tmp_path / "my_pkg/data.py").write_text(blocks("docs/data.md", "python")[2])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -106,7 +107,7 @@ def test_the_package_that_stays_outside_of_the_repository(tmp_path, monkeypatch,
         monkeypatch.delitem(sys.modules, name)
     flags = {
         "model": "my_pkg.net:build,width=128",
-        "loss": "my_pkg.net:Brier,scale=2",
+        "loss": "my_pkg.losses:Brier,scale=2",
         "train_steps": 100,
         "learning_rate": 0.01,
     }
