@@ -1,15 +1,20 @@
 """What a user asks a cluster for, and whether it can be had: from flags to a checked submission and its plan."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+import sysconfig
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from models.options import is_object
+from models.sources import NotFound, locate
 from trainers.settings.config import DEFAULT_CPU_REPLICAS, Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.flags import config_from
+from trainers.settings.options import name_of
 from trainers.settings.pages import SUPERVISED, TRAINERS, page_of
 from trainers.settings.rules import check_batch
 
@@ -51,11 +56,6 @@ class Submission:
         if self.trainer == SUPERVISED:
             return []
         script, *module = page_of(self.trainer).command
-        if Path(script).parent != TRAINERS:
-            raise BadConfiguration(
-                f"--trainer {self.trainer} is a file of this machine, which the image does not have; put it "
-                "into the image as a module, and name that"
-            )
         return ["python", f"{TRAINERS_IN_IMAGE}/{Path(script).name}", *module]
 
     @property
@@ -142,6 +142,33 @@ def check_name(submission: Submission) -> None:
         )
 
 
+@contextlib.contextmanager
+def _found_here() -> Iterator[None]:
+    """Adds to an error of a module that is not on this machine how submit finds it."""
+    try:
+        yield
+    except BadConfiguration as error:
+        text, cause = str(error), error.__cause__
+        while cause is not None and not isinstance(cause, NotFound):
+            cause = cause.__cause__
+        if cause is None or "there is no module" not in text:
+            raise
+        raise BadConfiguration(
+            f"{text.partition(';')[0]}; submit reads it here, too: run it in the folder that holds your package, "
+            "or set PYTHONPATH to that folder"
+        ) from error
+
+
+def own_packages(submission: Submission, config: Config) -> list[str]:
+    """The packages that a run imports and that are not installed: of its loop and of what its flags choose."""
+    named = [name_of(text) for _, _, text in config.chosen if is_object(name_of(text))]
+    if len(page_of(submission.trainer).command) > 1:
+        named.append(submission.trainer)
+    tops = sorted({name.partition(":")[0].partition(".")[0] for name in named})
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    return [top for top in tops if not any((locate(top) or Path()).is_relative_to(place) for place in installed)]
+
+
 def check_flags(submission: Submission) -> Config:
     """Checks the trainer's flags, and returns its configuration.
 
@@ -153,7 +180,14 @@ def check_flags(submission: Submission) -> Config:
             raise BadConfiguration(
                 f"{flag} is read where the trainer runs, not here; write out the flags that it holds"
             )
-    config = config_from(["trainer", *submission.trainer_flags], "", page_of(submission.trainer).settings)
+    with _found_here():
+        page = page_of(submission.trainer)
+        config = config_from(["trainer", *submission.trainer_flags], "", page.settings)
+    if Path(page.command[0]).parent != TRAINERS:
+        raise BadConfiguration(
+            f"--trainer {submission.trainer} is a path of this machine, which pods do not have; "
+            "name a module that the image holds, e.g. my_pkg.my_loop"
+        )
     own = {"strategy": submission.strategy, "run_dir": submission.run_dir, "mode": "train", "resume": "auto"}
     for name, value in own.items():
         if getattr(config, name) != value:
@@ -199,6 +233,8 @@ def check(submission: Submission, allow_tag: bool) -> list[str]:
     each = replicas_of_node(submission, config)
     replicas = submission.nodes * each
     share = check_batch(config, replicas)
+    what = f"model      {config.model}" if submission.trainer == SUPERVISED else f"loop       {submission.trainer}"
+    packages = own_packages(submission, config)
     kind = "JobSet" if submission.backend == "jobset" else "Indexed Job"
     node = f"{submission.gpus} GPU{'s' if submission.gpus > 1 else ''}" if submission.gpus else f"{each} CPU devices"
     return [
@@ -207,6 +243,7 @@ def check(submission: Submission, allow_tag: bool) -> list[str]:
         + (", with an evaluator" if submission.evaluator else ""),
         f"nodes      {submission.nodes} × {node} = {replicas} replicas, --strategy={submission.strategy}",
         f"batch      {config.batch_size} examples = {replicas} × {share}",
-        f"model      {config.title} on {config.dataset}, {config.train_steps} steps",
+        f"{what} on {config.dataset}, {config.train_steps} steps",
         f"run_dir    {submission.run_dir} on the claim runs",
+        *(f"package    {name} must be in the image: launch/image.sh --with={name}" for name in packages),
     ]

@@ -104,7 +104,8 @@ def test_the_data_set_that_is_added():
 
 def test_the_package_that_stays_outside_of_the_repository(tmp_path, monkeypatch, run):
     (tmp_path / "my_pkg").mkdir()
-    (tmp_path / "my_pkg/net.py").write_text(block_with("docs/models.md", "class Brier"))
+    (tmp_path / "my_pkg/net.py").write_text(block_with("docs/models.md", "A small network for rows or images"))
+    (tmp_path / "my_pkg/losses.py").write_text(block_with("docs/models.md", "class Brier"))
     (tmp_path / "my_pkg/data.py").write_text(block_with("docs/data.md", "on which side of a circle"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -112,7 +113,7 @@ def test_the_package_that_stays_outside_of_the_repository(tmp_path, monkeypatch,
         monkeypatch.delitem(sys.modules, name)
     flags = {
         "model": "my_pkg.net:build,width=128",
-        "loss": "my_pkg.net:Brier,scale=2",
+        "loss": "my_pkg.losses:Brier,scale=2",
         "train_steps": 100,
         "learning_rate": 0.01,
     }

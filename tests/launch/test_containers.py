@@ -163,6 +163,80 @@ def test_a_bad_flag_is_one_line_and_code_2_from_a_container_too(podman, images, 
     assert "'nothing' is not known" in done.stderr
 
 
+PACKAGE = {
+    "my_pkg/net.py": ("docs/models.md", "def build(spec: tasks.DataSpec, *, width"),
+    "my_pkg/data.py": ("docs/data.md", "def load(*, size"),
+}
+
+
+def project(folder):
+    """A folder with the package of the docs, and with what is left out of an image."""
+    for name, (page, part) in PACKAGE.items():
+        code = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(next(block for block in code if part in block))
+    for name in ("__pycache__/net.pyc", ".secret", "notes.log", "big.bin", "deep/words.txt"):
+        (folder / "my_pkg" / name).parent.mkdir(exist_ok=True)
+        (folder / "my_pkg" / name).write_text(name)
+    (folder / "my_pkg/.gitignore").write_text("*.log\n")
+    (folder / ".dockerignore").write_text("my_pkg/big.bin\n")
+    (folder / "my_pkg/net.py").chmod(0o600)
+    return folder
+
+
+OWN = ["--model=my_pkg.net:build,width=16", "--dataset=my_pkg.data:load", "--train_steps=20", "--log_every=0"]
+
+
+def test_a_package_on_top_of_an_image_is_one_layer_of_what_git_does_not_ignore(podman, images, runs, tmp_path):
+    folder, flags = project(tmp_path / "project"), "--pull=never --network host"
+    names = [f"localhost/lockstep-own:{number}" for number in range(2)]
+    for name in names:
+        words = [ROOT / "launch/image.sh", f"--with={folder / 'my_pkg'}", f"--tag={name}", "cpu", "--no-cache"]
+        done = podman.call(*words, ENGINE_FLAGS=flags)
+        time.sleep(1.1)
+    below, one, other = (inspected(podman, name) for name in (images["cpu"], *names))
+    assert one["RootFS"]["Layers"][:-1] == below["RootFS"]["Layers"]
+    assert one["RootFS"]["Layers"] == other["RootFS"]["Layers"]
+    labels = one["Config"]["Labels"]
+    assert (
+        re.fullmatch("my_pkg@sha256:[0-9a-f]{64}", labels.pop("lockstep.with")) and labels == below["Config"]["Labels"]
+    )
+    assert f"{names[1]} holds my_pkg@sha256:" in done.stderr
+    words = ["run", "--rm", "--network", "none", "--entrypoint", "sh", names[0], "-c", "cd /app/own; find . -type f"]
+    assert sorted(podman(*words).stdout.split()) == [f"./my_pkg/{n}" for n in ("data.py", "deep/words.txt", "net.py")]
+    done = podman.call(
+        ROOT / "launch/docker.sh", *OWN, "--run_dir=runs/own",
+        RUNS=str(runs), IMAGE=names[0], ENGINE_FLAGS="--network none",
+    )  # fmt: skip
+    assert "complete: step 20" in done.stdout + done.stderr
+    facts = json.loads((runs / "own/run.json").read_text())
+    assert facts["commit"] == commit() and facts["sources"]["model"]["file"] == "/app/own/my_pkg/net.py"
+
+
+def test_no_image_gets_a_package_that_would_hide_one_of_its_own(podman, images, tmp_path):
+    (tmp_path / "absl").mkdir()
+    (tmp_path / "absl/flags.py").write_text("")
+    words = [ROOT / "launch/image.sh", f"--with={tmp_path / 'absl'}", "cpu"]
+    done = podman.call(*words, check=False, ENGINE_FLAGS="--pull=never")
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "launch/image.sh: the image has a module absl of its own, which yours would hide; rename yours"
+    )
+
+
+def test_a_container_trains_the_package_of_the_current_directory_and_cannot_write_it(podman, images, runs, tmp_path):
+    folder = project(tmp_path / "project")
+    (folder / "my_pkg/net.py").chmod(0o644)
+    with open(folder / "my_pkg/data.py", "a") as file:
+        file.write("\n\nimport os\nprint('can be written:', os.access(os.path.dirname(__file__), os.W_OK))\n")
+    env = podman.env | {"RUNS": str(runs), "IMAGE": "lockstep:cpu", "ENGINE_FLAGS": "--network none"}
+    command = [ROOT / "launch/docker.sh", *OWN, "--run_dir=runs/own"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "complete: step 20" in done.stdout + done.stderr and "can be written: False" in done.stdout
+    assert json.loads((runs / "own/run.json").read_text())["sources"]["model"]["file"] == "/work/my_pkg/net.py"
+
+
 def test_the_tensorboard_image_shows_a_run(podman, images, runs, run, tmp_path):
     import urllib.request
 

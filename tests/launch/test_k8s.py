@@ -117,7 +117,7 @@ def test_another_loop_is_what_the_container_runs(cluster):
     teacher = "--teacher=/work/runs/teacher"
     done = cluster(*SUBMIT, "--trainer=distillation_loop", "--evaluator", "--", "--model=mlp", teacher)
     assert done.returncode == 0, done.stderr
-    assert "model      distillation on digits" in done.stderr
+    assert "loop       distillation_loop on digits" in done.stderr
     documents = given_to(cluster)
     assert problems(documents) == []
     for _, _, template in workloads(documents):
@@ -183,6 +183,17 @@ REFUSALS = {
     "images above the claim": ((), ("--dataset=images:/work/runs/../x",), "is a path of this machine"),
     "a data_dir of this machine": ((), ("--data_dir=/tmp/data",), "--data_dir /tmp/data is a path of this machine"),
     "a data_dir at an address": ((), ("--data_dir=gs://b/data",), "is an address, not a path"),
+    "a package that is not here": (
+        (),
+        ("--model=my_pkg.net:build", "--dataset=digits"),
+        "there is no module my_pkg in the current directory, on PYTHONPATH or among what is installed; submit reads it "
+        "here, too: run it in the folder that holds your package, or set PYTHONPATH to that folder",
+    ),
+    "a loop by its path": (
+        (f"--trainer={ROOT / 'trainers/settings/names.py'}",),
+        (),
+        "names.py is a path of this machine, which pods do not have; name a module that the image holds",
+    ),
     "more replicas than GPUs": ((), ("--replicas=9",), "--replicas 9 is above --gpus_per_node 8"),
 }
 
@@ -193,6 +204,28 @@ def test_submit_refuses(cluster, name):
     done = cluster(*SUBMIT, *words, "--dry_run", "--", *flags)
     assert done.returncode == 2
     assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("from_here", [True, False])
+def test_submit_takes_a_package_that_is_here_or_on_the_path_and_says_what_the_image_must_hold(
+    cluster, tmp_path, monkeypatch, from_here
+):
+    folder = tmp_path / "project"
+    (folder / "my_pkg").mkdir(parents=True)
+    (folder / "my_pkg/net.py").write_text("def build(spec, *, width: int = 8):\n    raise NotImplementedError\n")
+    (folder / "my_pkg/my_loop.py").write_text("")
+    if not from_here:
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+    flags = ("--model=my_pkg.net:build,width=16", "--dataset=digits", "--optimizer=keras.optimizers:Lion")
+    words = (*SUBMIT, "--trainer=my_pkg.my_loop", "--dry_run", "--", *flags)
+    done = cluster(*words, cwd=folder if from_here else tmp_path)
+    assert done.returncode == 0, done.stderr
+    packages = [line for line in done.stderr.splitlines() if line.startswith("package")]
+    assert packages == ["package    my_pkg must be in the image: launch/image.sh --with=my_pkg"]
+    assert "loop       my_pkg.my_loop on digits, 1000 steps" in done.stderr
+    documents = list(yaml.safe_load_all(done.stdout))
+    assert container(documents)["command"] == ["python", "/app/trainers/run_loop.py", "my_pkg.my_loop"]
+    assert "--model=my_pkg.net:build,width=16" in container(documents)["args"]
 
 
 @pytest.mark.parametrize("path", ["/work/runs/data/x.csv", "runs/data/x.csv"])

@@ -25,7 +25,7 @@ def test_ruff_finds_nothing():
 
 
 def test_shellcheck_finds_nothing():
-    scripts = [*map(str, (ROOT / "launch").rglob("*.sh")), ".ci/run"]
+    scripts = [*map(str, (ROOT / "launch").rglob("*.sh")), "launch/slurm.sbatch", ".ci/run"]
     assert len(scripts) > 5
     found = run_command(BIN / "shellcheck", *scripts)
     assert found.returncode == 0, found.stdout
@@ -82,13 +82,132 @@ def test_docker_gets_no_volume_whose_path_it_would_cut(tmp_path, runs):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("loop", "words"), [("", ""), ("contrastive_loop", "/app/trainers/contrastive_loop.py ")])
-def test_docker_runs_the_loop_that_is_named(tmp_path, loop, words):
-    env = os.environ | {"ENGINE": "echo", "RUNS": str(tmp_path / "runs"), "IMAGE": "lockstep:cpu", "TRAINER": loop}
-    command = [ROOT / "launch/docker.sh", "--seed=1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, cwd=tmp_path)
-    assert done.stdout.endswith(f"lockstep:cpu {words}--strategy=mirrored --seed=1\n")
-    assert ("--entrypoint python" in done.stdout) == bool(loop)
+@pytest.fixture
+def engine(tmp_path):
+    """An engine that answers `image inspect` with $HELD and prints the words that it is called with otherwise."""
+    program = tmp_path / "engine"
+    program.write_text('#!/bin/sh\ncase "$1 $2" in "image inspect") echo "$HELD" ;; *) printf "%s\\n" "$@" ;; esac\n')
+    program.chmod(0o755)
+    return program
+
+
+def contained(engine, folder, *flags, script="docker.sh", **env):
+    """What launch/docker.sh does in a folder: its end, and what it mounts besides the runs."""
+    env = os.environ | {"ENGINE": str(engine), "RUNS": str(engine.parent / "runs")} | env
+    done = subprocess.run(
+        [ROOT / "launch" / script, *flags], capture_output=True, text=True, check=False, env=env, cwd=folder
+    )
+    return done, [word for word in done.stdout.splitlines() if word.endswith(":ro")]
+
+
+def filled(folder, *files):
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("")
+    return folder
+
+
+def test_a_container_gets_the_packages_of_the_current_directory_and_nothing_else_of_it(engine, tmp_path):
+    files = ["my_pkg/net.py", "deep/one/two.py", "alone.py", "data/x.csv", "my-notes/x.py", "notes.txt", ".hidden/x.py"]
+    files += ["env/pyvenv.cfg", "env/x.py", "runs/x.py", "models/x.py", "__pycache__/x.py"]
+    folder = filled(tmp_path / "project", *files)
+    done, mounted = contained(engine, folder)
+    assert mounted == [f"{folder / name}:/work/{name}:ro" for name in ("alone.py", "deep", "my_pkg")]
+    assert done.stderr == "launch/docker.sh: mounted read-only: alone.py deep my_pkg\n"
+
+
+def test_a_container_gets_nothing_of_a_home_directory_or_of_the_checkout(engine, tmp_path):
+    home = filled(tmp_path / "home", "my_pkg/net.py")
+    done, mounted = contained(engine, home, HOME=str(home))
+    assert mounted == [] and done.returncode == 0
+    assert done.stderr.startswith(f"launch/docker.sh: nothing of {home} is mounted") and done.stderr.count("\n") == 1
+    done, mounted = contained(engine, ROOT)
+    assert mounted == [] and done.stderr == ""
+
+
+def test_a_package_whose_path_holds_a_colon_is_refused_before_anything_is_made(engine, tmp_path):
+    done, _ = contained(engine, filled(tmp_path / "a:b", "my_pkg/net.py"))
+    assert done.returncode == 2 and "ends the path of a volume at a colon" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "runs").exists()
+
+
+def test_a_package_that_an_image_holds_is_not_hidden_by_the_current_directory(engine, tmp_path):
+    folder = filled(tmp_path / "project", "my_pkg/net.py", "other/x.py")
+    done, mounted = contained(engine, folder, HELD="my_pkg@sha256:12", IMAGE="mine")
+    assert mounted == [f"{folder}/other:/work/other:ro"]
+    assert f"mine holds my_pkg, which is taken in place of {folder}/my_pkg" in done.stderr
+
+
+def test_a_container_runs_a_loop_of_the_image_or_a_module(engine, tmp_path):
+    words = {name: contained(engine, tmp_path, TRAINER=name)[0].stdout for name in ("contrastive_loop", "my_pkg.mine")}
+    assert "\n/app/trainers/contrastive_loop.py\n--strategy=mirrored" in words["contrastive_loop"]
+    assert "\n/app/trainers/run_loop.py\nmy_pkg.mine\n--strategy=mirrored" in words["my_pkg.mine"]
+    done, _ = contained(engine, tmp_path, TRAINER="my_pkg/mine.py")
+    assert done.returncode == 2 and "name a loop of the image or a module" in done.stderr
+
+
+UNFIT = {
+    "no folder": (("--with=nothing", "cpu"), "--with=nothing is not a directory"),
+    "a file": (("--with=alone.py", "cpu"), "--with=alone.py is not a directory"),
+    "no Python": (("--with=data", "cpu"), "--with=data holds no Python files"),
+    "ignored": (("--with=ignored", "cpu"), "--with=ignored holds no Python files, or git ignores them"),
+    "a dash": (("--with=my-notes", "cpu"), "Python cannot import a package of the name 'my-notes'"),
+    "ours": (("--with=models", "cpu"), "the image has a package models of its own; rename yours"),
+    "twice": (("--with=my_pkg", "--with=deep/my_pkg", "cpu"), "there are two packages of the name my_pkg"),
+    "no stage": (("--with=my_pkg",), "no stage is named; write cpu, gpu or tensorboard"),
+    "TensorBoard": (("--with=my_pkg", "tensorboard"), "--with goes on top of cpu or gpu, not of tensorboard"),
+    "two words": (("cpu", "--with", "my_pkg"), "--with needs a value; write --with=PACKAGE"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_no_image_is_built_with_what_is_no_package(engine, tmp_path, name):
+    folder = filled(tmp_path / "project", "my_pkg/net.py", "deep/my_pkg/net.py", "alone.py", "data/x.csv")
+    filled(folder, "models/x.py", "my-notes/x.py", "ignored/x.py")
+    (folder / "ignored/.gitignore").write_text("*.py\n")
+    words, said = UNFIT[name]
+    done, _ = contained(engine, folder, *words, script="image.sh")
+    assert done.returncode == 2 and done.stdout == ""
+    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_workers_find_a_package_of_the_current_directory_or_of_pythonpath(tmp_path, monkeypatch):
+    """They inherit both; a worker of a gang says what it finds."""
+    filled(tmp_path, "elsewhere/on_path.py", "project/here.py")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
+    monkeypatch.chdir(tmp_path / "project")
+    code = "import os, on_path; assert os.path.exists('here.py') and os.environ['OWN'] == '1'"
+    gang = workers.Gang([sys.executable, "-c", code], [{"OWN": "1"}, {"OWN": "1"}])
+    assert gang.wait(grace=5) == 0
+
+
+SRUN = """#!/bin/sh
+while [ "${1#--}" != "$1" ]; do echo "$1"; shift; done
+pwd; echo "$PYTHONPATH"; printf '%s\\n' "$@"
+"""
+
+
+@pytest.mark.parametrize("trainer", ["", "contrastive_loop", "my_pkg.mine"])
+def test_slurm_starts_a_loop_in_the_folder_of_the_submission_with_its_path(tmp_path, trainer):
+    """What the script gives to srun; tests/launch/test_slurm.py has a real one."""
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    env = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": "/own",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+    }
+    command = ["bash", ROOT / "launch/slurm.sbatch", "--model=my_pkg.net:build"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=tmp_path)
+    assert done.returncode == 2 and "is no checkout of Lockstep; set LOCKSTEP_ROOT" in done.stderr
+    env |= {"LOCKSTEP_ROOT": str(ROOT), "LOCKSTEP_TRAINER": trainer}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    where = lines.index(str(tmp_path))
+    assert "--export=ALL" in lines[:where] and lines[where + 1] == "/own"
+    loop = {"": ["custom_loop.py"], "contrastive_loop": ["contrastive_loop.py"]}.get(trainer, ["run_loop.py", trainer])
+    loop[0] = f"{ROOT}/trainers/{loop[0]}"
+    assert lines[where + 2 :] == [f"{ROOT}/.venv/bin/python", *loop, "--strategy=multi_worker", command[-1]]
 
 
 def test_launch_says_what_is_wrong_with_its_own_variables():
