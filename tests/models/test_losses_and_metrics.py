@@ -154,7 +154,7 @@ METRICS = {
     "absolute error": (metrics.AbsoluteError, reference.mean_absolute_error(TARGETS, OUTPUTS)),
     "r2": (metrics.R2, reference.r2_score(TARGETS, OUTPUTS)),
 }
-OF_CLASSES = ("accuracy", "top 2", "precision", "recall", "f1", "calibration error")
+OF_CLASSES = ("accuracy", "top 2", "precision", "recall", "f1", "mean iou", "calibration error")
 
 
 def data_of(name):
