@@ -32,6 +32,7 @@ LOSSES: dict[str, dict[str, str]] = {
         "log_cosh": "models.losses:LogCosh",
     },
     "language": {"cross_entropy": "models.losses:TokenCrossEntropy"},
+    "segmentation": {"cross_entropy": "models.losses:PixelCrossEntropy"},
 }
 
 # Called with `(learning_rate, weight_decay=...)`, where a weight decay of None means none.
@@ -177,5 +178,13 @@ MODELS: dict[str, ModelCard] = {
         dataset="diabetes",
         recipe=Recipe(train_steps=200, learning_rate=3e-3, warmup_steps=20, weight_decay=1e-1),
         quality=("r2", 0.40),
+    ),
+    "unet": ModelCard(
+        build="models.unet:build",
+        summary="U-Net: a label for each pixel, from three resolutions with skips",
+        task="segmentation",
+        dataset="digit_masks",
+        recipe=Recipe(train_steps=200, learning_rate=3e-3, warmup_steps=20, weight_decay=1e-2, clip_norm=1.0),
+        quality=("mean_iou", 0.88),
     ),
 }

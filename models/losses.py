@@ -187,6 +187,18 @@ class Focal(_ClassLoss):
 
 
 @register
+class PixelCrossEntropy(CrossEntropy):
+    """`CrossEntropy`, mean over pixels: labels `[batch, height, width]`, logits `[batch, height, width, num_classes]`.
+
+    Every pixel counts alike, or with the weight of its class.
+    """
+
+    def call(self, targets: Any, outputs: Any) -> tf.Tensor:
+        """The loss of each example, in nats a pixel: `[batch]`."""
+        return per_example(super().call(targets, outputs))
+
+
+@register
 class TokenCrossEntropy(Loss):
     """Cross-entropy of the next token, mean over time: tokens `[batch, time]`, logits `[batch, time, vocabulary]`.
 

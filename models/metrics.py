@@ -100,7 +100,10 @@ class TopK(StreamingMetric):
 
 
 class _ConfusionCounts(StreamingMetric):
-    """Three counts for each class: correct predictions, predictions, and labels."""
+    """Three counts for each class: correct predictions, predictions, and labels.
+
+    Labels `[batch, …]`, logits `[batch, …, num_classes]`: an example with several labels counts once for each.
+    """
 
     arguments = ("num_classes",)
 
@@ -110,10 +113,11 @@ class _ConfusionCounts(StreamingMetric):
         self.width = 3 * num_classes
 
     def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """One-hot rows of label ∧ prediction, prediction, and label: `[batch, 3 · num_classes]`."""
+        """How often label ∧ prediction, prediction, and label are each class: `[batch, 3 · num_classes]`."""
         true = tf.one_hot(tf.cast(targets, tf.int32), self.num_classes)
         predicted = tf.one_hot(_predicted(outputs), self.num_classes)
-        return tf.concat([true * predicted, predicted, true], axis=1)
+        counts = tf.concat([true * predicted, predicted, true], axis=-1)
+        return tf.reduce_sum(counts, axis=list(range(1, counts.shape.rank - 1)))
 
     def result_of(self, total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         """Mean over the classes that occur, as a label or as a prediction."""
@@ -158,6 +162,21 @@ class F1(_ConfusionCounts):
 
     def _of_class(self, correct: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
         return tf.math.divide_no_nan(2 * correct, predicted + true)
+
+
+@register
+class MeanIoU(_ConfusionCounts):
+    """Intersection over union of predicted and true positions of a class, mean over the classes that occur.
+
+    The counts are those of all examples together, as published results have it, not a mean over images. Source:
+    Everingham et al., "The PASCAL visual object classes challenge", IJCV 2010, section 4.2.
+    """
+
+    def __init__(self, num_classes: int, name: str = "mean_iou", dtype: Any = None):
+        super().__init__(num_classes, name, dtype)
+
+    def _of_class(self, correct: tf.Tensor, predicted: tf.Tensor, true: tf.Tensor) -> tf.Tensor:
+        return tf.math.divide_no_nan(correct, predicted + true - correct)
 
 
 @register

@@ -157,6 +157,7 @@ def _several_outputs(spec: tasks.DataSpec, auxiliary_weight: float = 0.0, **chan
         {name: _OfFirstOutput(metric) for name, metric in task.eval_metrics.items()},
         task.best_metric,
         task.best_mode,
+        pictures=task.pictures,
         **changes,
     )
 

@@ -16,12 +16,13 @@ from models.metrics import StreamingMetric
 class DataSpec:
     """What a model must know of the data to be built.
 
-    `task`: `classification`, `regression` or `language`. `input_shape`: one example's shape without the batch, e.g.
-    `(8, 8, 1)`, after the data set's own preparation; `input_dtype` its element type. `num_classes`: classes of the
-    label or tokens of the vocabulary. `target_shape`: one regression target's. `loss`: `NAME,key=value,…` with a name
-    of `cards.LOSSES[task]` or `module:object`; empty for the first of the task. `separator`: the token that ends a
-    document, if there is one. `document_mask`: attention and loss do not cross documents; a target that is not to be
-    predicted is -1.
+    `task`: the kind of data, a key of `cards.LOSSES` or a word of the user's own. `input_shape`: one example's shape
+    without the batch, e.g. `(8, 8, 1)`, after the data set's own preparation; `input_dtype` its element type.
+    `num_classes`: classes of a label or tokens of the vocabulary; 0 where targets are numbers. `target_shape`: one
+    target's: `()` a label, `(time,)` tokens, `(height, width)` a label for each pixel, `(columns,)` numbers. `loss`:
+    `NAME,key=value,…` with a name of `cards.LOSSES[task]` or `module:object`; empty for the first of the task.
+    `separator`: the token that ends a document, if there is one. `document_mask`: attention and loss do not cross
+    documents; a target that is not to be predicted is -1.
     """
 
     task: str
@@ -51,13 +52,30 @@ class Mixed(NamedTuple):
     share: tf.Tensor
 
 
+class Predictions(NamedTuple):
+    """Examples of the evaluation, on the host: inputs, targets, outputs, each `[n, …]`, and losses `[n]`."""
+
+    inputs: Any
+    targets: Any
+    outputs: Any
+    losses: Any
+
+
+# What can be shown of outputs by name: logits of classes, `[n, classes]`; numbers over the true ones; logits of each
+# pixel, `[n, height, width, classes]`; how a language model continues a text.
+PICTURES = ("classes", "numbers", "masks", "text")
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The loss and the metrics of a model.
+    """The loss, the metrics and the pictures of a model: all that a loop, TensorBoard and a benchmark ask of it.
 
     `loss(targets, outputs) -> [batch]` gives one value for each example; only the loop reduces. `metrics` are measured
     in training and evaluation, `eval_metrics` in evaluation only. `best_metric`, `best_mode`: the eval metric by which
     the best checkpoint is kept, and `max` or `min`. `inputs` turns the data set's inputs into those of the model.
+    `pictures`: what people see of an evaluation: a word of `PICTURES`, or a function of `Predictions` that returns
+    pictures by name, each the bytes of a PNG or an array `[height, width]` or `[height, width, 3]`, uint8; empty for
+    none.
     """
 
     loss: Callable[[Any, Any], tf.Tensor]
@@ -66,6 +84,7 @@ class Task:
     best_metric: str = "loss"
     best_mode: str = "min"
     inputs: Callable[[Any], Any] = _same
+    pictures: str | Callable[[Predictions], Mapping[str, Any]] = ""
 
     def losses(self, targets: Any, outputs: Any) -> tf.Tensor:
         """The loss of each example, `[batch]`. For `Mixed` targets that of both, each by its share.
@@ -85,6 +104,11 @@ def named_loss(spec: DataSpec) -> Callable[[Any, Any], tf.Tensor]:
     Raises:
       models.options.OptionError: an unknown name or option, or a value of the wrong type.
     """
+    if spec.task not in cards.LOSSES and not options.is_object(spec.loss.partition(",")[0]):
+        raise options.OptionError(
+            f"no loss of ours is for {spec.task or 'unnamed'} data; let the model's Task bring one, or pass "
+            "--loss=module:object"
+        )
     choice = options.choose("loss", spec.loss or next(iter(cards.LOSSES[spec.task])), spec.task)
     loss = choice.make()
     if choice.is_own:
@@ -96,11 +120,11 @@ def _check_loss(name: str, loss: Any, spec: DataSpec) -> None:
     """Tries a loss of the user's own on two examples. Raises `models.options.OptionError`."""
     if not callable(getattr(loss, "call", None)):
         raise options.OptionError(f"--loss {name} gives {loss!r:.80}; give a keras.losses.Loss with a method call")
-    time = (2,) if spec.task == "language" else ()
-    if spec.task == "regression":
-        targets, outputs = tf.zeros([2, *spec.target_shape]), tf.zeros([2, spec.num_outputs])
+    if spec.num_classes:
+        labels = [2, *(min(side, 2) for side in spec.target_shape)]  # of a long text logits would fill the memory
+        targets, outputs = tf.zeros(labels, tf.int32), tf.zeros([*labels, spec.num_classes])
     else:
-        targets, outputs = tf.zeros([2, *time], tf.int32), tf.zeros([2, *time, spec.num_classes])
+        targets, outputs = tf.zeros([2, *spec.target_shape]), tf.zeros([2, spec.num_outputs])
     try:
         shape = tuple(loss.call(targets, outputs).shape)
     except (ValueError, TypeError, tf.errors.OpError) as error:
@@ -125,7 +149,25 @@ def model_of(text: str, spec: DataSpec) -> tuple[keras.Model, Task]:
         raise options.OptionError(f"--model {text} gives {built!r:.80}; give a pair of a keras.Model and its Task")
     if not isinstance(built[1], Task):
         raise options.OptionError(f"--model {text} gives the task {built[1]!r:.80}; give a models.tasks.Task")
+    _check_task(text, built[1])
     return built
+
+
+def _check_task(text: str, task: Task) -> None:
+    """Whether what a task names is there. Raises `models.options.OptionError`."""
+    measured = ("loss", *task.metrics, *task.eval_metrics)
+    if task.best_metric not in measured:
+        raise options.OptionError(
+            f"--model {text}: its Task's best_metric {task.best_metric!r} is not measured; name one of: "
+            f"{', '.join(measured)}"
+        )
+    if task.best_mode not in ("max", "min"):
+        raise options.OptionError(f"--model {text}: its Task's best_mode {task.best_mode!r} is not max or min")
+    if task.pictures and task.pictures not in PICTURES and not callable(task.pictures):
+        raise options.OptionError(
+            f"--model {text}: its Task's pictures {task.pictures!r:.80} are not known; name one of: "
+            f"{', '.join(PICTURES)}, or give a function of models.tasks.Predictions"
+        )
 
 
 def classification(spec: DataSpec) -> Task:
@@ -139,6 +181,7 @@ def classification(spec: DataSpec) -> Task:
         {metric.name: metric for metric in thorough},
         best_metric="accuracy",
         best_mode="max",
+        pictures="classes",
     )
 
 
@@ -151,6 +194,7 @@ def regression(spec: DataSpec) -> Task:
         {metric.name: metric for metric in thorough},
         best_metric="r2",
         best_mode="max",
+        pictures="numbers",
     )
 
 
@@ -163,4 +207,16 @@ def language(spec: DataSpec) -> Task:
         bits, accuracy = metrics_lib.BitsPerPredictedToken(), metrics_lib.PredictedTokenAccuracy()
     else:
         bits, accuracy = metrics_lib.BitsPerToken(), metrics_lib.Accuracy()
-    return Task(named_loss(spec), {"bits_per_token": bits}, {"accuracy": accuracy})
+    return Task(named_loss(spec), {"bits_per_token": bits}, {"accuracy": accuracy}, pictures="text")
+
+
+def segmentation(spec: DataSpec) -> Task:
+    """A label for each pixel: labels `[batch, height, width]`, logits `[batch, height, width, num_classes]`."""
+    measured = (metrics_lib.MeanIoU(spec.num_classes), metrics_lib.Accuracy("pixel_accuracy"))
+    return Task(
+        named_loss(spec),
+        {metric.name: metric for metric in measured},
+        best_metric="mean_iou",
+        best_mode="max",
+        pictures="masks",
+    )

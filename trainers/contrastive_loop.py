@@ -112,7 +112,12 @@ class Views(Supervised):
 
     def build_encoder(self) -> tuple[keras.Model, Any]:
         """The model that the flag names, with features in place of classes; and what turns images into its inputs."""
-        spec = dataclasses.replace(self.dataset.spec, num_classes=self.config.features)
+        spec = self.dataset.spec
+        if spec.target_shape or not spec.num_classes:
+            raise BadConfiguration(
+                f"--dataset {self.config.dataset} has targets without a class each, which the probe needs; take another"
+            )
+        spec = dataclasses.replace(spec, num_classes=self.config.features)
         encoder, task = tasks.model_of(self.config.model, spec)
         return encoder, task.inputs
 

@@ -42,7 +42,7 @@ from trainers.run.replicas import MovingAverage, assign, first_local, on_replica
 from trainers.settings import options
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.show import drawings, graphs
+from trainers.show import graphs
 from trainers.show.summaries import Summaries
 from trainers.world.devices import World
 
@@ -287,13 +287,8 @@ class Supervised(ModelsLoop):
         return 3 * passes * graphs.flops(forward["forward"]) * self.world.replicas * self.config.accumulate
 
     def show(self, summaries: Summaries, step: int) -> None:
-        """What the model gets wrong in the evaluation, by the kind of its task."""
-        spec = self.dataset.spec
-        if spec.task == "language":
-            summaries.text("eval", step, "sample", examples.continued_text(self.model, self.task, self.dataset))
-            return
-        predictions = examples.predict(self.model, self.task, self.dataset, self.examples_of_part)
-        drawings.show_predictions(summaries, step, predictions, spec.task, spec.num_classes)
+        """What the model does in the evaluation, as its task shows it."""
+        examples.show(summaries, step, self.model, self.task, self.dataset, self.examples_of_part)
 
     def final_facts(self) -> dict[str, Any]:
         """How many steps float16 has skipped."""

@@ -73,7 +73,7 @@ class Distilled(Supervised):
     """Supervised training whose loss listens to a teacher too. Whatever `custom_loop.py` does, this does."""
 
     def __init__(self, config: Settings, world: World, dataset: Dataset):
-        if dataset.spec.task == "regression":  # of a model of the user's own the data alone tell
+        if not dataset.spec.num_classes:  # of a model of the user's own the data alone tell
             raise BadConfiguration(f"--dataset {config.dataset} has targets without a class each; take another")
         super().__init__(config, world, dataset)
         with world.strategy.scope():

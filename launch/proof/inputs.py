@@ -25,7 +25,8 @@ def words_of(config: Config, row: str) -> str:
         return "erase=0" if config.views > 1 else ""
     if config.augment:
         return config.augment
-    words = [word for word in WORDS if word != "inception"]
+    masks = data_card(config.dataset).masks
+    words = [name for name, word in WORDS.items() if name != "inception" and (word.masks or not masks)]
     if not fits(config, MIXING[0], 1):
         words = [word for word in words if word not in MIXING]
     return ",".join(words)

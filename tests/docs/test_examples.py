@@ -125,6 +125,22 @@ def test_the_package_that_stays_outside_of_the_repository(tmp_path, monkeypatch,
     )
 
 
+def test_the_task_of_its_own_is_found_through_the_model(tmp_path, monkeypatch, run):
+    (tmp_path / "tags_of_page.py").write_text(
+        blocks("docs/models.md", "python")[5]
+        + """
+
+def load():
+    rows = np.random.default_rng(0).normal(size=(64, 5))
+    return (rows, np.int64(rows[:, :3] > 0)), (rows[:9], np.int64(rows[:9, :3] > 0))
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    flags = {"train_steps": 40, "learning_rate": 0.05, "batch_size": 16, "checkpoint_every": 0}
+    summary = run(model="tags_of_page:build", dataset="tags_of_page:load", **flags)
+    assert summary.eval["right"] > 0.7
+
+
 def test_the_lines_that_own_loops_changes_are_in_the_trainer():
     trainer = (ROOT / "trainers/custom_loop.py").read_text()
     page = (ROOT / "docs/own-loops.md").read_text()

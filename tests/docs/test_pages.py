@@ -185,7 +185,7 @@ def test_what_the_pages_offer_can_be_chosen():
     known = {*cards.MODELS, *cards.OPTIMIZERS, *cards.SCHEDULES, *itertools.chain(*cards.LOSSES.values())}
     offered = set(re.findall(r"^\| `(\w+)` \|", TEXTS["docs/models.md"], re.MULTILINE))
     assert len(offered) >= 9 and offered <= known
-    kinds = {name.split(":")[0] for name in re.findall(r"`([a-z]+(?::[A-Z]+)?)`", TEXTS["docs/data.md"])}
+    kinds = {name.split(":")[0] for name in re.findall(r"`([a-z_]+(?::[A-Z]+)?)`", TEXTS["docs/data.md"])}
     assert set(DATASETS) <= kinds
 
 

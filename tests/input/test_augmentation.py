@@ -105,6 +105,35 @@ def test_an_image_is_changed_alike_alone_and_among_others(text):
             )
 
 
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("text", ["flip", "crop", "crop,flip,erase=1"])
+def test_the_labels_of_pixels_move_with_them(text, alone):
+    augment, masks = words(text), IMAGES[..., 0] // 2
+    with place():
+        if alone:
+            changed = augment.of_one({"image": tf.constant(IMAGES[0]), "mask": tf.constant(masks[0])})
+        else:
+            changed = augment.of_resident({"image": tf.constant(IMAGES), "mask": tf.constant(masks)})
+    image, mask = changed["image"].numpy(), changed["mask"].numpy()
+    np.testing.assert_array_equal(image[..., 0] // 2, mask)
+    assert mask.dtype == np.uint8 and (alone or not np.array_equal(mask, masks))
+    with place():
+        last = augment.of_batch({"image": tf.constant(image)[None] if alone else changed["image"], "mask": mask})
+    np.testing.assert_array_equal(last["mask"], mask)
+    assert ("erase" in text) == (not np.array_equal(np.squeeze(last["image"]), np.squeeze(image)))
+
+
+@pytest.mark.parametrize("word", [name for name, word in augmentation.WORDS.items() if not word.masks])
+def test_what_would_move_an_image_away_from_its_labels_is_refused(word):
+    with pytest.raises(BadConfiguration, match=f"--augment {word} does not move .* choose of: crop, flip, erase"):
+        resolve(Config(model="unet", augment=f"flip,{word}"))
+
+
+def test_images_are_not_resized_without_their_labels():
+    with pytest.raises(BadConfiguration, match="--image_size 64 would resize images and not their labels"):
+        resolve(Config(model="unet", image_size=64))
+
+
 def global_batches(split, replicas, parts, steps=3, views=1):
     """Images, labels and, of mixed ones, shares of some global batches, in order of position."""
     strategy = tf.distribute.MirroredStrategy(

@@ -19,7 +19,8 @@ MODULES = sorted((ROOT / "models").glob("*.py"))
 SPECS = {
     "classification": tasks.DataSpec("classification", (8, 8, 1), num_classes=3),
     "regression": tasks.DataSpec("regression", (6,)),
-    "language": tasks.DataSpec("language", (4,), "int32", num_classes=5),
+    "language": tasks.DataSpec("language", (4,), "int32", num_classes=5, target_shape=(4,)),
+    "segmentation": tasks.DataSpec("segmentation", (8, 8, 1), num_classes=3, target_shape=(8, 8)),
 }
 # Two examples of each kind of data: targets and outputs.
 RANDOM = np.random.default_rng(0)
@@ -27,6 +28,7 @@ EXAMPLES = {
     "classification": (np.array([0, 2]), RANDOM.normal(size=(2, 3))),
     "regression": (RANDOM.normal(size=2), RANDOM.normal(size=(2, 1))),
     "language": (RANDOM.integers(0, 5, (2, 4)), RANDOM.normal(size=(2, 4, 5))),
+    "segmentation": (RANDOM.integers(0, 3, (2, 8, 8)), RANDOM.normal(size=(2, 8, 8, 3))),
 }
 
 
@@ -72,6 +74,7 @@ def test_a_model_of_the_registry_is_built_with_its_task(name):
     model, task = build(SPECS[card.task])
     assert isinstance(model, keras.Model)
     assert isinstance(task, tasks.Task)
+    assert task.pictures in tasks.PICTURES
     assert card.quality[0] in {"loss", *task.metrics, *task.eval_metrics}
 
 

@@ -148,12 +148,13 @@ METRICS = {
     "precision": (lambda: metrics.Precision(5), reference.precision_score(LABELS, PREDICTED, **MACRO)),
     "recall": (lambda: metrics.Recall(5), reference.recall_score(LABELS, PREDICTED, **MACRO)),
     "f1": (lambda: metrics.F1(5), reference.f1_score(LABELS, PREDICTED, **MACRO)),
+    "mean iou": (lambda: metrics.MeanIoU(5), reference.jaccard_score(LABELS, PREDICTED, **MACRO)),
     "calibration error": (metrics.CalibrationError, calibration_error(LABELS, LOGITS)),
     "huber": (lambda: metrics.HuberMetric(0.7), REGRESSION["huber"][1].mean()),
     "absolute error": (metrics.AbsoluteError, reference.mean_absolute_error(TARGETS, OUTPUTS)),
     "r2": (metrics.R2, reference.r2_score(TARGETS, OUTPUTS)),
 }
-OF_CLASSES = ("accuracy", "top 2", "precision", "recall", "f1", "calibration error")
+OF_CLASSES = ("accuracy", "top 2", "precision", "recall", "f1", "mean iou", "calibration error")
 
 
 def data_of(name):
@@ -225,3 +226,28 @@ def test_bits_per_token_of_a_uniform_guess_is_the_log_of_the_vocabulary():
     metric = metrics.BitsPerToken()
     metric.update_state(np.zeros([3, 7], np.int32), np.zeros([3, 7, 256], np.float32))
     assert float(metric.result()) == pytest.approx(8.0, abs=1e-5)
+
+
+def test_labels_of_pixels_are_measured_as_keras_measures_them():
+    chance = np.random.default_rng(5)
+    labels, logits = chance.integers(0, 4, (6, 5, 7)), chance.normal(size=(6, 5, 7, 4)).astype(np.float32)
+    logits[..., 3] = -9  # of a class that occurs as a label alone the intersection is empty
+    ours, other = metrics.MeanIoU(4), keras.metrics.MeanIoU(4, sparse_y_pred=False)
+    for part in (slice(0, 1), slice(1, 6)):
+        ours.update_state(labels[part], logits[part])
+    other.update_state(labels, logits)
+    np.testing.assert_allclose(ours.result(), other.result(), rtol=1e-6)
+    wide = metrics.MeanIoU(9)  # classes that do not occur at all do not count
+    wide.update_state(labels, np.concatenate([logits, np.full((6, 5, 7, 5), -9, np.float32)], axis=-1))
+    np.testing.assert_allclose(wide.result(), other.result(), rtol=1e-6)
+
+    each = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)(labels, logits)
+    loss = losses.PixelCrossEntropy()
+    np.testing.assert_allclose(loss.call(labels, logits), np.mean(each, axis=(1, 2)), rtol=1e-5)
+    again = keras.losses.deserialize(keras.losses.serialize(losses.PixelCrossEntropy(0.1, (1.0, 2.0, 1.0, 3.0))))
+    assert type(again) is losses.PixelCrossEntropy
+    assert again.get_config()["class_weights"] == [1.0, 2.0, 1.0, 3.0]
+    weighted = np.mean(np.array([1.0, 2.0, 1.0, 3.0])[labels] * each, axis=(1, 2))
+    np.testing.assert_allclose(
+        losses.PixelCrossEntropy(0.0, (1.0, 2.0, 1.0, 3.0)).call(labels, logits), weighted, rtol=1e-5
+    )

@@ -68,6 +68,7 @@ OTHER_SIZES = [
     "residual_regressor,depth=1,dropout=0.0,width=12",
     "wide_deep,dropout=0.3,width=12",
     "reconstructing_regressor,depth=2,penalty=0.2,width=12",
+    "unet,depth=1,width=4",
 ]
 ALL = [*short(MODELS, SHORT), *OTHER_SIZES]
 
@@ -122,7 +123,7 @@ def test_values_that_were_read_stay_when_the_compiled_loop_updates_the_variables
 @pytest.mark.parametrize("model", ALL)
 def test_a_model_ends_with_the_same_weights_on_two_replicas(model, trained):
     one, two = (weights(run_dir) for run_dir in trained(model))
-    measure = relative_difference_as_one_vector if model.startswith("resnet") else largest_relative_difference
+    measure = relative_difference_as_one_vector if model.startswith(("resnet", "unet")) else largest_relative_difference
     assert measure(one, two) <= 1e-5
 
 
@@ -439,6 +440,7 @@ def all_metrics():
         metrics.Precision(5),
         metrics.Recall(5),
         metrics.F1(5),
+        metrics.MeanIoU(5),
         metrics.CalibrationError(),
     ]
 

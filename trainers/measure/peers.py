@@ -74,7 +74,7 @@ class Peer:
             self.optimizer.global_clipnorm = config.clip_norm or None
             self.optimizer.build(weights)
             self.metrics = [keras.metrics.Mean("loss")]
-            if dataset.spec.task != "regression":
+            if dataset.spec.num_classes:
                 self.metrics.append(keras.metrics.SparseCategoricalAccuracy("accuracy"))
         # All training examples, in host memory.
         inputs, targets = dataset.prepare({key: tf.constant(array) for key, array in dataset.train.arrays.items()})

@@ -6,14 +6,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from models.tasks import Task
+from models.tasks import Predictions, Task
 from trainers.input.dataset import Dataset, Features, Split
-from trainers.show.drawings import Predictions
+from trainers.show import drawings
+from trainers.show.summaries import Summaries
 
 # Examples of the evaluation split that are looked at.
 MOST_EXAMPLES = 5000
 # Tokens that a language model is given, and that it continues with.
 PROMPT, CONTINUATION = 48, 80
+
+
+def show(summaries: Summaries, step: int, model: keras.Model, task: Task, dataset: Dataset, size: int) -> None:
+    """Writes to `eval/` what the task shows of an evaluation. `size`: examples that are computed with at once."""
+    if summaries.silent or not task.pictures:
+        return
+    if task.pictures == "text":
+        summaries.text("eval", step, "sample", continued_text(model, task, dataset))
+        return
+    draw = drawings.KINDS.get(task.pictures) or drawings.of_own(task.pictures)
+    draw(summaries, step, predict(model, task, dataset, size))
 
 
 def predict(model: keras.Model, task: Task, dataset: Dataset, size: int) -> Predictions:

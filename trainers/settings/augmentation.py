@@ -9,20 +9,24 @@ from trainers.settings.names import unknown
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A change, and its one number: the value without `=`, and its bounds. `default=None`: it takes no number."""
+    """A change, and its one number: the value without `=`, and its bounds. `default=None`: it takes no number.
+
+    `masks`: whether it is for images with a label for each pixel: it moves no pixel, or the labels with them.
+    """
 
     meaning: str
     default: float | None = None
     low: float = 0.0
     high: float = 1.0
+    masks: bool = False
 
 
 WORDS: dict[str, Word] = {
     "inception": Word("a part of 0.08 (or VALUE) to 1 of the area, aspect 3/4 to 4/3, resized", 0.08, 0.01, 1.0),
-    "crop": Word("shifted by up to an eighth of the size (or VALUE of it), over black", 0.125, 0.01, 0.5),
-    "flip": Word("left and right exchanged in every second image"),
+    "crop": Word("shifted by up to an eighth of the size (or VALUE of it), over black", 0.125, 0.01, 0.5, masks=True),
+    "flip": Word("left and right exchanged in every second image", masks=True),
     "randaugment": Word("two of 14 operations, of strength 10 (or VALUE) out of 10", 10.0, 0.0, 10.0),
-    "erase": Word("with probability 0.25 (or VALUE) a rectangle becomes noise", 0.25),
+    "erase": Word("with probability 0.25 (or VALUE) a rectangle becomes noise", 0.25, masks=True),
     "mixup": Word("blended with its neighbour in the batch; share ~ Beta(0.2, 0.2), or VALUE", 0.2, 0.01, 10.0),
     "cutmix": Word("a rectangle from its neighbour in the batch; area ~ Beta(1, 1), or VALUE", 1.0, 0.01, 10.0),
 }
@@ -71,6 +75,25 @@ def _number(name: str, text: str) -> float:
 def mixes(words: Mapping[str, float]) -> bool:
     """Whether examples of a batch are paired."""
     return any(name in words for name in MIXING)
+
+
+def check_masks(dataset: str, words: Mapping[str, float], size: int) -> None:
+    """Whether the labels of pixels stay with them. `size`: of `--image_size`.
+
+    Raises:
+      BadConfiguration: a word would move an image away from its labels, or images would be resized.
+    """
+    fit = ", ".join(name for name, word in WORDS.items() if word.masks)
+    for name in words:
+        if not WORDS[name].masks:
+            raise BadConfiguration(
+                f"--augment {name} does not move the labels of pixels, which --dataset {dataset} has; choose of: {fit}"
+            )
+    if size:
+        raise BadConfiguration(
+            f"--image_size {size} would resize images and not their labels, of which --dataset {dataset} has one for "
+            "each pixel; leave it out"
+        )
 
 
 def described() -> str:

@@ -15,7 +15,8 @@ class DataCard:
     `task`: the kind of data, which a model's card must name; empty where only the data tells. `load`: `module:function`
     of `(trainers.input.dataset.Request) -> trainers.input.dataset.Dataset`. `argument`: what follows the name, as
     `--help` shows it. `needs_label`: whether `--label` names a column. `images`: whether its examples are images; None
-    where only the data tells. `documents`: whether a token may end documents.
+    where only the data tells. `masks`: whether each pixel of an image has a label. `documents`: whether a token may end
+    documents.
     """
 
     task: str
@@ -25,6 +26,7 @@ class DataCard:
     needs_label: bool = False
     images: bool | None = False
     documents: bool = False
+    masks: bool = False
 
     def loader(self) -> Callable[[Any], Any]:
         """The function that `load` names. Imports TensorFlow."""
@@ -37,6 +39,13 @@ _EMBEDDED = "trainers.input.kinds.embedded:load"
 DATASETS: dict[str, DataCard] = {
     "digits": DataCard(
         "classification", _EMBEDDED, "1,797 hand-written digits of 8×8 pixels, from scikit-learn", images=True
+    ),
+    "digit_masks": DataCard(
+        "segmentation",
+        "trainers.input.kinds.digit_masks:load",
+        "the digits, enlarged, in noisy pictures of 32×32: which pixels are the digit's",
+        images=True,
+        masks=True,
     ),
     "diabetes": DataCard("regression", _EMBEDDED, "442 patients, 10 measurements → progression, from scikit-learn"),
     "linnerud": DataCard("regression", _EMBEDDED, "20 people, 3 exercises → 3 measurements, from scikit-learn"),

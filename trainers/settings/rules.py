@@ -13,7 +13,7 @@ from models.cards import MODELS
 from trainers.settings import augmentation, optimizer_for, options, paths
 from trainers.settings.augmentation import mixes
 from trainers.settings.config import Config
-from trainers.settings.data_cards import DATASETS, data_card, is_own, split_name
+from trainers.settings.data_cards import DATASETS, DataCard, data_card, is_own, split_name
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.names import nearest, unknown
 
@@ -141,7 +141,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     if card.needs_label != bool(config.label):
         need = "needs --label=COLUMN" if card.needs_label else "takes no --label; leave it out"
         raise BadConfiguration(f"--dataset {config.dataset} {need}")
-    _check_images(config, card.images)
+    _check_images(config, card)
     _check_documents(config, card.documents)
     return _local_paths(config)
 
@@ -173,13 +173,15 @@ def _canonical_dataset(text: str) -> str:
         raise
 
 
-def _check_images(config: Config, images: bool | None) -> None:
-    augmentation.parse(config.augment)
+def _check_images(config: Config, card: DataCard) -> None:
+    words = augmentation.parse(config.augment)
     for name, value in (("augment", config.augment), ("image_size", config.image_size)):
-        if value and images is False:
+        if value and card.images is False:
             raise BadConfiguration(
                 f"--{name} {value} is for images, and --dataset {config.dataset} has none; leave it out"
             )
+    if card.masks:
+        augmentation.check_masks(config.dataset, words, config.image_size)
 
 
 def _check_documents(config: Config, documents: bool) -> None:
@@ -205,10 +207,8 @@ def check_task(config: Config, task: str) -> None:
         )
     if task and config.task and task != config.task:
         fit = [name for name, model in MODELS.items() if model.task == task]
-        raise BadConfiguration(
-            f"--model {config.model} does not take the {task} data of {config.dataset!r}; "
-            f"choose one of: {', '.join(fit)}"
-        )
+        remedy = f"choose one of: {', '.join(fit)}" if fit else "bring one that does, --model=module:function"
+        raise BadConfiguration(f"--model {config.model} does not take the {task} data of {config.dataset!r}; {remedy}")
 
 
 def _with_warmup(config: Config, from_recipe: bool, begun: int | None) -> Config:

@@ -1,15 +1,17 @@
-"""What a model does, drawn for TensorBoard: confusion matrices, worst examples, predicted over true values, samples."""
+"""What a model does, drawn for TensorBoard: confusion matrices, worst examples, masks, predicted over true values."""
 
 import colorsys
 import io
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from models.tasks import Predictions
+from trainers.settings.exit_codes import BadConfiguration
 from trainers.show.summaries import Summaries
 
 # How many of the worst examples are shown.
@@ -17,33 +19,6 @@ WORST = 16
 # Classes up to which a matrix and curves are legible.
 MOST_CLASSES = 30
 _INK, _PAPER, _BLUE = (30, 30, 30), (255, 255, 255), (31, 99, 180)
-
-
-class Predictions(NamedTuple):
-    """Examples of the evaluation, on the host: inputs, targets, outputs, each `[n, …]`, and losses `[n]`."""
-
-    inputs: Any
-    targets: Any
-    outputs: Any
-    losses: np.ndarray
-
-
-def show_predictions(summaries: Summaries, step: int, predictions: Predictions, task: str, num_classes: int) -> None:
-    """Writes the pictures of a task's kind to `eval/`."""
-    if summaries.silent:
-        return
-    inputs, targets, outputs, losses = predictions
-    outputs = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-    if task == "classification":
-        _show_classes(summaries, step, inputs, targets, outputs, losses, num_classes)
-    else:
-        _write(
-            summaries,
-            step,
-            "predicted_over_true",
-            scatter(targets, outputs),
-            "each point an example, in standard deviations of the target",
-        )
 
 
 def show_samples(summaries: Summaries, step: int, images: np.ndarray) -> None:
@@ -58,15 +33,16 @@ def _write(summaries: Summaries, step: int, tag: str, image: Image.Image, descri
     summaries.image("eval", step, tag, held.getvalue(), image.size, description)
 
 
-def _show_classes(
-    summaries: Summaries,
-    step: int,
-    inputs: np.ndarray,
-    targets: np.ndarray,
-    outputs: np.ndarray,
-    losses: np.ndarray,
-    num_classes: int,
-) -> None:
+def _first(outputs: Any) -> np.ndarray:
+    """The prediction, where a model has several outputs."""
+    return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+
+
+def show_classes(summaries: Summaries, step: int, predictions: Predictions) -> None:
+    """Logits `[n, classes]` of labels `[n]`: a confusion matrix, curves, and of images those with the largest loss."""
+    inputs, targets, outputs, losses = predictions
+    outputs = _first(outputs)
+    num_classes = outputs.shape[-1]
     said = outputs.argmax(axis=1)
     if num_classes <= MOST_CLASSES:
         counts = np.zeros([num_classes, num_classes], np.int64)
@@ -83,6 +59,61 @@ def _show_classes(
         _write(
             summaries, step, "worst_examples", sheet(inputs[worst], captions), "the largest losses of the evaluation"
         )
+
+
+def show_numbers(summaries: Summaries, step: int, predictions: Predictions) -> None:
+    """Outputs over targets, `[n, …]` both."""
+    description = "each point an example, in standard deviations of the target"
+    drawing = scatter(predictions.targets, _first(predictions.outputs))
+    _write(summaries, step, "predicted_over_true", drawing, description)
+
+
+def show_masks(summaries: Summaries, step: int, predictions: Predictions) -> None:
+    """Logits `[n, height, width, classes]` of a label for each pixel: the images with the largest loss."""
+    inputs, targets, outputs, losses = predictions
+    outputs = _first(outputs)
+    worst = np.argsort(-losses, kind="stable")[:WORST]
+    said = outputs[worst].argmax(axis=-1)
+    drawing = masks(inputs[worst], targets[worst], said, outputs.shape[-1], [f"loss {losses[i]:.3g}" for i in worst])
+    _write(summaries, step, "worst_examples", drawing, "image, true labels, what the model says; the largest losses")
+
+
+def of_own(function: Callable[[Predictions], Mapping[str, Any]]) -> Callable[[Summaries, int, Predictions], None]:
+    """A function of the user's own as one of `KINDS`.
+
+    Raises, when it is called:
+      BadConfiguration: what the function returns is no picture.
+    """
+
+    def show(summaries: Summaries, step: int, predictions: Predictions) -> None:
+        pictures = function(predictions)
+        if not isinstance(pictures, Mapping):
+            raise BadConfiguration(f"the Task's pictures return {pictures!r:.80}; return a dictionary of pictures")
+        for name, picture in pictures.items():
+            _write(summaries, step, str(name), _image(name, picture), "drawn by the model's task")
+
+    return show
+
+
+def _image(name: str, picture: Any) -> Image.Image:
+    """A picture of the user's own: bytes of a PNG, or an array `[height, width]` or `[height, width, 1 or 3]`, uint8.
+
+    Raises:
+      BadConfiguration: it is neither.
+    """
+    try:
+        if isinstance(picture, bytes):
+            return Image.open(io.BytesIO(picture))
+        array = np.asarray(picture)
+        if array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3))):
+            return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+        what = f"{array.dtype} {array.shape}"
+    except (OSError, ValueError) as error:
+        what = f"{type(picture).__name__} ({error})"
+    raise BadConfiguration(
+        f"the picture {name!r} of the Task is {what}; return bytes of a PNG, or a uint8 array [height, width] or "
+        "[height, width, 3]"
+    )
 
 
 def show_features(summaries: Summaries, step: int, features: np.ndarray, labels: np.ndarray) -> None:
@@ -164,6 +195,41 @@ def sheet(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
     return image
 
 
+def masks(
+    images: np.ndarray, targets: np.ndarray, said: np.ndarray, num_classes: int, captions: Sequence[str]
+) -> Image.Image:
+    """Three pictures side by side for each image `[n, height, width, channels]`: it, its labels, those of the model.
+
+    `targets`, `said`: `[n, height, width]` labels. Class 0 is dark, each other one has a color of its own.
+    """
+    n, height, width = targets.shape
+    scale = max(96 // max(height, width), 1)
+    tall, wide, gap, text, columns = height * scale, width * scale, 4, 20, 2 if n > 1 else 1
+    across = 3 * (wide + gap) + 3 * gap
+    image = Image.new("RGB", (columns * across + gap, gap + text + -(-n // columns) * (tall + text + gap)), _PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=13)
+    low, high = float(images.min()), float(images.max())
+    grey = np.uint8(255 * (images.astype(np.float32) - low) / max(high - low, 1e-12))
+    grey = np.repeat(grey[..., :1], 3, axis=-1) if grey.shape[-1] != 3 else grey
+    colors = _colors(num_classes)
+    for column in range(columns):
+        for j, head in enumerate(("image", "true", "the model says")):
+            draw.text((gap + column * across + j * (wide + gap), gap), head, _INK, font)
+    for i in range(n):
+        left, top = gap + i % columns * across, gap + text + i // columns * (tall + text + gap)
+        for j, pixels in enumerate((grey[i], colors[targets[i] % num_classes], colors[said[i]])):
+            tile = Image.fromarray(pixels).resize((wide, tall), Image.Resampling.NEAREST)
+            image.paste(tile, (left + j * (wide + gap), top))
+        draw.text((left, top + tall + 2), captions[i], _INK, font)
+    return image
+
+
+def _colors(count: int) -> np.ndarray:
+    """A color for each class: `[count, 3]`, uint8; dark for the first."""
+    hues = [colorsys.hsv_to_rgb(i / max(count - 1, 1) + 0.12, 0.75, 0.95) for i in range(count - 1)]
+    return np.uint8([[38, 38, 44], *([round(255 * part) for part in hue] for hue in hues)])
+
+
 def rows(images: np.ndarray) -> Image.Image:
     """Images `[rows, n, height, width, 1 or 3]` in [-1, 1], enlarged to be seen, with the number of each row."""
     count, n, height, width = images.shape[:4]
@@ -208,3 +274,11 @@ def scatter(targets: np.ndarray, outputs: np.ndarray) -> Image.Image:
     draw.text((margin + side / 2, margin + side + 36), "true", _INK, font, "mm")
     draw.text((margin, margin - 20), "predicted", _INK, font)
     return image
+
+
+# What a word of `models.tasks.PICTURES` draws. `text` needs the model itself, see `trainers.run.examples`.
+KINDS: dict[Any, Callable[[Summaries, int, Predictions], None]] = {
+    "classes": show_classes,
+    "numbers": show_numbers,
+    "masks": show_masks,
+}

@@ -9,9 +9,14 @@ from trainers.input.augment import crops, mixing, randaugment
 from trainers.input.records import Crop, Example
 from trainers.settings.augmentation import mixes
 
+# Features whose pixels move together.
+_PICTURES = ("image", "mask")
+
 
 class Augmentation:
     """The changes that `words` name, of `trainers.settings.augmentation`, for images of `size` (height, width).
+
+    Where an example has `mask`, a label for each pixel, what moves the pixels of the image moves those of the mask too.
 
     Sources of batches call `crop` and `of_one` for one image, or `of_resident` for many, and `of_batch` for a part of
     the global batch, within `models.randomness.at`: an image gets the same numbers alone and among others.
@@ -27,25 +32,29 @@ class Augmentation:
         return None if least is None else lambda shape: crops.inception(shape[None], least)[0]
 
     def of_one(self, example: Example) -> Example:
-        """A single decoded and cropped example: `image [height, width, channels]`, uint8."""
-        return example | {"image": self._changed(example["image"][None], alone=True)[0]}
+        """A single decoded and cropped example: `image [height, width, channels]`, uint8; perhaps a `mask`."""
+        changed = self._changed({key: example[key][None] for key in _PICTURES if key in example}, alone=True)
+        return example | {key: value[0] for key, value in changed.items()}
 
     def of_resident(self, examples: Example) -> Example:
         """Examples as they are held: `image [batch, height, width, channels]`, uint8. Also crops them."""
-        images = examples["image"]
+        pictures = {key: examples[key] for key in _PICTURES if key in examples}
         if "inception" in self.words:
+            images = pictures["image"]
             shape = tf.tile(tf.constant([images.shape[1:3].as_list()]), [tf.shape(images)[0], 1])
-            images = crops.resized(images, crops.inception(shape, self.words["inception"]), self.size)
-        return examples | {"image": self._changed(images, alone=False)}
+            pictures["image"] = crops.resized(images, crops.inception(shape, self.words["inception"]), self.size)
+        return examples | self._changed(pictures, alone=False)
 
-    def _changed(self, images: tf.Tensor, alone: bool) -> tf.Tensor:
+    def _changed(self, pictures: Example, alone: bool) -> Example:
+        """Images, and masks `[batch, height, width]` by the same numbers. What a shift uncovers is 0 in both."""
+        pictures = {key: value[..., None] if key == "mask" else value for key, value in pictures.items()}
         if "flip" in self.words:
-            images = crops.flipped(images, alone)
+            pictures = {key: crops.flipped(value, alone) for key, value in pictures.items()}
         if "crop" in self.words:
-            images = crops.shifted(images, self.words["crop"], alone)
+            pictures = {key: crops.shifted(value, self.words["crop"], alone) for key, value in pictures.items()}
         if "randaugment" in self.words:
-            images = randaugment.randaugmented(images, self.words["randaugment"], alone)
-        return images
+            pictures["image"] = randaugment.randaugmented(pictures["image"], self.words["randaugment"], alone)
+        return {key: value[..., 0] if key == "mask" else value for key, value in pictures.items()}
 
     def of_batch(self, features: Example) -> Example:
         """A part of the global batch: adds `other_label` and `share`, `[batch]`, where examples are mixed.

@@ -4,6 +4,8 @@ The function is called with the options of `--dataset` and returns `(train, eval
 arrays with an example a row. Their types tell the kind of data:
 
 - inputs `[size, height, width, channels]` uint8, targets `[size]` integers: images with classes
+- the same inputs, targets `[size, height, width]` integers: images with a class for each pixel
+- inputs of any kind, targets `[size, labels]` integers: several labels, of which the user's own model knows the meaning
 - inputs `[size, …]` numbers, targets `[size]` integers: rows with classes
 - inputs `[size, …]` numbers, targets `[size]` or `[size, columns]` floats: regression
 - inputs and targets `[size, time]` integers: tokens, with the token to predict at each position
@@ -31,6 +33,7 @@ from trainers.input.dataset import (
     pictures_for,
     read_whole,
 )
+from trainers.input.masked_images import dataset_of
 from trainers.input.pictures import Pictures
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -53,8 +56,10 @@ def load(request: Request) -> Dataset:
         return made
     splits = _arrays(name, made)
     task = _task(name, splits)
-    if task == "images":
-        return _images(request, splits)
+    if task == "segmentation":
+        return dataset_of(request, *splits, _classes(splits), "own")
+    if splits[0][0].dtype == np.uint8 and splits[0][0].ndim == 4 and splits[0][1].dtype.kind != "f":
+        return _images(request, task, splits)
     for flag, value in (("augment", ",".join(request.images.augment)), ("image_size", request.images.size)):
         if value:
             raise BadConfiguration(f"--{flag} {value} is for images, and --dataset {name} has none; leave it out")
@@ -90,7 +95,7 @@ def _arrays(name: str, made: Any) -> list[Arrays]:
 
 
 def _task(name: str, splits: list[Arrays]) -> str:
-    """`images`, `classification`, `regression` or `language`, as the types of the arrays tell."""
+    """The kind of data, as the types of the arrays tell."""
     inputs, targets = splits[0]
     if targets.dtype.kind == "f":
         if targets.ndim <= 2:
@@ -98,23 +103,29 @@ def _task(name: str, splits: list[Arrays]) -> str:
     elif any(int(split[1].min()) < 0 for split in splits):
         raise BadConfiguration(f"--dataset {name}: a target is below 0; number classes from 0, or give floats")
     elif targets.ndim == 1:
-        return "images" if inputs.dtype == np.uint8 and inputs.ndim == 4 else "classification"
+        return "classification"
     elif targets.ndim == 2 and inputs.shape == targets.shape and inputs.dtype.kind in "iu":
         return "language"
+    elif targets.ndim == 2:
+        return "labels"
+    elif inputs.dtype == np.uint8 and inputs.ndim == 4 and inputs.shape[:3] == targets.shape:
+        return "segmentation"
     raise BadConfiguration(
         f"--dataset {name}: inputs {inputs.dtype} {inputs.shape} and targets {targets.dtype} {targets.shape} are no "
-        "kind of data; give targets [size] of integers for classes, floats for regression, or [size, time] integers "
-        "like the inputs for tokens"
+        "kind of data; give targets [size] of integers for classes, floats for regression, [size, time] integers like "
+        "the inputs for tokens, or [size, height, width] integers for the pixels of images"
     )
 
 
-def _images(request: Request, splits: list[Arrays]) -> Dataset:
+def _images(request: Request, task: str, splits: list[Arrays]) -> Dataset:
+    """Images with a class, or with several labels."""
     name, stored = request.full_name, splits[0][0].shape[1:3]
     pictures = pictures_for(stored, splits[0][0].shape[-1], request.images)
     resident = are_resident(request, pictures, stored, len(splits[0][0]))
     made = [_image_split(images, labels, pictures, resident) for images, labels in splits]
     train = augmented(made[0], request.images, pictures.size)
-    spec = DataSpec("classification", pictures.shape, num_classes=_classes(splits))
+    classes = 0 if task == "labels" else _classes(splits)
+    spec = DataSpec(task, pictures.shape, num_classes=classes, target_shape=splits[0][1].shape[1:])
     prepare = image_preparation(request.images, pictures.channels)
     return Dataset(name, spec, train, made[1], _fingerprint(splits), prepare)
 
@@ -138,7 +149,7 @@ def _image_split(images: np.ndarray, labels: np.ndarray, pictures: Pictures, res
 def _numbers(request: Request, task: str, splits: list[Arrays]) -> Dataset:
     """Rows or tokens, held as they are given."""
     dtype = np.float32 if splits[0][0].dtype.kind == "f" else np.int32
-    target_dtype = np.float32 if task == "regression" else np.int64
+    target_dtype = np.float32 if splits[0][1].dtype.kind == "f" else np.int64
     names = ("tokens", "targets") if task == "language" else ("features", "target")
     resident = request.is_resident(sum(array.nbytes for array in splits[0]))
     made, held = [], []
@@ -152,11 +163,10 @@ def _numbers(request: Request, task: str, splits: list[Arrays]) -> Dataset:
         return features[names[0]], features[names[1]]
 
     inputs, targets = splits[0]
-    classes = 0 if task == "regression" else _classes(splits)
+    classes = 0 if task in ("regression", "labels") else _classes(splits)
     if task == "language":
         classes = max(classes, *(int(split[0].max()) + 1 for split in splits))
-    shape = targets.shape[1:] if task == "regression" else ()
-    spec = DataSpec(task, inputs.shape[1:], np.dtype(dtype).name, num_classes=classes, target_shape=shape)
+    spec = DataSpec(task, inputs.shape[1:], np.dtype(dtype).name, num_classes=classes, target_shape=targets.shape[1:])
     return Dataset(request.full_name, spec, *made, _fingerprint(held), prepare)
 
 

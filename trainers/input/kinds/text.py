@@ -34,7 +34,7 @@ def load(request: Request) -> Dataset:
         content = np.frombuffer(_bytes_of(request), np.uint8)
         _check_length(request, len(content))
         splits = resident_splits(content, TEXT_LENGTH)
-    spec = DataSpec("language", (TEXT_LENGTH,), "int32", num_classes=_VOCABULARY)
+    spec = DataSpec("language", (TEXT_LENGTH,), "int32", _VOCABULARY, (TEXT_LENGTH,))
     return Dataset(request.full_name, spec, *splits, fingerprint(identity, *splits), preparation(), _as_text)
 
 

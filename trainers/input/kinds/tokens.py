@@ -50,7 +50,7 @@ def load(request: Request) -> Dataset:
     identity = f"{request.name}\n{facts.vocabulary}\n{facts.separator}"
     if splits[0].records:
         identity += f"\n{facts.dtype}\n{facts.length}\nby index\n{file.sample()}"
-    spec = DataSpec("language", (facts.length,), "int32", num_classes=facts.vocabulary)
+    spec = DataSpec("language", (facts.length,), "int32", facts.vocabulary, (facts.length,))
     spec = dataclasses.replace(spec, separator=facts.separator, document_mask=masked)
     prepare = preparation(facts.separator if masked else None)
     dataset = Dataset(request.full_name, spec, *splits, fingerprint(identity, *splits), prepare)
