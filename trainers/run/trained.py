@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import keras
+import numpy as np
 
 from models import cards, tasks
 from models.options import is_object
@@ -80,19 +81,35 @@ def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trai
     return Trained(model, task, store.path(step))
 
 
+def evaluated(values: State) -> list[tuple[str, np.ndarray]]:
+    """The model's variables in a checkpoint, in order, each with its path; of those that have an average it.
+
+    Weights that a run has frozen have none.
+    """
+    averages: dict[str, list[np.ndarray]] = {}
+    for name in sorted(name for name in values if name.startswith(f"{AVERAGE}/")):
+        averages.setdefault(_path(name).partition(":")[0].removesuffix("/average"), []).append(values[name])
+    names = sorted(name for name in values if name.startswith(f"{MODEL}/"))
+    return [(_path(n), averages[_path(n)].pop(0) if averages.get(_path(n)) else values[n]) for n in names]
+
+
+def _path(name: str) -> str:
+    """`model/0003/resnet/stem/kernel` → `resnet/stem/kernel`."""
+    return name.split("/", 2)[2]
+
+
 def _assign(model: keras.Model, values: State) -> None:
-    """Puts the values of a checkpoint into a model: those of its group, and of trainable weights their average.
+    """Puts the values of a checkpoint into a model: those of its group, and of weights with an average that.
 
     They are matched by their order: names that Keras makes up differ where there is another model in the process.
 
     Raises:
       BadConfiguration: their number or a shape differs.
     """
-    own, averages = ([values[name] for name in sorted(values) if name.startswith(f"{g}/")] for g in (MODEL, AVERAGE))
+    own = evaluated(values)
     if len(own) != len(model.variables):
         raise BadConfiguration(f"it has {len(model.variables)} variables, and the checkpoint {len(own)}")
-    weights = model.trainable_variables
-    for variable, value in [*zip(model.variables, own, strict=True), *zip(weights, averages, strict=False)]:
+    for variable, (_, value) in zip(model.variables, own, strict=True):
         if tuple(variable.shape) != value.shape:
             raise BadConfiguration(
                 f"{variable.path} has shape {tuple(variable.shape)}, in the checkpoint {value.shape}"

@@ -20,6 +20,7 @@ MOST_SECONDS = 1e9
 # Flags that a loop leaves out which builds its models, its loss and its optimizers by itself.
 SUPERVISED_ALONE = frozenset(
     {"model", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
+    | {"freeze", "layer_decay", "learning_rate_for"}
 )
 
 
@@ -167,6 +168,23 @@ class Config:
         "training",
         "statistics of the global batch, exact at every size; or of each replica's share, which is faster and is not",
         choices=("synchronized", "per_replica"),
+        fixed=True,
+    )
+    freeze: str = flag(
+        "", "training", "a regular expression: weights in whose path it is found stay as they begin", fixed=True
+    )
+    layer_decay: float = flag(
+        1.0,
+        "training",
+        "factor of the learning rate from each block of the model to the one before it; 1 = none",
+        low=0.01,
+        high=1,
+        fixed=True,
+    )
+    learning_rate_for: str = flag(
+        "",
+        "training",
+        "a factor of the learning rate for the weights whose path holds a pattern: PATTERN=FACTOR; several with ;",
         fixed=True,
     )
     seed: int = flag(0, "training", "initial weights, order of the data, noise", low=0, high=2**31 - 1, fixed=True)
