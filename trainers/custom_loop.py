@@ -21,7 +21,7 @@ if __name__ == "__main__":
     main(__file__, __doc__)
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from models import batch_norm, randomness, tasks
 from models.sums import Sums
 from models.tasks import Task
 from trainers.input.dataset import Dataset
-from trainers.run import examples, freezing, saved_model, start, weight_groups
+from trainers.run import examples, freezing, initial, saved_model, start, weight_groups
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import Source, Update
 from trainers.run.loss_scale import LossScale
@@ -68,11 +68,20 @@ class Supervised(ModelsLoop):
         self.others = {"loss_scale": self.loss_scale.variables} if self.loss_scale else {}
         self.inputs = {"model": self.inputs_spec}
         self.ungraded: list[str] | None = None
+        self.initial: dict[str, Any] = {}
 
     def build_model(self) -> tuple[keras.Model, Task]:
         """The model, which has no variables yet, and what it is trained for."""
         spec = dataclasses.replace(self.dataset.spec, loss=self.config.loss)
         return tasks.model_of(self.config.model, spec)
+
+    def begin(self) -> Mapping[str, Any]:
+        """Takes the weights that `--init_from` names; the moving average begins from them."""
+        if self.config.init_from:
+            self.initial = initial.begin(self.config, self.model, self.optimizers, self.variables)
+            for average in self.averages.values():
+                average.begin_anew()
+        return {"initial": self.initial} if self.initial else {}
 
     @property
     def sums(self) -> Sums:
@@ -261,6 +270,7 @@ class Supervised(ModelsLoop):
             "training": f"{config.train_steps} steps = {epochs:.1f} epochs, "
             f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.schedule})"
             + "".join(f"; {text}" for text in weight_groups.words(config)),
+            **initial.rows(self.initial),
         }
 
     def example_inputs(self) -> Any:

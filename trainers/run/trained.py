@@ -50,6 +50,14 @@ def flags_of(what: str, run_dir: Path) -> Config:
     return Config(**{name: value for name, value in before.items() if name in names})
 
 
+def best_of(run_dir: Path) -> tuple[Checkpoints, int]:
+    """The checkpoints of a run that has some, and the step of the one that is evaluated best; else of the newest."""
+    facts = reading.read_run(run_dir)
+    store = Checkpoints(run_dir, 1, {}, facts.get("best_metric", "loss"), facts.get("best_mode", "min"))
+    best = store.best()
+    return store, best[0] if best else store.steps()[-1]
+
+
 def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trained:
     """Builds the model of a run for data prepared as `dataset` does it, with the weights that the run evaluates best.
 
@@ -59,15 +67,13 @@ def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trai
     Raises:
       BadConfiguration: there is no such run, or its model was trained for other shapes or another preparation.
     """
-    own, facts = flags_of(what, run_dir), reading.read_run(run_dir)
+    own = flags_of(what, run_dir)
     scale = own.card.mean, own.card.deviation
     if scale != (config.card.mean, config.card.deviation):
         raise BadConfiguration(
             f"{what} {run_dir}: its model {own.model} takes channels in other units than {config.model}; take another"
         )
-    store = Checkpoints(run_dir, 1, {}, facts.get("best_metric", "loss"), facts.get("best_mode", "min"))
-    best = store.best()
-    step = best[0] if best else store.steps()[-1]
+    store, step = best_of(run_dir)
     model, task = tasks.model_of(own.model, dataclasses.replace(dataset.spec, loss=own.loss))
     model(task.inputs(dataset.zeros()), training=False)
     try:

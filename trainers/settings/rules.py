@@ -134,7 +134,11 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     _check_dataset(config)
     optimizer_for.parse(config.optimizer_for)
     weight_patterns.factors(config.learning_rate_for)
-    weight_patterns.check("freeze", config.freeze)
+    for name in ("freeze", "init_skip"):
+        weight_patterns.check(name, getattr(config, name))
+    for name in ("init_skip", "init_optimizer"):
+        if getattr(config, name) and not config.init_from:
+            raise BadConfiguration(f"--{name} is for --init_from, which is not given; name it, or leave this out")
     card = data_card(config.dataset)
     check_task(config, card.task)
     config.check()
