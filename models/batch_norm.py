@@ -76,8 +76,8 @@ class BatchNormalization(keras.layers.Layer):
         self.built = True
 
     def crosses_replicas(self, replicas: int) -> bool:
-        """Whether the layer reduces over replicas within the forward pass, which XLA cannot compile."""
-        return self.synchronized and replicas > 1
+        """Whether the layer reduces over replicas within the forward pass, which XLA cannot compile. Frozen: no."""
+        return self.synchronized and self.trainable and replicas > 1
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Normalizes by the batch in training, by the moving statistics otherwise, in float32."""

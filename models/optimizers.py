@@ -84,6 +84,24 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {name: getattr(self, name) for name in ("peak", "warmup_steps", "total_steps")}
 
 
+@register
+class Scaled(keras.optimizers.schedules.LearningRateSchedule):
+    """Another schedule times a factor, at every step."""
+
+    def __init__(self, schedule: Any, factor: float):
+        self.schedule, self.factor = schedule, factor
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        return self.schedule(step) * self.factor
+
+    def get_config(self) -> dict[str, Any]:
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), "factor": self.factor}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Scaled":
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["factor"])
+
+
 def _half_cosine(progress: tf.Tensor) -> tf.Tensor:
     """Falls from 1 to 0 while `progress` rises from 0 to 1."""
     return 0.5 * (1.0 + tf.cos(math.pi * progress))

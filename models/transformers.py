@@ -1,8 +1,10 @@
 """Transformers, subclassed: a classifier of images and a decoder-only language model."""
 
+import math
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from models import layers, tasks
@@ -42,7 +44,8 @@ class VisionTransformer(keras.Model):
         height, width = input_shape[1:3]
         if height % self.patch or width % self.patch:
             raise ValueError(f"images of {height}×{width} do not divide into patches of {self.patch}; choose a divisor")
-        tokens = height // self.patch * (width // self.patch) + 1
+        self.grid = (height // self.patch, width // self.patch)
+        tokens = self.grid[0] * self.grid[1] + 1
         small = keras.initializers.RandomNormal(stddev=0.02)
         self.class_token = self.add_weight(shape=(1, 1, self.features), initializer="zeros", name="class_token")
         self.positions = self.add_weight(shape=(1, tokens, self.features), initializer=small, name="positions")
@@ -52,6 +55,15 @@ class VisionTransformer(keras.Model):
             part.build(shape)
         self.head.build((input_shape[0], self.features))
         self.built = True
+
+    def resized(self, weight: Any, value: np.ndarray) -> np.ndarray | None:
+        """Positions of a square grid of other size, interpolated (bicubic); the class token's stays. Else None."""
+        side = math.isqrt(max(value.shape[1] - 1, 0)) if value.ndim == 3 else 0
+        if weight is not self.positions or not side or value.shape != (1, side**2 + 1, self.features):
+            return None
+        grid = tf.reshape(tf.cast(value[:, 1:], tf.float32), [1, side, side, self.features])
+        grid = tf.image.resize(grid, self.grid, "bicubic", antialias=True).numpy()
+        return np.concatenate([value[:, :1], grid.reshape(1, -1, self.features)], axis=1)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         x = self.embed(x)
@@ -111,6 +123,11 @@ class LanguageModel(keras.Model):
         for part in (self.drop, *self.blocks, self.norm):
             part.build(shape)
         self.built = True
+
+    def resized(self, weight: Any, value: np.ndarray) -> np.ndarray | None:
+        """The first of more positions than there are here. Else None: nothing is known of later ones."""
+        fits = value.ndim == 2 and value.shape[1] == self.features and value.shape[0] > self.length
+        return value[: self.length] if weight is self.positions and fits else None
 
     def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
         table = tf.convert_to_tensor(self.embedding)

@@ -21,7 +21,7 @@ if __name__ == "__main__":
     main(__file__, __doc__)
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from models import batch_norm, randomness, tasks
 from models.sums import Sums
 from models.tasks import Task
 from trainers.input.dataset import Dataset
-from trainers.run import examples, saved_model, start, weight_groups
+from trainers.run import examples, freezing, initial, saved_model, start, weight_groups
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import Source, Update
 from trainers.run.loss_scale import LossScale
@@ -57,23 +57,31 @@ class Supervised(ModelsLoop):
             # One call on zeros: `build(shape)` leaves a subclassed model without variables.
             with options.blamed("model", config.model):
                 self.model(self.example_inputs(), training=False)
-            self.groups = weight_groups.groups_of(config, self.model.trainable_variables)
-            self.optimizer, self.schedule = self.groups[-1].optimizer, self.groups[-1].schedule
+            freezing.freeze(self.model, config.freeze)
+            self.groups = weight_groups.groups_of(config, self.model)
+            self.optimizer, self.schedules = self.groups[-1].optimizer, weight_groups.schedules_of(self.groups)
             self.average = MovingAverage(self.model.trainable_variables, config.ema) if config.ema else None
             self.loss_scale = LossScale() if config.precision == "float16" else None
-        names = [f"optimizer_for_{i}" for i in range(1, len(self.groups))]
-        self.rate_names = ("learning_rate", *(name.replace("optimizer", "learning_rate") for name in names))
-        self.models = {"model": self.model}
-        self.optimizers = dict(zip([*names, "optimizer"], (group.optimizer for group in self.groups), strict=True))
+        self.rate_names, self.models = tuple(self.schedules), {"model": self.model}
+        self.optimizers = {group.name: group.optimizer for group in self.groups}
         self.averages = {"ema": self.average} if self.average else {}
         self.others = {"loss_scale": self.loss_scale.variables} if self.loss_scale else {}
         self.inputs = {"model": self.inputs_spec}
         self.ungraded: list[str] | None = None
+        self.initial: dict[str, Any] = {}
 
     def build_model(self) -> tuple[keras.Model, Task]:
         """The model, which has no variables yet, and what it is trained for."""
         spec = dataclasses.replace(self.dataset.spec, loss=self.config.loss)
         return tasks.model_of(self.config.model, spec)
+
+    def begin(self) -> Mapping[str, Any]:
+        """Takes the weights that `--init_from` names; the moving average begins from them."""
+        if self.config.init_from:
+            self.initial = initial.begin(self.config, self.model, self.optimizers, self.variables)
+            for average in self.averages.values():
+                average.begin_anew()
+        return {"initial": self.initial} if self.initial else {}
 
     @property
     def sums(self) -> Sums:
@@ -100,7 +108,7 @@ class Supervised(ModelsLoop):
         parts = self.world.replicas * config.accumulate
         with tf.name_scope("input"):
             inputs, targets = self.dataset.prepare(features)
-        with tf.GradientTape() as tape, randomness.at(config.seed, step, first):
+        with freezing.tape_of(self.weights) as tape, randomness.at(config.seed, step, first):
             outputs = model(self.task.inputs(inputs), training=True)
             with tf.name_scope("loss"):
                 targets, outputs = self.compared(targets, outputs, first)
@@ -213,8 +221,8 @@ class Supervised(ModelsLoop):
             logging.warning("the loss does not depend on %s: no gradient trains it", shown)
 
     def rates(self, step: tf.Tensor) -> Sequence[tf.Tensor]:
-        """The learning rate, and those of the groups of `--optimizer_for`."""
-        return tuple(group.schedule(step) for group in (self.groups[-1], *self.groups[:-1]))
+        """The learning rate, and those of the groups of `--optimizer_for`; without factors."""
+        return tuple(schedule(step) for schedule in self.schedules.values())
 
     def gradients_of(self, features: Any, step: tf.Tensor, first: tf.Tensor) -> Sequence[tf.Tensor]:
         """Those of `gradients_of_part`."""
@@ -261,7 +269,8 @@ class Supervised(ModelsLoop):
             "model": f"{config.model}: {self.model.count_params():,} parameters, {config.precision}",
             "training": f"{config.train_steps} steps = {epochs:.1f} epochs, "
             f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.schedule})"
-            + (f"; {config.optimizer_for}" if config.optimizer_for else ""),
+            + "".join(f"; {text}" for text in weight_groups.words(config)),
+            **initial.rows(self.initial),
         }
 
     def example_inputs(self) -> Any:

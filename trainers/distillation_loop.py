@@ -50,6 +50,7 @@ class Settings(Config):
 
     def check_files(self) -> None:
         """The teacher has a checkpoint."""
+        super().check_files()
         if not reading.checkpoint_steps(Path(self.teacher)):
             raise BadConfiguration(f"--teacher {self.teacher} holds no run with a checkpoint; train it first")
 

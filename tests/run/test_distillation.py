@@ -94,6 +94,20 @@ def test_the_teacher_is_the_average_of_the_best_checkpoint(run, settings, tmp_pa
         np.testing.assert_array_equal(variable.numpy(), value)
 
 
+def test_a_teacher_with_frozen_weights_has_averages_of_the_others_alone(run, settings, tmp_path):
+    run("frozen", train_steps=3, ema=0.5, freeze="hidden_1|bias")
+    config = settings("student", replicas=1, teacher=str(tmp_path / "frozen"))
+    with devices.set_up(config).strategy.scope():
+        found = trained.model_of("--teacher", tmp_path / "frozen", config, load.load_for(config))
+    held = weights(tmp_path / "frozen", 3)
+    for variable in [variable for variable in found.model.variables if len(variable.shape)]:
+        end = variable.path.split("/", 1)[1]
+        average = [name for name in held if name.startswith("ema/") and f"{end}/average" in name]
+        assert bool(average) == (end in ("hidden_2/kernel", "logits/kernel"))
+        name = average[0] if average else next(n for n in held if n.startswith("model/") and n.endswith(end))
+        np.testing.assert_array_equal(variable.numpy(), held[name], err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -66,6 +66,10 @@ class InnerLoop(abc.ABC):
     def weights(self) -> Sequence[Any]:
         """The Keras variables that are trained, of all models: their norms and histograms are reported."""
 
+    def begin(self) -> Mapping[str, Any]:
+        """Called where no checkpoint is restored, before the first step: may set values. Returns facts for run.json."""
+        return {}
+
     # What is compiled -------------------------------------------------------------------------------------------
 
     @abc.abstractmethod

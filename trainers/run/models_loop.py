@@ -167,6 +167,6 @@ def crosses_replicas(model: keras.Model, replicas: int) -> bool:
     for layer in private_api.layers_of(model):
         if hasattr(layer, "crosses_replicas") and layer.crosses_replicas(replicas):
             return True
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized and layer.trainable:
             return True
     return False

@@ -104,6 +104,11 @@ class MovingAverage:
         self.weights, self.decay = list(weights), decay
         self.variables = [tf.Variable(w, trainable=False, name=f"{w.path}/average") for w in self.weights]
 
+    def begin_anew(self) -> None:
+        """Outside of replicas: the average is the weights as they are."""
+        for average, weight in zip(self.variables, self.weights, strict=True):
+            average.assign(weight.numpy())
+
     def update(self) -> None:
         """In a replica: moves the average on its device."""
         tf.distribute.get_replica_context().merge_call(self._update_all)

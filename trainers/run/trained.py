@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import keras
+import numpy as np
 
 from models import cards, tasks
 from models.options import is_object
@@ -49,6 +50,14 @@ def flags_of(what: str, run_dir: Path) -> Config:
     return Config(**{name: value for name, value in before.items() if name in names})
 
 
+def best_of(run_dir: Path) -> tuple[Checkpoints, int]:
+    """The checkpoints of a run that has some, and the step of the one that is evaluated best; else of the newest."""
+    facts = reading.read_run(run_dir)
+    store = Checkpoints(run_dir, 1, {}, facts.get("best_metric", "loss"), facts.get("best_mode", "min"))
+    best = store.best()
+    return store, best[0] if best else store.steps()[-1]
+
+
 def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trained:
     """Builds the model of a run for data prepared as `dataset` does it, with the weights that the run evaluates best.
 
@@ -58,15 +67,13 @@ def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trai
     Raises:
       BadConfiguration: there is no such run, or its model was trained for other shapes or another preparation.
     """
-    own, facts = flags_of(what, run_dir), reading.read_run(run_dir)
+    own = flags_of(what, run_dir)
     scale = own.card.mean, own.card.deviation
     if scale != (config.card.mean, config.card.deviation):
         raise BadConfiguration(
             f"{what} {run_dir}: its model {own.model} takes channels in other units than {config.model}; take another"
         )
-    store = Checkpoints(run_dir, 1, {}, facts.get("best_metric", "loss"), facts.get("best_mode", "min"))
-    best = store.best()
-    step = best[0] if best else store.steps()[-1]
+    store, step = best_of(run_dir)
     model, task = tasks.model_of(own.model, dataclasses.replace(dataset.spec, loss=own.loss))
     model(task.inputs(dataset.zeros()), training=False)
     try:
@@ -80,19 +87,35 @@ def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trai
     return Trained(model, task, store.path(step))
 
 
+def evaluated(values: State) -> list[tuple[str, np.ndarray]]:
+    """The model's variables in a checkpoint, in order, each with its path; of those that have an average it.
+
+    Weights that a run has frozen have none.
+    """
+    averages: dict[str, list[np.ndarray]] = {}
+    for name in sorted(name for name in values if name.startswith(f"{AVERAGE}/")):
+        averages.setdefault(_path(name).partition(":")[0].removesuffix("/average"), []).append(values[name])
+    names = sorted(name for name in values if name.startswith(f"{MODEL}/"))
+    return [(_path(n), averages[_path(n)].pop(0) if averages.get(_path(n)) else values[n]) for n in names]
+
+
+def _path(name: str) -> str:
+    """`model/0003/resnet/stem/kernel` → `resnet/stem/kernel`."""
+    return name.split("/", 2)[2]
+
+
 def _assign(model: keras.Model, values: State) -> None:
-    """Puts the values of a checkpoint into a model: those of its group, and of trainable weights their average.
+    """Puts the values of a checkpoint into a model: those of its group, and of weights with an average that.
 
     They are matched by their order: names that Keras makes up differ where there is another model in the process.
 
     Raises:
       BadConfiguration: their number or a shape differs.
     """
-    own, averages = ([values[name] for name in sorted(values) if name.startswith(f"{g}/")] for g in (MODEL, AVERAGE))
+    own = evaluated(values)
     if len(own) != len(model.variables):
         raise BadConfiguration(f"it has {len(model.variables)} variables, and the checkpoint {len(own)}")
-    weights = model.trainable_variables
-    for variable, value in [*zip(model.variables, own, strict=True), *zip(weights, averages, strict=False)]:
+    for variable, (_, value) in zip(model.variables, own, strict=True):
         if tuple(variable.shape) != value.shape:
             raise BadConfiguration(
                 f"{variable.path} has shape {tuple(variable.shape)}, in the checkpoint {value.shape}"

@@ -143,6 +143,8 @@ class Training:
                 self.step, values = checkpoint
                 self.sums = values.pop("loop/sums")
                 state.assign(self.loop.variables, values)
+            else:
+                self.record.facts.update(self.loop.begin())
             self.record.rewind_metrics(self.step)
 
     def begin_record(self) -> None:

@@ -1,4 +1,4 @@
-"""Several optimizers for parts of one model: each weight has one of them.
+"""Several optimizers for parts of one model: each weight has one of them, with a rate of its own.
 
 Source of the idea: Cheng et al., "Wide & deep learning for recommender systems", 2016, section 3.3, where the wide part
 is trained by one algorithm and the deep part by another.
@@ -12,18 +12,25 @@ import keras
 import tensorflow as tf
 
 from models import optimizers
+from trainers.run import depths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.optimizer_for import Request, parse
+from trainers.settings.weight_patterns import factors
 from trainers.world import private_api
 
 
 class WeightGroup(NamedTuple):
-    """Weights by their places in the list of all, and the optimizer and schedule that train them."""
+    """Weights by their places in the list of all, and the optimizer and schedule that train them.
+
+    `factor`: of the schedule, which the optimizer's rate has. `name`: the optimizer's in checkpoints.
+    """
 
     places: list[int]
     optimizer: keras.optimizers.Optimizer
     schedule: Any
+    factor: float = 1.0
+    name: str = "optimizer"
 
     def of(self, values: Sequence[Any]) -> list[Any]:
         """The group's own of a list with a value for each weight."""
@@ -63,20 +70,31 @@ def group_of(config: Config, weights: Sequence[keras.Variable], steps: int = 1) 
     return group
 
 
-def groups_of(config: Config, weights: Sequence[keras.Variable]) -> list[WeightGroup]:
+def groups_of(config: Config, model: keras.Model) -> list[WeightGroup]:
     """Those of `--optimizer_for` in their order, then what is left to `--optimizer`, built. In the strategy's scope.
+
+    Each is cut by the factors of `--layer_decay` and `--learning_rate_for`: a smaller *rate* is right for every
+    optimizer, where a smaller gradient is none for those that divide by its size.
 
     Raises:
       BadConfiguration: a pattern has no weights or leaves none, or an optimizer takes two gradients.
     """
-    requests = [*parse(config.optimizer_for), Request("", config.optimizer)]
+    weights, requests = model.trainable_variables, [*parse(config.optimizer_for), Request("", config.optimizer)]
+    names = [f"optimizer_for_{i}" for i in range(1, len(requests))] + ["optimizer"]
     places, groups = places_of([weight.path for weight in weights], [each.pattern for each in requests[:-1]]), []
-    for own, request in zip(places, requests, strict=True):
+    rate_factors = factors_of(config, model)
+    for own, request, name in zip(places, requests, names, strict=True):
         rate = config.learning_rate if request.learning_rate is None else request.learning_rate
         decay = config.weight_decay if request.weight_decay is None else request.weight_decay
         schedule = optimizers.schedule(config.schedule, rate, config.warmup_steps, config.train_steps)
-        groups.append(WeightGroup(own, optimizers.build(request.optimizer, schedule, decay), schedule))
-    if len(groups) > 1 and any(hasattr(group.optimizer, "perturbation") for group in groups):
+        for number, factor in enumerate(sorted({rate_factors[place] for place in own}), 1):
+            scaled = schedule if factor == 1 else optimizers.Scaled(schedule, factor)
+            optimizer = optimizers.build(request.optimizer, scaled, decay)
+            part = [place for place in own if rate_factors[place] == factor]
+            groups.append(
+                WeightGroup(part, optimizer, schedule, factor, name + (f"_part_{number}" if number > 1 else ""))
+            )
+    if len(requests) > 1 and any(hasattr(group.optimizer, "perturbation") for group in groups):
         raise BadConfiguration(
             "--optimizer_for does not go with an optimizer of two gradients an update (sam); pass another"
         )
@@ -85,23 +103,62 @@ def groups_of(config: Config, weights: Sequence[keras.Variable]) -> list[WeightG
     return groups
 
 
+def words(config: Config) -> list[str]:
+    """What the plan says of the flags that treat some weights apart."""
+    frozen = [f"frozen: {config.freeze}"] if config.freeze else []
+    decay = [f"layer decay {config.layer_decay:g}"] if config.layer_decay != 1 else []
+    rates = [f"factors of the rate: {config.learning_rate_for}"] if config.learning_rate_for else []
+    return [*([config.optimizer_for] if config.optimizer_for else []), *frozen, *decay, *rates]
+
+
+def schedules_of(groups: Sequence[WeightGroup]) -> dict[str, Any]:
+    """The schedules by the names that their rates have in metrics, without factors; that of `--optimizer` first."""
+    found = {group.name.partition("_part_")[0]: group.schedule for group in (groups[-1], *groups)}
+    return {name.replace("optimizer", "learning_rate"): schedule for name, schedule in found.items()}
+
+
+def factors_of(config: Config, model: keras.Model) -> list[float]:
+    """What each trained weight's learning rate is multiplied by.
+
+    Raises:
+      BadConfiguration: a pattern of `--learning_rate_for` has no weights of its own; the message names the paths.
+    """
+    weights = model.trainable_variables
+    requests, paths = factors(config.learning_rate_for), [weight.path for weight in weights]
+    found = dict.fromkeys(range(len(weights)), 1.0)
+    for own, request in zip(
+        _matched(paths, [r.pattern for r in requests], "learning_rate_for")[0], requests, strict=True
+    ):
+        found |= dict.fromkeys(own, request.factor)
+    levels = depths.levels_of(model)
+    top = max(levels.values(), default=0)
+    decays = [config.layer_decay ** (top - levels[id(weight)]) for weight in weights]
+    return [found[place] * decay for place, decay in enumerate(decays)]
+
+
 def places_of(paths: Sequence[str], patterns: Sequence[str]) -> list[list[int]]:
     """The places of paths in which each pattern is found, those that an earlier one has apart; then those of the rest.
 
     Raises:
       BadConfiguration: a pattern has none, or nothing is left; the message names the paths.
     """
+    groups, left = _matched(paths, patterns, "optimizer_for")
+    if patterns and not left:
+        raise BadConfiguration(
+            f"--optimizer_for: {patterns[-1]!r} leaves no weight to --optimizer; name that optimizer there"
+        )
+    return [*groups, left]
+
+
+def _matched(paths: Sequence[str], patterns: Sequence[str], flag: str) -> tuple[list[list[int]], list[int]]:
+    """The places of paths in which each pattern is found first, and the places of the rest."""
     left, groups = list(range(len(paths))), []
     for pattern in patterns:
         own = [place for place in left if re.search(pattern, paths[place])]
         if not own:
             found = any(re.search(pattern, path) for path in paths)
             why = "only in paths that an earlier pattern has" if found else "in the path of no weight"
-            raise BadConfiguration(f"--optimizer_for: {pattern!r} is found {why}; there are: {', '.join(paths)}")
+            raise BadConfiguration(f"--{flag}: {pattern!r} is found {why}; there are: {', '.join(paths)}")
         groups.append(own)
         left = [place for place in left if place not in own]
-    if patterns and not left:
-        raise BadConfiguration(
-            f"--optimizer_for: {patterns[-1]!r} leaves no weight to --optimizer; name that optimizer there"
-        )
-    return [*groups, left]
+    return groups, left

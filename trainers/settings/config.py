@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from models.cards import MODELS, ModelCard, card_of_own
@@ -20,6 +21,7 @@ MOST_SECONDS = 1e9
 # Flags that a loop leaves out which builds its models, its loss and its optimizers by itself.
 SUPERVISED_ALONE = frozenset(
     {"model", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
+    | {"init_from", "init_skip", "init_optimizer", "freeze", "layer_decay", "learning_rate_for"}
 )
 
 
@@ -169,6 +171,39 @@ class Config:
         choices=("synchronized", "per_replica"),
         fixed=True,
     )
+    init_from: str = flag(
+        "",
+        "training",
+        "begin with trained weights: a run directory, or a file .weights.h5, .keras or .safetensors",
+        fixed=True,
+        path=True,
+    )
+    init_skip: str = flag(
+        "",
+        "training",
+        "for --init_from, a regular expression: variables in whose path it is found begin as without it",
+        fixed=True,
+    )
+    init_optimizer: bool = flag(
+        False, "training", "for --init_from=RUN_DIR: take what its optimizer knows of each weight too", fixed=True
+    )
+    freeze: str = flag(
+        "", "training", "a regular expression: weights in whose path it is found stay as they begin", fixed=True
+    )
+    layer_decay: float = flag(
+        1.0,
+        "training",
+        "factor of the learning rate from each block of the model to the one before it; 1 = none",
+        low=0.01,
+        high=1,
+        fixed=True,
+    )
+    learning_rate_for: str = flag(
+        "",
+        "training",
+        "a factor of the learning rate for the weights whose path holds a pattern: PATTERN=FACTOR; several with ;",
+        fixed=True,
+    )
     seed: int = flag(0, "training", "initial weights, order of the data, noise", low=0, high=2**31 - 1, fixed=True)
     deterministic: bool = flag(False, "training", "deterministic kernels: two runs are bit-identical", fixed=True)
     eval_every: int = flag(100, "cadences", "steps between evaluations; 0 = at the end only", low=0, shared=True)
@@ -259,9 +294,20 @@ class Config:
     def check_files(self) -> None:
         """Whether files that flags name are there. Called where the run is to run, before TensorFlow is imported.
 
+        A run that goes on from a checkpoint does not need `--init_from` any more.
+
         Raises:
           BadConfiguration: one is not.
         """
+        path = Path(self.init_from)
+        if not self.init_from or self.mode == "evaluate" or any(Path(self.run_dir).glob("checkpoints/step-*")):
+            return
+        if not path.exists():
+            raise BadConfiguration(f"--init_from {path} does not exist; name a run directory or a file of weights")
+        if not path.is_dir() and not path.name.endswith((".weights.h5", ".keras", ".safetensors")):
+            raise BadConfiguration(
+                f"--init_from {path} is no run directory, and no .weights.h5, .keras or .safetensors; name one of these"
+            )
 
     # --------------------------------------------------------------------------------------------------------------
 

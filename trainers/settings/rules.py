@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.cards import MODELS
-from trainers.settings import augmentation, optimizer_for, options, paths
+from trainers.settings import augmentation, optimizer_for, options, paths, weight_patterns
 from trainers.settings.augmentation import mixes
 from trainers.settings.config import Config
 from trainers.settings.data_cards import DATASETS, DataCard, data_card, is_own, split_name
@@ -133,6 +133,12 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     config = _with_warmup(config, "warmup_steps" in filled, (begun or {}).get("warmup_steps"))
     _check_dataset(config)
     optimizer_for.parse(config.optimizer_for)
+    weight_patterns.factors(config.learning_rate_for)
+    for name in ("freeze", "init_skip"):
+        weight_patterns.check(name, getattr(config, name))
+    for name in ("init_skip", "init_optimizer"):
+        if getattr(config, name) and not config.init_from:
+            raise BadConfiguration(f"--{name} is for --init_from, which is not given; name it, or leave this out")
     card = data_card(config.dataset)
     check_task(config, card.task)
     config.check()

@@ -40,6 +40,40 @@ def metric_variables_of(model: Any) -> dict[str, Any]:
     return {f"{metric.name}/{variable.name}": variable for metric in metrics for variable in metric.variables}
 
 
+def places_in_weight_files(model: Any) -> dict[int, str]:
+    """Where Keras's files have each variable of a model, by its `id`: `stem/vars/0`, a path of attributes.
+
+    Files hold no names of variables, and Keras's loader tells nobody what it has not found. The walk is Keras's own.
+    """
+    from keras.src.saving import saving_lib
+    from keras.src.saving.keras_saveable import KerasSaveable
+    from keras.src.utils import naming
+
+    places: dict[int, str] = {}
+    seen: set[int] = set()
+
+    def visit(thing: Any, path: str) -> None:
+        if not isinstance(thing, (KerasSaveable, list, dict, tuple)) or id(thing) in seen:
+            return
+        seen.add(id(thing))
+        if isinstance(thing, KerasSaveable):
+            own: dict[str, Any] = {}
+            if hasattr(thing, "save_own_variables"):
+                thing.save_own_variables(own)
+            places.update({id(variable): f"{path}/vars/{key}".removeprefix("/") for key, variable in own.items()})
+            for name, member in saving_lib._walk_saveable(thing):
+                visit(member, f"{path}/{name}".removeprefix("/"))
+            return
+        used: dict[str, int] = {}
+        for member in thing.values() if isinstance(thing, dict) else thing:
+            if isinstance(member, (KerasSaveable, list, dict, tuple)):
+                kind = naming.to_snake_case(type(member).__name__) if isinstance(member, KerasSaveable) else "container"
+                visit(member, f"{path}/{saving_lib._get_unique_name(kind, used)}")
+
+    visit(model, "")
+    return places
+
+
 def apply_without_reduction(optimizer: Any) -> None:
     """Makes `optimizer.apply` take gradients as they are.
 
