@@ -1,6 +1,7 @@
 """A student listens to a teacher that a run has left, at every size, and keeps the teacher that it began with."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -127,3 +128,18 @@ def test_a_teacher_that_does_not_fit_is_one_line(run, settings, tmp_path):
     config = settings("student", teacher=str(tmp_path / "numbers"))
     with pytest.raises(BadConfiguration, match=r"its model residual_regressor .*; name a run on such data"):
         distillation_loop.train(config)
+
+
+def test_a_teacher_of_code_that_no_flag_names_is_not_imported(teacher, settings, tmp_path, monkeypatch):
+    facts = json.loads((teacher / "run.json").read_text())
+    facts["flags"]["model"] = "foreign_net:build"
+    (teacher / "run.json").write_text(json.dumps(facts))
+    source = "from models import mlp\n\n\ndef build(spec):\n    return mlp.build(spec)\n"
+    (tmp_path / "foreign_net.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadConfiguration, match="its model is foreign_net:build, and no flag names the module") as fault:
+        distillation_loop.train(settings("student", dataset="digits"))
+    assert "\n" not in str(fault.value) and "foreign_net" not in sys.modules
+    named = settings("named", model="foreign_net:build", dataset="digits", train_steps=1, warmup_steps=0)
+    assert distillation_loop.train(named).step == 1
+    sys.modules.pop("foreign_net")

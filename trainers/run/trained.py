@@ -55,10 +55,14 @@ def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trai
     `what`: as in `flags_of`. `config`: that of the run that wants it, whose preparation the model must share. Where the
     run has a moving average, weights are that. Called in the strategy's scope.
 
+    Its task has the model's own loss, whichever the run was trained with.
+
     Raises:
-      BadConfiguration: there is no such run, or its model was trained for other shapes or another preparation.
+      BadConfiguration: there is no such run, its model was trained for other shapes or another preparation, or is an
+        object `module:object` of a module that no flag of `config` names.
     """
     own, facts = flags_of(what, run_dir), reading.read_run(run_dir)
+    _check_named(f"{what} {run_dir}", options.name_of(own.model), config)
     scale = own.card.mean, own.card.deviation
     if scale != (config.card.mean, config.card.deviation):
         raise BadConfiguration(
@@ -67,7 +71,7 @@ def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trai
     store = Checkpoints(run_dir, 1, {}, facts.get("best_metric", "loss"), facts.get("best_mode", "min"))
     best = store.best()
     step = best[0] if best else store.steps()[-1]
-    model, task = tasks.model_of(own.model, dataclasses.replace(dataset.spec, loss=own.loss))
+    model, task = tasks.model_of(own.model, dataset.spec)
     model(task.inputs(dataset.zeros()), training=False)
     try:
         _assign(model, store.read(step))
@@ -78,6 +82,16 @@ def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trai
         ) from error
     model.trainable = False
     return Trained(model, task, store.path(step))
+
+
+def _check_named(what: str, name: str, config: Config) -> None:
+    """A run.json may be anybody's: what it names is imported only from a module that the user's own flags name."""
+    module = name.partition(":")[0]
+    if is_object(name) and not any(one.text.startswith(f"{module}:") for one in config.chosen):
+        raise BadConfiguration(
+            f"{what}: its model is {name}, and no flag names the module {module}, without which it is not imported; if "
+            f"you trust it, take the model of this run from there too: --model={module}:…"
+        )
 
 
 def _assign(model: keras.Model, values: State) -> None:
