@@ -48,6 +48,7 @@ class Settings(Config):
     temperature: float = flag(0.2, "contrastive", "by which cosines are divided", low=1e-3, high=1e3, fixed=True)
 
     views: ClassVar[int] = 2
+    needs_images: ClassVar[bool] = True
 
     def recipe(self) -> Mapping[str, Any]:
         """The model's, for twice as many steps. Words of `--augment` fit photographs, or digits."""

@@ -340,7 +340,8 @@ def test_a_command_line_builds_its_configuration_once():
     built = []
 
     class Counted(Config):
-        def __post_init__(self):
+        def __init__(self, **values):
+            super().__init__(**values)
             built.append(self)
 
     config, given = flags.read(["x", "--model=mlp"], "", Counted)
