@@ -89,8 +89,9 @@ def test_own_arrays_give_the_same_examples_held_and_read_by_index(own, kind):
     check_equal(global_batches(read.eval, 2, 1, seed=None), global_batches(held.eval, 1, 1, seed=None))
 
 
-def test_images_of_another_size_give_the_same_examples_held_and_read_by_index(own):
-    options = ImageOptions({"flip": 1.0}, 6)
+@pytest.mark.parametrize(("augment", "size"), [("flip", 6), ("inception", 0)])
+def test_own_images_that_are_changed_are_the_same_held_and_read_by_index(own, augment, size):
+    options = ImageOptions({augment: 0.08}, size)
     held, read = (own(*KINDS["images"], placement=each, images=options) for each in ("resident", "stream"))
     check_equal(global_batches(read.train, 2, 5), global_batches(held.train, 1, 5))
 
