@@ -70,12 +70,12 @@ def global_batches(split, replicas, steps, first=0, seed=3):
     return found
 
 
-def check_equal(found, expected):
+def check_equal(found, expected, apart=0):
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
         for key in one:
             assert one[key].dtype == other[key].dtype
-            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+            np.testing.assert_allclose(one[key].astype(float), other[key].astype(float), 0, apart, err_msg=key)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +93,8 @@ def test_own_arrays_give_the_same_examples_held_and_read_by_index(own, kind):
 def test_own_images_that_are_changed_are_the_same_held_and_read_by_index(own, augment, size):
     options = ImageOptions({augment: 0.08}, size)
     held, read = (own(*KINDS["images"], placement=each, images=options) for each in ("resident", "stream"))
-    check_equal(global_batches(read.train, 2, 5), global_batches(held.train, 1, 5))
+    # A pixel of a crop may be rounded otherwise: what is held is resized by operations that GPUs have.
+    check_equal(global_batches(read.train, 2, 5), global_batches(held.train, 1, 5), apart=int(augment == "inception"))
 
 
 def test_inception_crops_own_images_as_they_are_stored(own):
@@ -121,8 +122,8 @@ def test_the_graph_of_own_arrays_does_not_hold_them(own):
 
 @pytest.mark.long
 def test_arrays_above_2_gib_are_read_by_index():
-    rows = np.zeros([3, (1 << 30) - 7], np.uint8)
-    rows[2, -1] = 5
+    rows = np.zeros([2, (1 << 30) + 9], np.uint8)
+    rows[1, -1] = 5
     *_, last = iter(ArrayRecords("rows", {"x": rows}).examples())
     assert int(last["x"][-1]) == 5
 
