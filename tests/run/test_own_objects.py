@@ -148,6 +148,7 @@ def test_everything_can_be_of_the_users_own(run, tmp_path, net, caplog):
         ({"loss": "NET:Net,outputs=x"}, "outputs cannot be written as text"),
         ({"loss": "keras.losses:Poisson", "dataset": "digits"}, "--loss keras.losses:Poisson"),
         ({"model": "residual_regressor", "dataset": "NET:data"}, "does not take the classification data"),
+        ({"model": "vit", "dataset": "NET:data"}, r"--model vit takes images .*\(5,\); choose one of: mlp, or other"),
         ({"model": "NET:build", "dataset": "NET:data,kind=nothing"}, r"return \(train, eval\)"),
         (
             {"model": "NET:build", "dataset": "NET:data,kind=one"},
