@@ -243,6 +243,17 @@ def test_a_module_that_raises_ends_the_trainer_with_the_users_lines_and_code_2(t
     assert not (tmp_path / "run").exists()
 
 
+def test_an_evaluation_of_somebody_elses_run_imports_nothing_that_its_record_names(tmp_path):
+    (tmp_path / "foreign.py").write_text("open('imported', 'w')\n\n\ndef data():\n    pass\n")
+    facts = {"loop": "supervised", "flags": Config(model="mlp", dataset="foreign:data", train_steps=1).values()}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(json.dumps(facts))
+    ended = started(tmp_path, "--mode=evaluate", "--run_dir=run")
+    assert ended.returncode == BAD_CONFIGURATION
+    assert ended.stderr.count("\n") == 1 and ended.stderr.endswith("if you trust it, add --dataset=foreign:data\n")
+    assert not (tmp_path / "imported").exists()
+
+
 def test_workers_find_modules_in_the_current_directory(tmp_path, data_dir):
     (tmp_path / "worker_net.py").write_text(NET)
     flags = ["--model=worker_net:build,width=4", "--dataset=worker_net:data", "--batch_size=8", "--train_steps=2"]
