@@ -78,7 +78,8 @@ class ModelCard:
     of data that it takes. `dataset`: what it trains on unless a flag says otherwise. `quality`: the eval metric and the
     value that the recipe reaches there, at least (at most for an error). `mean`, `deviation`: of the red, green and
     blue of images, in [0, 1]; the model is given differences from the mean, in deviations. The default gives [-1, 1].
-    `documents`: whether it can keep the documents of a window apart.
+    `documents`: whether it can keep the documents of a window apart. `images`: whether an example must have the axes of
+    an image.
     """
 
     build: str
@@ -90,6 +91,7 @@ class ModelCard:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     deviation: tuple[float, ...] = (0.5, 0.5, 0.5)
     documents: bool = False
+    images: bool = False
 
     def builder(self) -> Callable[..., Any]:
         """The function that `build` names. Imports TensorFlow."""
@@ -119,6 +121,7 @@ MODELS: dict[str, ModelCard] = {
         summary="residual network for small images: three stages",
         task="classification",
         dataset="digits",
+        images=True,
         recipe=Recipe(train_steps=400, learning_rate=3e-3, warmup_steps=50, weight_decay=1e-2, clip_norm=1.0),
         quality=("accuracy", 0.97),
     ),
@@ -127,6 +130,7 @@ MODELS: dict[str, ModelCard] = {
         summary="ResNet-18; 11,689,512 parameters at ImageNet's size",
         task="classification",
         dataset="digits",
+        images=True,
         recipe=Recipe(train_steps=120, learning_rate=1e-3, warmup_steps=20, weight_decay=1e-2, clip_norm=1.0),
         quality=("accuracy", 0.97),
     ),
@@ -135,6 +139,7 @@ MODELS: dict[str, ModelCard] = {
         summary="ResNet-50 (v1.5); 25,557,032 parameters at ImageNet's size",
         task="classification",
         dataset="digits",
+        images=True,
         recipe=Recipe(train_steps=80, learning_rate=1e-3, warmup_steps=20, weight_decay=1e-2, clip_norm=1.0),
         quality=("accuracy", 0.96),
     ),
@@ -143,6 +148,7 @@ MODELS: dict[str, ModelCard] = {
         summary="vision transformer: patches, a class token, four attention blocks",
         task="classification",
         dataset="digits",
+        images=True,
         recipe=Recipe(train_steps=1200, learning_rate=2e-3, warmup_steps=100, weight_decay=5e-2, clip_norm=1.0),
         quality=("accuracy", 0.96),
     ),

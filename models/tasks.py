@@ -142,9 +142,17 @@ def model_of(text: str, spec: DataSpec) -> tuple[keras.Model, Task]:
     """The model `NAME,key=value,…` of `cards.MODELS`, or of `module:object`, and its task, built for the data.
 
     Raises:
-      models.options.OptionError: an unknown name or option, a value that the builder refuses, or not such a pair.
+      models.options.OptionError: an unknown name or option, a value that the builder refuses, or not such a pair; or
+        the model takes images, and the data are none.
     """
-    built = options.choose("model", text).make(spec)
+    choice = options.choose("model", text)
+    if len(spec.input_shape) != 3 and not choice.is_own and cards.MODELS[choice.name].images:
+        fit = [name for name, card in cards.MODELS.items() if card.task == spec.task and not card.images]
+        raise options.OptionError(
+            f"--model {text} takes images [height, width, channels], and an example here has the shape "
+            f"{tuple(spec.input_shape)}; choose one of: {', '.join(fit)}, or other data"
+        )
+    built = choice.make(spec)
     if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], keras.Model)):
         raise options.OptionError(f"--model {text} gives {built!r:.80}; give a pair of a keras.Model and its Task")
     if not isinstance(built[1], Task):

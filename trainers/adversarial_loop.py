@@ -87,8 +87,11 @@ class Adversarial(ModelsLoop):
         super().__init__(config, world, dataset)
         self.count = config.batch_size // config.critic_steps  # examples of a step of either, over all replicas
         self.shape, self.classes = dataset.spec.input_shape, dataset.spec.num_classes
-        if len(self.shape) != 3 or self.shape[0] % 4 or self.shape[1] % 4:
-            raise BadConfiguration(f"--dataset: {self.shape} is no image whose sides 4 divides; set --image_size=32")
+        what = f"--dataset {config.dataset}: examples of shape {self.shape}"
+        if len(self.shape) != 3:
+            raise BadConfiguration(f"{what} are no images; give images [size, height, width, channels]")
+        if self.shape[0] % 4 or self.shape[1] % 4:
+            raise BadConfiguration(f"{what} have sides that 4 does not divide; set --image_size=32, or give others")
         with world.strategy.scope(), batch_norm.batch_statistics(config.batch_norm == "synchronized"):
             self.generator, self.critic = Generator(self.shape, self.classes), Critic(self.shape, self.classes)
             self.models = {"generator": self.generator, "critic": self.critic}

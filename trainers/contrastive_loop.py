@@ -40,14 +40,13 @@ class Settings(Config):
     augment: str | None = flag(
         None, "model and data", f"how views are made, words with commas: {augmentation.described()}", fixed=True
     )
-    batch_size: int = flag(
-        256, "training", "views in the GLOBAL batch, two of each image, over all replicas", low=4, fixed=True
-    )
+    batch_size: int = flag(256, "training", "views in the GLOBAL batch, two of each image", low=4, fixed=True)
     features: int = flag(128, "contrastive", "width of what the encoder gives: its last layer", low=1, fixed=True)
     projection: int = flag(64, "contrastive", "width in which views are compared", low=1, fixed=True)
     temperature: float = flag(0.2, "contrastive", "by which cosines are divided", low=1e-3, high=1e3, fixed=True)
 
     views: ClassVar[int] = 2
+    needs_images: ClassVar[bool] = True
 
     def recipe(self) -> Mapping[str, Any]:
         """The model's, for twice as many steps. Words of `--augment` fit photographs, or digits."""
@@ -196,9 +195,5 @@ class Views(Supervised):
 
 
 def train(config: Settings, hooks: Hooks | None = None) -> start.Summary:
-    """Runs or resumes the run that `config` (resolved) describes.
-
-    Raises:
-      BadConfiguration, Diverged, PeerLost, Preempted: see `trainers.settings.exit_codes`.
-    """
+    """Runs or resumes the run that `config` (resolved) describes."""
     return start.train(config, Views, hooks)

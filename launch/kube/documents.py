@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launch.kube.submission import PLACEHOLDER, RUNS, Submission
+from launch.kube.submission import PLACEHOLDER, RUNS, Submission, check_flags
 from trainers.record.reading import RUN_AFTER
 from trainers.world.cluster import Cluster, from_environment
 
@@ -101,6 +101,8 @@ def _tailor_evaluator(template: Document, submission: Submission, now: str) -> N
     """The run that the evaluator follows, and since when; a small one where the run has no GPUs."""
     container = template["spec"]["containers"][0]
     container["args"] = [arg.replace(f"{RUNS}/{PLACEHOLDER}", submission.run_dir) for arg in container["args"]]
+    config = check_flags(submission)
+    container["args"] += config.flag_lines(config.own_objects)  # which an evaluator imports only if it is told to
     if submission.command:
         container["command"] = submission.command
     container.setdefault("env", []).append({"name": RUN_AFTER, "value": now})

@@ -168,10 +168,17 @@ def test_two_runs_share_no_selector(good):
     assert {d["metadata"]["name"] for d in good["job"]} == {"first"}
 
 
+def test_an_evaluator_is_told_of_code_of_the_users_own():
+    documents = render(evaluator=True, flags=("--model=mlp", "--optimizer=keras.optimizers:Lion,beta_1=0.90"))
+    other = next(t for _, _, t in workloads(documents) if not is_trainer(t))
+    assert other["spec"]["containers"][0]["args"][3:] == ["--optimizer=keras.optimizers:Lion,beta_1=0.9"]
+
+
 def test_an_evaluator_is_no_worker():
     documents = render(evaluator=True, gpus=0)
     other = next(t for _, _, t in workloads(documents) if not is_trainer(t))
     assert not matches(first(documents, "Service")["spec"]["selector"], other)
     words = other["spec"]["containers"][0]["args"]
     assert words[:2] == ["--mode=evaluate", "--run_dir=/work/runs/first"]
+    assert not any(word.startswith(("--model", "--optimizer")) for word in words)
     assert other["spec"]["containers"][0]["resources"]["limits"] == {"memory": "2Gi"}

@@ -60,6 +60,29 @@ def test_an_evaluation_finds_the_table_of_a_run_that_began_in_another_directory(
         reading.config_of_run(dataclasses.replace(follower, dataset="csv:/rows.csv"), ("dataset",))
 
 
+@pytest.mark.parametrize(
+    ("recorded", "added"),
+    [
+        ({"dataset": "http.server:test,port=8000"}, "--dataset=http.server:test,port=8000"),
+        ({"model": "http.server:test"}, "--model=http.server:test"),
+        ({"loss": "keras.losses:Poisson"}, "--loss=keras.losses:Poisson"),
+        ({"optimizer": "keras.optimizers:Lion"}, "--optimizer=keras.optimizers:Lion"),
+        ({"schedule": "http.server:test"}, "--schedule=http.server:test"),
+        ({"optimizer_for": "a.*=keras.optimizers:Lion"}, "'--optimizer_for=a.*=keras.optimizers:Lion'"),
+        ({"model": "http.server:test", "dataset": "a.b:c,x=1\n2"}, "--model=http.server:test '--dataset=a.b:c,x=1 2'"),
+    ],
+)
+def test_what_a_record_alone_names_is_not_imported(tmp_path, recorded, added):
+    flags = Config(model="mlp", dataset="digits").values() | recorded
+    (tmp_path / "run.json").write_text(json.dumps({"loop": "supervised", "flags": flags}))
+    follower = Config(mode="evaluate", run_dir=str(tmp_path))
+    with pytest.raises(BadConfiguration) as failure:
+        reading.config_of_run(follower, ())
+    assert str(failure.value).endswith(f"if you trust it, add {added}") and "\n" not in str(failure.value)
+    named = reading.config_of_run(dataclasses.replace(follower, **recorded), tuple(recorded))
+    assert named.values(recorded) == recorded
+
+
 def test_an_end_counts_when_it_is_final_and_late_enough():
     ended = {"ended": "2026-01-02T00:00:00+00:00", "exit_code": 0}
     assert reading.has_ended(ended) and reading.has_ended(ended | {"exit_code": 65})

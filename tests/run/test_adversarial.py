@@ -230,7 +230,7 @@ REFUSED = {
     "a second gradient": ({"optimizer": "sam"}, "--optimizer sam takes two gradients an update.*take adam"),
     "a size": (
         {"image_size": 30},
-        r"--dataset: \(30, 30, 1\) is no image whose sides 4 divides; set --image_size=32",
+        r"--dataset digits: examples of shape \(30, 30, 1\) have sides that 4 does not divide; set --image_size=32",
     ),
     "a batch": ({"batch_size": 33}, "--batch_size 33 does not divide over 1 replicas × 2 parts; use 32 or 34"),
     "no critic step": ({"critic_steps": 0}, "--critic_steps 0 is below 1"),
@@ -243,6 +243,14 @@ def test_what_the_loop_cannot_do_is_refused_in_one_line(run, name):
     with pytest.raises(BadConfiguration, match=words) as caught:
         run(**flags)
     assert "\n" not in str(caught.value)
+
+
+def test_rows_of_the_users_own_are_no_images(run, tmp_path, monkeypatch):
+    rows = "rows = np.zeros([8, 2]), np.arange(8) % 2"
+    (tmp_path / "own_rows.py").write_text(f"import numpy as np\n\n{rows}\n\n\ndef data():\n    return rows, rows\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadConfiguration, match=r"--dataset own_rows:data: .* are no images; give images \[size"):
+        run(dataset="own_rows:data")
 
 
 class Normalized(adversarial.Critic):

@@ -242,6 +242,14 @@ def test_words_for_views_fit_the_data(settings):
     assert settings().views == 2 and dataclasses.replace(settings(), seed=1).views == 2
 
 
+def test_rows_of_the_users_own_are_no_images_of_which_views_are_made(contrast, tmp_path, monkeypatch):
+    rows = "rows = np.zeros([8, 2]), np.arange(8) % 2"
+    (tmp_path / "unseen_rows.py").write_text(f"import numpy as np\n\n{rows}\n\n\ndef data():\n    return rows, rows\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadConfiguration, match="are no images, which the loop contrastive needs; give uint8"):
+        contrast(dataset="unseen_rows:data")
+
+
 # Workers --------------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """A student listens to a teacher that a run has left, at every size, and keeps the teacher that it began with."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -129,3 +130,42 @@ def test_a_teacher_that_does_not_fit_is_one_line(run, settings, tmp_path):
     config = settings("student", teacher=str(tmp_path / "numbers"))
     with pytest.raises(BadConfiguration, match=r"its model residual_regressor .*; name a run on such data"):
         distillation_loop.train(config)
+
+
+def test_a_teacher_of_code_that_no_flag_names_is_not_imported(teacher, settings, tmp_path, monkeypatch):
+    facts = json.loads((teacher / "run.json").read_text())
+    facts["flags"]["model"] = "foreign_net:build"
+    (teacher / "run.json").write_text(json.dumps(facts))
+    source = "from models import mlp\n\n\ndef build(spec):\n    return mlp.build(spec)\n"
+    (tmp_path / "foreign_net.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadConfiguration, match="its model is foreign_net:build, and no flag names the module") as fault:
+        distillation_loop.train(settings("student", dataset="digits"))
+    assert "\n" not in str(fault.value) and "foreign_net" not in sys.modules
+    named = settings("named", model="foreign_net:build", dataset="digits", train_steps=1, warmup_steps=0)
+    assert distillation_loop.train(named).step == 1
+    sys.modules.pop("foreign_net")
+
+
+def test_a_damaged_checkpoint_of_the_teacher_gives_way_to_another(run, settings, teacher, caplog):
+    run("teacher", train_steps=9, seed=5, warmup_steps=0)
+    config = settings("student", replicas=1, train_steps=1)
+    dataset, steps = load.load_for(config), trained.best_of(teacher)[0].steps()
+    best = trained.best_of(teacher)[1]
+    state = teacher / f"checkpoints/step-{best:010d}/state.data-00000-of-00001"
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    found = trained.model_of("--teacher", teacher, config, dataset)
+    assert int(found.checkpoint.name.removeprefix("step-")) == max(step for step in steps if step != best)
+    assert "is damaged and skipped" in caplog.text
+    for step in steps:
+        (teacher / f"checkpoints/step-{step:010d}/state.data-00000-of-00001").write_bytes(b"")
+    with pytest.raises(BadConfiguration, match="every checkpoint is damaged"):
+        trained.model_of("--teacher", teacher, config, dataset)
+
+
+def test_a_run_without_a_model_is_no_teacher(settings, tmp_path):
+    folder = tmp_path / "gan"
+    (folder / "checkpoints/step-0000000001").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"loop": "another", "flags": {"dataset": "digits"}}))
+    with pytest.raises(BadConfiguration, match="is a run of the loop 'another' without --model; name another"):
+        distillation_loop.train(settings("student", teacher=str(folder)))

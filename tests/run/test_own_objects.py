@@ -148,6 +148,7 @@ def test_everything_can_be_of_the_users_own(run, tmp_path, net, caplog):
         ({"loss": "NET:Net,outputs=x"}, "outputs cannot be written as text"),
         ({"loss": "keras.losses:Poisson", "dataset": "digits"}, "--loss keras.losses:Poisson"),
         ({"model": "residual_regressor", "dataset": "NET:data"}, "does not take the classification data"),
+        ({"model": "vit", "dataset": "NET:data"}, r"--model vit takes images .*\(5,\); choose one of: mlp, or other"),
         ({"model": "NET:build", "dataset": "NET:data,kind=nothing"}, r"return \(train, eval\)"),
         (
             {"model": "NET:build", "dataset": "NET:data,kind=one"},
@@ -240,6 +241,17 @@ def test_a_module_that_raises_ends_the_trainer_with_the_users_lines_and_code_2(t
     assert lines[begin + 2].strip() == "keras.layers.Dense(-3)"
     assert lines[begin + 3].startswith("ValueError")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_of_somebody_elses_run_imports_nothing_that_its_record_names(tmp_path):
+    (tmp_path / "foreign.py").write_text("open('imported', 'w')\n\n\ndef data():\n    pass\n")
+    facts = {"loop": "supervised", "flags": Config(model="mlp", dataset="foreign:data", train_steps=1).values()}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(json.dumps(facts))
+    ended = started(tmp_path, "--mode=evaluate", "--run_dir=run")
+    assert ended.returncode == BAD_CONFIGURATION
+    assert ended.stderr.count("\n") == 1 and ended.stderr.endswith("if you trust it, add --dataset=foreign:data\n")
+    assert not (tmp_path / "imported").exists()
 
 
 def test_workers_find_modules_in_the_current_directory(tmp_path, data_dir):

@@ -7,10 +7,12 @@ import pytest
 from conftest import ROOT
 
 from models import cards, options, signatures, sources
+from trainers.settings import flags
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.optimizer_for import parse
 from trainers.settings.options import asks_for_help, check, choice, help_table, import_objects, sources_of
+from trainers.settings.rules import resolve
 
 SOURCE = '''
 """What a user has written."""
@@ -316,3 +318,31 @@ def test_an_optimizer_for_some_weights_takes_options_and_objects_too():
             parse(text)
     chosen = Config(optimizer_for="a=keras.optimizers:SGD;b=keras.optimizers:Lion").chosen
     assert list(sources_of(chosen)) == ["optimizer_for", "optimizer_for 2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("", ""),
+        (" w=sgd,momentum=0.90 ;", "w=sgd,momentum=0.9"),
+        ("w=sgd,learning_rate=1e-1,nesterov=True,momentum=.5", "w=sgd,momentum=0.5,nesterov=true,learning_rate=0.1"),
+        ("b=adam,weight_decay=0; a=b=sgd", "b=adam,weight_decay=0.0;a=b=sgd"),
+        ("[,]=sgd", "[,]=sgd"),
+    ],
+)
+def test_equal_requests_of_optimizer_for_have_one_spelling(text, canonical):
+    config = resolve(Config(model="wide_deep", optimizer_for=text))
+    assert config.optimizer_for == canonical
+    assert resolve(config).optimizer_for == canonical and parse(canonical) == parse(text)
+
+
+def test_a_command_line_builds_its_configuration_once():
+    built = []
+
+    class Counted(Config):
+        def __init__(self, **values):
+            super().__init__(**values)
+            built.append(self)
+
+    config, given = flags.read(["x", "--model=mlp"], "", Counted)
+    assert built == [config] and given == ["model"]

@@ -39,6 +39,7 @@ class Request:
     `name`: the part of `--dataset` before the colon; `argument`: what follows it, a file or a folder of the user's.
     `data_dir`: where prepared data lie. `placement`: `resident`, `stream`, or `auto` by size. `label`: the column of a
     table to predict. `images`: how images are prepared. `document_mask`: whether documents are kept apart.
+    `needs_images`: the loop that takes nothing but images; empty if it takes more.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Request:
     label: str = ""
     images: "ImageOptions" = dataclasses.field(default_factory=lambda: ImageOptions())
     document_mask: bool = False
+    needs_images: str = ""
 
     @property
     def full_name(self) -> str:
@@ -153,7 +155,8 @@ def fingerprint(identity: str, *splits: Split) -> str:
     for split in splits:
         digest.update(f"{split.size}".encode())
         for key, array in sorted((split.arrays or {}).items()):
-            digest.update(f"{key}{array.shape}{array.dtype}".encode() + array.tobytes())
+            digest.update(f"{key}{array.shape}{array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 

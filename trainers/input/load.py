@@ -20,17 +20,21 @@ def load(
     label: str = "",
     images: ImageOptions | None = None,
     document_mask: bool = False,
+    needs_images: str = "",
 ) -> Dataset:
     """Prepares a data set in `data_dir` if it is not there yet, and loads it.
 
     `name`: of `trainers.settings.data_cards`, with its argument, or of TensorFlow Datasets. `placement`: `resident`,
     `stream`, or `auto` by size. `label`: the column of a table to predict. `images`: how images are prepared.
-    `document_mask`: whether the documents of a window of tokens are kept apart.
+    `document_mask`: whether the documents of a window of tokens are kept apart. `needs_images`: the loop that takes
+    nothing but images, if it is one.
 
     Raises:
       BadConfiguration: no such data set, no network for it, no space, or unusable data.
     """
-    request = Request(*split_name(name), data_dir, placement, label, images or ImageOptions(), document_mask)
+    request = Request(
+        *split_name(name), data_dir, placement, label, images or ImageOptions(), document_mask, needs_images
+    )
     load_kind = data_card(name).loader()
     with _readable_errors(request):
         return load_kind(request)
@@ -44,7 +48,10 @@ def load_for(config: Config) -> Dataset:
     """
     card = config.card
     options = ImageOptions(augmentation.parse(config.augment), config.image_size, card.mean, card.deviation)
-    return load(config.dataset, config.data_dir, config.input, config.label, options, config.document_mask)
+    needs_images = config.loop if config.needs_images else ""
+    return load(
+        config.dataset, config.data_dir, config.input, config.label, options, config.document_mask, needs_images
+    )
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -144,7 +145,8 @@ def config_of_run(config: Config, given: Collection[str]) -> Config:
     `given`: names of the flags that the user has given.
 
     Raises:
-      BadConfiguration: one of them decides the mathematics, and is not the run's.
+      BadConfiguration: one of them decides the mathematics, and is not the run's; or the run names an object
+        `module:object`, and they do not.
       PeerLost: no run began in `--run_dir` within `--startup_timeout`.
     """
     if not config.run_dir:
@@ -174,4 +176,16 @@ def config_of_run(config: Config, given: Collection[str]) -> Config:
         flags["dataset"] = f"{flags['dataset'].partition(':')[0]}:{where}"
     if "data_dir" not in given:
         flags["data_dir"] = before["data_dir"]
-    return dataclasses.replace(config, **flags)
+    followed = dataclasses.replace(config, **flags)
+    _check_named(followed, given)
+    return followed
+
+
+def _check_named(config: Config, given: Collection[str]) -> None:
+    """A run.json may be anybody's: what it alone names is not imported. `given`: flags of the command line."""
+    if missing := [flag for flag in config.own_objects if flag not in given]:
+        words = " ".join(map(shlex.quote, config.flag_lines(missing)))
+        raise BadConfiguration(
+            f"--run_dir {config.run_dir} names code of its own, which is imported from a command line alone; if you "
+            f"trust it, add {' '.join(words.split())}"
+        )

@@ -1,11 +1,14 @@
 """A model as a run has left it: built from the run's flags, with the weights of its best checkpoint."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
+from absl import logging
 
 from models import cards, tasks
 from models.options import is_object
@@ -39,7 +42,7 @@ def flags_of(what: str, run_dir: Path) -> Config:
     if not facts:
         raise BadConfiguration(f"{what} {run_dir} holds no run; name a run_dir")
     before = reading.begun_as(facts, Config)
-    name = options.name_of(before.get("model") or "")
+    name = options.name_of(facts.get("flags", {}).get("model") or "")  # a loop without --model has none
     if name not in cards.MODELS and not is_object(name):
         raise BadConfiguration(
             f"{what} {run_dir} is a run of the loop {before['loop']!r} without --model; name another"
@@ -58,33 +61,57 @@ def best_of(run_dir: Path) -> tuple[Checkpoints, int]:
     return store, best[0] if best else store.steps()[-1]
 
 
-def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset) -> Trained:
+def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset, agree: Callable[[int], int] = int) -> Trained:
     """Builds the model of a run for data prepared as `dataset` does it, with the weights that the run evaluates best.
 
     `what`: as in `flags_of`. `config`: that of the run that wants it, whose preparation the model must share. Where the
     run has a moving average, weights are that. Called in the strategy's scope.
 
+    Its task has the model's own loss, whichever the run was trained with. `agree`: from the step that this worker has
+    found to that which all of them take, where there are several.
+
     Raises:
-      BadConfiguration: there is no such run, or its model was trained for other shapes or another preparation.
+      BadConfiguration: there is no such run, its model was trained for other shapes or another preparation, or is an
+        object `module:object` of a module that no flag of `config` names.
     """
     own = flags_of(what, run_dir)
+    _check_named(f"{what} {run_dir}", options.name_of(own.model), config)
     scale = own.card.mean, own.card.deviation
     if scale != (config.card.mean, config.card.deviation):
         raise BadConfiguration(
             f"{what} {run_dir}: its model {own.model} takes channels in other units than {config.model}; take another"
         )
-    store, step = best_of(run_dir)
-    model, task = tasks.model_of(own.model, dataclasses.replace(dataset.spec, loss=own.loss))
+    model, task = tasks.model_of(own.model, dataset.spec)
     model(task.inputs(dataset.zeros()), training=False)
+    checkpoint, values = best_values(what, run_dir, agree)
     try:
-        _assign(model, store.read(step))
+        _assign(model, values)
     except BadConfiguration as error:
         raise BadConfiguration(
             f"{what} {run_dir}: its model {own.model} does not fit the data of --dataset {dataset.name}: "
             f"{error}; name a run on such data"
         ) from error
     model.trainable = False
-    return Trained(model, task, store.path(step))
+    return Trained(model, task, checkpoint)
+
+
+def best_values(what: str, run_dir: Path, agree: Callable[[int], int]) -> tuple[Path, State]:
+    """Path and values of the best checkpoint; of the newest that can be read, with a warning, if that one is damaged.
+
+    Raises:
+      BadConfiguration: none can be read.
+    """
+    store, best = best_of(run_dir)
+    for step in dict.fromkeys([best, *reversed(store.steps())]):
+        try:
+            values = store.read(step)
+        except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            logging.warning("checkpoint %s is damaged and skipped: %s", store.path(step), reason)
+            continue
+        agreed = agree(step)
+        return store.path(agreed), values if agreed == step else store.restore(agreed)
+    raise BadConfiguration(f"{what} {run_dir}: every checkpoint is damaged; restore one, or name another run")
 
 
 def evaluated(values: State) -> list[tuple[str, np.ndarray]]:
@@ -102,6 +129,16 @@ def evaluated(values: State) -> list[tuple[str, np.ndarray]]:
 def _path(name: str) -> str:
     """`model/0003/resnet/stem/kernel` → `resnet/stem/kernel`."""
     return name.split("/", 2)[2]
+
+
+def _check_named(what: str, name: str, config: Config) -> None:
+    """A run.json may be anybody's: what it names is imported only from a module that the user's own flags name."""
+    module = name.partition(":")[0]
+    if is_object(name) and not any(one.text.startswith(f"{module}:") for one in config.chosen):
+        raise BadConfiguration(
+            f"{what}: its model is {name}, and no flag names the module {module}, without which it is not imported; if "
+            f"you trust it, take the model of this run from there too: --model={module}:…"
+        )
 
 
 def _assign(model: keras.Model, values: State) -> None:

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
+from models.names import unknown
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.settings.names import unknown
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,6 +59,8 @@ class Config:
     loop: ClassVar[str] = "supervised"
     # Flags that mean nothing to the loop. They keep their defaults, and no command line has them.
     left_out: ClassVar[frozenset[str]] = frozenset()
+    # Whether it takes nothing but images with classes, uint8: data of a user's own that are none are refused by name.
+    needs_images: ClassVar[bool] = False
 
     strategy: str = flag("mirrored", "devices", "how replicas are placed", choices=STRATEGIES)
     replicas: int = flag(
@@ -335,6 +337,11 @@ class Config:
         if is_own(self.dataset or ""):
             found.append(Chosen("dataset", "dataset", self.dataset))
         return tuple(found)
+
+    @property
+    def own_objects(self) -> tuple[str, ...]:
+        """The flags that name objects of the user's own, `module:object`: what a run imports and calls."""
+        return tuple(dict.fromkeys(one.flag for one in self.chosen if is_object(one.text.partition(",")[0])))
 
     @property
     def profile_steps(self) -> tuple[int, ...]:

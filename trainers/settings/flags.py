@@ -122,8 +122,9 @@ def read(argv: Sequence[str], summary: str, kind: type[Config] = Config) -> tupl
     define(values, kind)
     fill(values, argv, lambda: help_page(summary, kind))
     names = [field.name for field in kind.fields()]
-    _answer_help(kind(**{name: values[name].value for name in names}))
-    return kind(**{name: values[name].value for name in names}), [name for name in names if values[name].present]
+    config = kind(**{name: values[name].value for name in names})
+    _answer_help(config)
+    return config, [name for name in names if values[name].present]
 
 
 def _answer_help(config: Config) -> None:

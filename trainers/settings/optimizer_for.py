@@ -22,6 +22,21 @@ class Request(NamedTuple):
     learning_rate: float | None = None
     weight_decay: float | None = None
 
+    @property
+    def text(self) -> str:
+        """The one spelling of equal requests: what `parse` reads as this one."""
+        numbers = [f"{key}={value!r}" for key in _FLAGS if (value := getattr(self, key)) is not None]
+        return ",".join([f"{self.pattern}={self.optimizer}", *numbers])
+
+
+def canonical(text: str) -> str:
+    """A value of `--optimizer_for` in the one spelling of equal ones. The order of requests stays: the first counts.
+
+    Raises:
+      BadConfiguration: as `parse`.
+    """
+    return ";".join(request.text for request in parse(text))
+
 
 def parse(text: str) -> list[Request]:
     """The requests of a value of `--optimizer_for`, in their order.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models import sources
+from models.names import nearest
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.settings.names import nearest
 
 TRAINERS = Path(__file__).resolve().parents[1]
 SUPERVISED = "custom_loop"

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from models.cards import MODELS
+from models.names import nearest, unknown
 from trainers.settings import augmentation, optimizer_for, options, paths, weight_patterns
 from trainers.settings.augmentation import mixes
 from trainers.settings.config import Config
 from trainers.settings.data_cards import DATASETS, DataCard, data_card, is_own, split_name
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.settings.names import nearest, unknown
 
 # The longest part of a data set's name in the name of a run's folder: a file's name has 255 bytes at most.
 _MOST_CHARACTERS = 60
@@ -132,7 +132,6 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
         raise BadConfiguration("--ema 1 would never move; pass a decay below 1, e.g. 0.999")
     config = _with_warmup(config, "warmup_steps" in filled, (begun or {}).get("warmup_steps"))
     _check_dataset(config)
-    optimizer_for.parse(config.optimizer_for)
     weight_patterns.factors(config.learning_rate_for)
     for name in ("freeze", "init_skip"):
         weight_patterns.check(name, getattr(config, name))
@@ -165,6 +164,7 @@ def canonical(config: Config) -> Config:
             changes[field.name] = options.check(field.metadata["chosen"], value)
     if is_own(config.dataset or ""):
         changes["dataset"] = _canonical_dataset(config.dataset)
+    changes["optimizer_for"] = optimizer_for.canonical(config.optimizer_for)
     return dataclasses.replace(config, **changes)
 
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 from models import options
 from models.options import OptionError
 from models.tasks import DataSpec
+from trainers.input.array_records import ArrayRecords
 from trainers.input.dataset import (
     Dataset,
     Features,
@@ -31,12 +32,13 @@ from trainers.input.dataset import (
     fingerprint,
     image_preparation,
     pictures_for,
-    read_whole,
+    split_of,
 )
 from trainers.input.masked_images import dataset_of
 from trainers.input.pictures import Pictures
 from trainers.settings.exit_codes import BadConfiguration
 
+PARTS = ("train", "eval")
 _FORM = "return (train, eval), each a pair (inputs, targets) of arrays, or a trainers.input.dataset.Dataset"
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -58,8 +60,15 @@ def load(request: Request) -> Dataset:
     task = _task(name, splits)
     if task == "segmentation":
         return dataset_of(request, *splits, _classes(splits), "own")
-    if splits[0][0].dtype == np.uint8 and splits[0][0].ndim == 4 and splits[0][1].dtype.kind != "f":
+    inputs, targets = splits[0]
+    if inputs.dtype == np.uint8 and inputs.ndim == 4 and targets.dtype.kind != "f":
         return _images(request, task, splits)
+    if request.needs_images:
+        raise BadConfiguration(
+            f"--dataset {name}: inputs {inputs.dtype} {inputs.shape} and targets {targets.dtype} {targets.shape} are "
+            f"no images, which the loop {request.needs_images} needs; give uint8 [size, height, width, channels] and "
+            "integers [size]"
+        )
     for flag, value in (("augment", ",".join(request.images.augment)), ("image_size", request.images.size)):
         if value:
             raise BadConfiguration(f"--{flag} {value} is for images, and --dataset {name} has none; leave it out")
@@ -74,7 +83,7 @@ def _arrays(name: str, made: Any) -> list[Arrays]:
         raise BadConfiguration(f"--dataset {name} returns {type(made).__name__} ({error}); {_FORM}") from error
     if len(splits) != 2 or any(len(split) != 2 for split in splits):
         raise BadConfiguration(f"--dataset {name} returns {len(splits)} parts of {[len(s) for s in splits]}; {_FORM}")
-    for which, (inputs, targets) in zip(("train", "eval"), splits, strict=True):
+    for which, (inputs, targets) in zip(PARTS, splits, strict=True):
         for part, array in (("inputs", inputs), ("targets", targets)):
             if array.dtype.kind not in "biuf" or array.ndim == 0:
                 raise BadConfiguration(
@@ -105,6 +114,8 @@ def _task(name: str, splits: list[Arrays]) -> str:
     elif targets.ndim == 1:
         return "classification"
     elif targets.ndim == 2 and inputs.shape == targets.shape and inputs.dtype.kind in "iu":
+        if any(int(split[0].min()) < 0 for split in splits):
+            raise BadConfiguration(f"--dataset {name}: a token is below 0; number tokens from 0")
         return "language"
     elif targets.ndim == 2:
         return "labels"
@@ -122,7 +133,10 @@ def _images(request: Request, task: str, splits: list[Arrays]) -> Dataset:
     name, stored = request.full_name, splits[0][0].shape[1:3]
     pictures = pictures_for(stored, splits[0][0].shape[-1], request.images)
     resident = are_resident(request, pictures, stored, len(splits[0][0]))
-    made = [_image_split(images, labels, pictures, resident) for images, labels in splits]
+    made = []
+    for part, (images, labels) in zip(PARTS, splits, strict=True):
+        arrays = {"image": images, "label": _held(name, f"targets of {part}", labels, np.int64)}
+        made.append(_split(f"--dataset {name}: {part}", arrays, resident, pictures))
     train = augmented(made[0], request.images, pictures.size)
     classes = 0 if task == "labels" else _classes(splits)
     spec = DataSpec(task, pictures.shape, num_classes=classes, target_shape=splits[0][1].shape[1:])
@@ -130,34 +144,25 @@ def _images(request: Request, task: str, splits: list[Arrays]) -> Dataset:
     return Dataset(name, spec, train, made[1], _fingerprint(splits), prepare)
 
 
-def _image_split(images: np.ndarray, labels: np.ndarray, pictures: Pictures, resident: bool) -> Split:
-    arrays = {"image": images, "label": labels.astype(np.int64)}
-    whole = images.shape[1:] == pictures.shape
-    if resident and whole:
-        return Split(len(images), arrays=arrays)
-
-    def example(features: Features) -> Features:
-        image = features["image"] if whole else pictures.cut(features["image"], pictures.evaluation_crop)
-        return {"image": tf.ensure_shape(image, pictures.shape), "label": features["label"]}
-
-    def stream() -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices(arrays).map(example)
-
-    return read_whole(stream) if resident else Split(len(images), stream=stream)
+def _split(what: str, arrays: dict[str, np.ndarray], resident: bool, pictures: Pictures | None = None) -> Split:
+    """The arrays as a split: held as models see them, or read by index as they are given."""
+    if resident and (pictures is None or arrays["image"].shape[1:] == pictures.shape):
+        return Split(len(next(iter(arrays.values()))), arrays=arrays)
+    return split_of(ArrayRecords(what, arrays, pictures), resident)
 
 
 def _numbers(request: Request, task: str, splits: list[Arrays]) -> Dataset:
     """Rows or tokens, held as they are given."""
+    name, names = request.full_name, ("tokens", "targets") if task == "language" else ("features", "target")
     dtype = np.float32 if splits[0][0].dtype.kind == "f" else np.int32
     target_dtype = np.float32 if splits[0][1].dtype.kind == "f" else np.int64
-    names = ("tokens", "targets") if task == "language" else ("features", "target")
     resident = request.is_resident(sum(array.nbytes for array in splits[0]))
     made, held = [], []
-    for inputs, targets in splits:
-        arrays = dict(zip(names, (inputs.astype(dtype), targets.astype(target_dtype)), strict=True))
-        held.append(tuple(arrays.values()))
-        stream = (lambda arrays=arrays: tf.data.Dataset.from_tensor_slices(arrays)) if not resident else None
-        made.append(Split(len(inputs), arrays=arrays if resident else None, stream=stream))
+    for part, (inputs, targets) in zip(PARTS, splits, strict=True):
+        inputs = _held(name, f"inputs of {part}", inputs, dtype)
+        targets = _held(name, f"targets of {part}", targets, target_dtype)
+        held.append((inputs, targets))
+        made.append(_split(f"--dataset {name}: {part}", dict(zip(names, held[-1], strict=True)), resident))
 
     def prepare(features: Features) -> tuple[tf.Tensor, tf.Tensor]:
         return features[names[0]], features[names[1]]
@@ -167,7 +172,31 @@ def _numbers(request: Request, task: str, splits: list[Arrays]) -> Dataset:
     if task == "language":
         classes = max(classes, *(int(split[0].max()) + 1 for split in splits))
     spec = DataSpec(task, inputs.shape[1:], np.dtype(dtype).name, num_classes=classes, target_shape=targets.shape[1:])
-    return Dataset(request.full_name, spec, *made, _fingerprint(held), prepare)
+    return Dataset(name, spec, *made, _fingerprint(held), prepare)
+
+
+def _held(name: str, what: str, array: np.ndarray, dtype: type) -> np.ndarray:
+    """An array in the type in which it is trained on. `what`: which array it is, for messages.
+
+    Raises:
+      BadConfiguration: a number is outside of the range of that type; or of int32, which classes and tokens have too.
+    """
+    if dtype != np.float32:
+        range_of = np.iinfo(np.int32)
+        for value in (int(array.min(initial=0)), int(array.max(initial=0))):
+            if not range_of.min <= value <= range_of.max:
+                raise BadConfiguration(
+                    f"--dataset {name}: the {what} hold {value}, outside of {range_of.min} to {range_of.max}, the "
+                    "range of int32; give smaller numbers, or floats"
+                )
+        return array.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):
+        held = array.astype(dtype, copy=False)
+    if held is not array and (lost := np.isinf(held) & np.isfinite(array)).any():
+        raise BadConfiguration(
+            f"--dataset {name}: the {what} hold {array[lost][0]:g}, beyond ±3.4e38, the range of float32; scale them"
+        )
+    return held
 
 
 def _classes(splits: list[Arrays]) -> int:

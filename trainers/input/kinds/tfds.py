@@ -2,11 +2,11 @@
 
 import tensorflow_datasets as tfds
 
+from models.names import nearest
 from trainers.input import builders
 from trainers.input.dataset import Dataset, Request
 from trainers.settings.data_cards import DATASETS
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.settings.names import nearest
 
 
 def load(request: Request) -> Dataset:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from models.names import unknown
 from models.tasks import DataSpec
 from trainers.input.byte_tokens import decoder_of
 from trainers.input.dataset import Dataset, Request, fingerprint
 from trainers.input.token_windows import LEAST_WINDOWS, TokenFile, count_windows, preparation
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.settings.names import unknown
 
 DTYPES = ("uint16", "uint32")
 # Tokens are int32 in a model.
