@@ -68,10 +68,8 @@ def _without_noise(loop: ModelsLoop) -> None:
 
 def _with_frozen_statistics(loop: ModelsLoop) -> None:
     """Batch normalization uses its moving statistics in training too."""
-    replica_layers.without_training(_suspects(loop, replica_layers.STATISTICS))
-    for layer in _layers(loop):
-        if hasattr(layer, "moving_mean"):
-            layer.trainable = False
+    normalizing = [layer for layer in _layers(loop) if hasattr(layer, "moving_mean")]
+    replica_layers.without_training([*_suspects(loop, replica_layers.STATISTICS), *normalizing])
 
 
 def _suspects(loop: ModelsLoop, kind: str) -> list[Any]:
