@@ -141,11 +141,6 @@ REFUSALS = {
     "a tag": (("--image=lockstep:gpu",), (), "has no digest"),
     "a batch that does not divide": ((), ("--batch_size=100",), "does not divide over 16 replicas; use 96 or 112"),
     "an unknown loop": (("--trainer=distilation_loop",), (), "did you mean distillation_loop?"),
-    "a loop that is a file": (
-        (f"--trainer={ROOT / 'launch/doctor.py'}",),
-        (),
-        "is a file of this machine, which the image does not have",
-    ),
     "a flag that another loop has": ((), ("--teacher=/work/runs/a",), "Unknown command line flag 'teacher'"),
     "a teacher that is here": (
         ("--trainer=distillation_loop",),
@@ -190,9 +185,9 @@ REFUSALS = {
         "here, too: run it in the folder that holds your package, or set PYTHONPATH to that folder",
     ),
     "a loop by its path": (
-        (f"--trainer={ROOT / 'trainers/settings/names.py'}",),
+        (f"--trainer={ROOT / 'trainers/settings/pages.py'}",),
         (),
-        "names.py is a path of this machine, which pods do not have; name a module that the image holds",
+        "pages.py is a path of this machine, which pods do not have; name a module that the image holds",
     ),
     "more replicas than GPUs": ((), ("--replicas=9",), "--replicas 9 is above --gpus_per_node 8"),
 }
@@ -213,7 +208,7 @@ def test_submit_takes_a_package_that_is_here_or_on_the_path_and_says_what_the_im
     folder = tmp_path / "project"
     (folder / "my_pkg").mkdir(parents=True)
     (folder / "my_pkg/net.py").write_text("def build(spec, *, width: int = 8):\n    raise NotImplementedError\n")
-    (folder / "my_pkg/my_loop.py").write_text("")
+    (folder / "my_pkg/my_loop.py").write_text('if __name__ == "__main__":\n    raise NotImplementedError\n')
     if not from_here:
         monkeypatch.setenv("PYTHONPATH", str(folder))
     flags = ("--model=my_pkg.net:build,width=16", "--dataset=digits", "--optimizer=keras.optimizers:Lion")
