@@ -185,9 +185,9 @@ REFUSALS = {
         "here, too: run it in the folder that holds your package, or set PYTHONPATH to that folder",
     ),
     "a loop by its path": (
-        (f"--trainer={ROOT / 'trainers/settings/pages.py'}",),
+        (f"--trainer={ROOT / 'launch/doctor.py'}",),
         (),
-        "pages.py is a path of this machine, which pods do not have; name a module that the image holds",
+        "doctor.py is a path of this machine, which pods do not have; name a module that the image holds",
     ),
     "more replicas than GPUs": ((), ("--replicas=9",), "--replicas 9 is above --gpus_per_node 8"),
 }

@@ -41,18 +41,14 @@ def mutant(tmp_path):
         for part in ("trainers", "models", "launch"):
             shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
         for path, changes in edits.items():
-            text = (tmp_path / path).read_text()
-            for old, new in changes:
-                assert text.count(old) == 1, f"{path} holds this {text.count(old)} times: {old}"
-                text = text.replace(old, new)
-            (tmp_path / path).write_text(text)
+            (tmp_path / path).write_text(edited((tmp_path / path).read_text(), changes))
         return tmp_path
 
     return make
 
 
 LOOP, OUTER, MLP = "trainers/custom_loop.py", "trainers/run/training.py", "models/mlp.py"
-INDEXED = "trainers/input/indexed.py"
+INDEXED, MODELS_LOOP = "trainers/input/indexed.py", "trainers/run/models_loop.py"
 CLIPPED = """        with tf.name_scope("all_reduce"):
 """
 NOISE = "the same noise on all replicas, or noise that depends on their number"
@@ -158,7 +154,7 @@ MUTANTS = {
     ),
     "an average that no checkpoint holds": (
         {
-            LOOP: [('        groups["ema"] = self.average.variables if self.average else ()\n', "")],
+            MODELS_LOOP: [("{**trained, **self.optimizers, **self.averages}", "{**trained, **self.optimizers}")],
             OUTER: [("            state.check_complete(", "            (lambda *_, **__: None)(")],
         },
         ("--model=mlp", "--rows=resume", "--ema=0.999"),
@@ -209,7 +205,19 @@ MUTANTS = {
         {"augment": "what --augment does to an example depends on more than the seed and its position: flip, crop"},
     ),
     "a shuffle after sharding": (
-        {INDEXED: [("self.size, self.seed)[0]", "self.size, self.seed + self._first_replica)[0]")]},
+        {
+            INDEXED: [
+                (
+                    "from trainers.input.records import num_bytes\n",
+                    "from trainers.input.records import num_bytes\nfrom trainers.input.source import shuffled_index\n",
+                ),
+                (
+                    "self.index((step * self.batch_size + first)[None])[0]",
+                    "shuffled_index((step * self.batch_size + first)[None], self.size, "
+                    "self.seed + self._first_replica)[0]",
+                ),
+            ]
+        },
         ("--model=mlp", "--rows=input"),
         {"input": "the order of the data depends on the number of replicas or workers"},
     ),
@@ -230,8 +238,8 @@ MUTANTS = {
             LOOP: [
                 ("import keras\nimport tensorflow", "import keras\nimport numpy as np\nimport tensorflow"),
                 (
-                    "                losses = self.task.losses(targets, outputs)\n                penalty",
-                    "                losses = self.task.losses(targets, outputs)\n"
+                    "                losses = self.losses(inputs, targets, outputs)\n                penalty",
+                    "                losses = self.losses(inputs, targets, outputs)\n"
                     "                import numpy as np\n"
                     "                drawn = lambda: np.float32(1 + 1e-3 * np.random.default_rng().normal())\n"
                     "                losses *= tf.ensure_shape(tf.numpy_function(drawn, [], tf.float32), [])\n"
@@ -248,6 +256,21 @@ MUTANTS = {
 # One for each way in which a row fails; the others are long.
 SHORT = ("clipping before the sum", "an average that no checkpoint holds")
 SHORT += ("an order of the data that depends on the replicas",)
+
+
+def edited(text, changes):
+    """A text with each (old, new) replaced, of which it holds the old once."""
+    for old, new in changes:
+        assert text.count(old) == 1, f"held {text.count(old)} times: {old}"
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mistake_can_be_planted(name):
+    """Whoever changes the code sees at once that a planted mistake must follow; proving it takes minutes."""
+    for path, changes in MUTANTS[name][0].items():
+        compile(edited((ROOT / path).read_text(), changes), path, "exec")
 
 
 @pytest.mark.parametrize("name", short(MUTANTS, SHORT))

@@ -1,8 +1,8 @@
 """launch/prove.py on the other loops: each holds in every row, and what is planted in one is found and named."""
 
 import pytest
-from conftest import short
-from test_prove import mutant, prove  # noqa: F401 - a fixture
+from conftest import ROOT, short
+from test_prove import edited, mutant, prove  # noqa: F401 - a fixture
 
 ADVERSARIAL, CONTRASTIVE = "trainers/adversarial_loop.py", "trainers/contrastive_loop.py"
 REPLICAS, TRAINING = "trainers/run/replicas.py", "trainers/run/training.py"
@@ -83,6 +83,12 @@ def test_what_is_right_holds_in_every_row(mutant, data_dir, teacher, loop):
     assert code == 0, output
     assert all(row["holds"] for row in rows.values()), output
     assert {"replicas, SGD", "workers, SGD", "metrics", "resume", "resize", "graph", "retrace"} <= rows.keys()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mistake_can_be_planted(name):
+    for path, changes in MUTANTS[name][0].items():
+        compile(edited((ROOT / path).read_text(), changes), path, "exec")
 
 
 @pytest.mark.parametrize("name", short(MUTANTS, ("the gradient of the gather divided twice",)))
