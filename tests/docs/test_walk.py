@@ -52,7 +52,7 @@ class Walk:
             (code,) = [block for block in blocks(page, "python") if part in block]
             (self.project / "my_pkg" / name).write_text(code)
         self.before = listed(self.checkout)
-        *self.first, self.train, self.workers, self.prove = (
+        *self.first, self.train, self.tune, self.workers, self.prove = (
             line.partition("#")[0].strip() for line in blocks("docs/models.md", "bash")[-2].splitlines()
         )
 
@@ -97,6 +97,12 @@ def test_a_package_trains_from_a_folder_of_its_own_and_a_killed_run_ends_with_th
     one, other = (weights(walk.project / "runs" / name) for name in ("first", "killed"))
     assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
     assert metrics(walk.project / "runs/killed")[-1]["step"] == 3000
+    output = walk(f"{walk.tune} {SMALL} --train_steps=50")
+    assert "complete: step 50" in output
+    tuned = weights(walk.project / "runs/tuned")
+    for name, value in weights(walk.project / "runs/first").items():
+        if name.startswith("model/"):
+            assert np.array_equal(value, tuned[name]) == ("/hidden/" in name), name
     assert sorted(path.name for path in walk.project.iterdir()) == ["my_pkg", "runs"]
 
 
