@@ -388,7 +388,8 @@ ALL_LOSSES = [(task, name) for task, choices in cards.LOSSES.items() for name in
 def test_a_loss_does_the_same_eager_in_a_graph_under_xla_and_in_half_precision(task, name):
     loss = cards.load(cards.LOSSES[task][name])()
     chance = np.random.default_rng(3)
-    shape = {"classification": (BATCH, 5), "regression": (BATCH,), "language": (BATCH, 4, 5)}[task]
+    shapes = {"classification": (BATCH, 5), "regression": (BATCH,), "language": (BATCH, 4, 5)}
+    shape = (shapes | {"segmentation": (BATCH, 3, 4, 5)})[task]
     outputs = tf.constant(chance.normal(size=shape).astype(np.float32))
     targets = chance.integers(0, 5, shape[:-1]) if task != "regression" else chance.normal(size=shape)
     targets = tf.constant(targets.astype(np.int32 if task != "regression" else np.float32))
