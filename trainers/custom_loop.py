@@ -37,7 +37,7 @@ from trainers.run import examples, freezing, initial, saved_model, start, weight
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import Source, Update
 from trainers.run.loss_scale import LossScale
-from trainers.run.models_loop import ModelsLoop
+from trainers.run.models_loop import ModelsLoop, filled
 from trainers.run.replicas import MovingAverage, assign, first_local, on_replicas, summed
 from trainers.settings import options
 from trainers.settings.config import Config
@@ -118,13 +118,9 @@ class Supervised(ModelsLoop):
                 scaled = loss * self.loss_scale.factor if self.loss_scale else loss
         weights = self.weights
         with tf.name_scope("gradients"):
-            gradients = tape.gradient(scaled, weights)
-            self.ungraded = [w.path for w, g in zip(weights, gradients, strict=True) if g is None]
-            # A weight that the loss does not use has none; the tape's own zeros do not know Keras's variables.
-            gradients = [
-                tf.zeros(w.shape, w.dtype) if g is None else g for g, w in zip(gradients, weights, strict=True)
-            ]
-            gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+            found = tape.gradient(scaled, weights)
+            self.ungraded = [w.path for w, g in zip(weights, found, strict=True) if g is None]
+            gradients = filled(found, weights)
             if self.loss_scale:
                 gradients = [gradient / self.loss_scale.factor for gradient in gradients]
         with tf.name_scope("metrics"):
@@ -174,9 +170,7 @@ class Supervised(ModelsLoop):
 
     def make_update(self, source: Source) -> Callable[[Any, Any, tf.Tensor], Update]:
         """One update: gradients of the global batch, a second time where the optimizer asks for it, then the step."""
-        strategy, compute = self.world.strategy, self.gradients_of_part
-        if self.uses_xla:
-            compute = tf.function(compute, jit_compile=True, autograph=False)
+        strategy, compute = self.world.strategy, self.compiled(self.gradients_of_part)
         gradients_of_batch = on_replicas(strategy, lambda *batch: self.replica_gradients(compute, source, *batch))
         displace = on_replicas(strategy, self.replica_displace)
         put_back = on_replicas(strategy, lambda values: assign(self.weights, values))
@@ -263,13 +257,10 @@ class Supervised(ModelsLoop):
 
     def describe(self) -> dict[str, str]:
         """The model and its recipe."""
-        config = self.config
-        epochs = config.train_steps * config.batch_size / config.views / self.dataset.train.size
+        config, training = self.config, super().describe()["training"]
         return {
             "model": f"{config.model}: {self.model.count_params():,} parameters, {config.precision}",
-            "training": f"{config.train_steps} steps = {epochs:.1f} epochs, "
-            f"{config.optimizer}, learning rate {config.learning_rate:g} ({config.schedule})"
-            + "".join(f"; {text}" for text in weight_groups.words(config)),
+            "training": "; ".join([training, *weight_groups.words(config)]),
             **initial.rows(self.initial),
         }
 

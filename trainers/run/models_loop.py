@@ -154,12 +154,17 @@ class ModelsLoop(InnerLoop):
 
 
 def gradients(tape: tf.GradientTape, loss: tf.Tensor, weights: Sequence[keras.Variable]) -> list[tf.Tensor]:
-    """The gradient of each weight as a tensor: 0 where the loss does not depend on it, whole where rows were looked up.
+    """The gradient of each weight as a tensor, as `filled` has it."""
+    return filled(tape.gradient(loss, weights), weights)
+
+
+def filled(found: Sequence[Any], weights: Sequence[keras.Variable]) -> list[tf.Tensor]:
+    """What a tape has found as tensors: 0 where the loss does not depend on a weight, whole where rows were looked up.
 
     The tape's own zeros do not know Keras's variables.
     """
-    found = zip(tape.gradient(loss, weights), weights, strict=True)
-    return [tf.zeros(w.shape, w.dtype) if g is None else tf.convert_to_tensor(g) for g, w in found]
+    pairs = zip(found, weights, strict=True)
+    return [tf.zeros(w.shape, w.dtype) if g is None else tf.convert_to_tensor(g) for g, w in pairs]
 
 
 def crosses_replicas(model: keras.Model, replicas: int) -> bool:

@@ -47,8 +47,7 @@ def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
 
     Both stops keep TensorFlow from searching the other replicas' graphs for variables, see `models.batch_norm`.
     """
-    context = tf.distribute.get_replica_context()
-    return tf.stop_gradient(context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stop_gradient(value)))
+    return tf.stop_gradient(summed([value])[0])
 
 
 def _with_gradient(value: tf.Tensor, argument: tf.Tensor, gradient: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
