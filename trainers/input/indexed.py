@@ -19,16 +19,9 @@ class IndexedBatches(Piped):
     The order is that of resident data. No example waits in a shuffle buffer: what is held are a few batches.
     """
 
-    def __init__(
-        self,
-        strategy: tf.distribute.Strategy,
-        split: Split,
-        batch_size: int,
-        seed: int | None,
-        parts: int = 1,
-        views: int = 1,
-    ):
-        super().__init__(strategy, split, batch_size, seed, parts, views)
+    def take(self, strategy: tf.distribute.Strategy, split: Split) -> None:
+        """The records are read by index; what is read is counted."""
+        super().take(strategy, split)
         self.records = split.records
         # Counted where it happens: examples, bytes.
         with tf.device("CPU:0"):

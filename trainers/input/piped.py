@@ -17,16 +17,8 @@ _ORDERED = 1 << 16
 class Piped(Batches):
     """Its pipeline gives each replica of this worker one element a step: all its parts, one after another."""
 
-    def __init__(
-        self,
-        strategy: tf.distribute.Strategy,
-        split: Split,
-        batch_size: int,
-        seed: int | None,
-        parts: int = 1,
-        views: int = 1,
-    ):
-        super().__init__(strategy, split, batch_size, seed, parts, views)
+    def take(self, strategy: tf.distribute.Strategy, split: Split) -> None:
+        """The split is read through a pipeline that `start` makes."""
         self.ordered = _ORDERED
         self.strategy, self.split = strategy, split
         self._iterator = None

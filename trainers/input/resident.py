@@ -19,17 +19,9 @@ class ResidentBatches(Batches):
     With `seed=None` the order is that of the split, once; examples beyond its end get weight 0.
     """
 
-    def __init__(
-        self,
-        strategy: tf.distribute.Strategy,
-        split: Split,
-        batch_size: int,
-        seed: int | None,
-        parts: int = 1,
-        views: int = 1,
-    ):
-        super().__init__(strategy, split, batch_size, seed, parts, views)
-        self.ordered = max(_ORDERED // batch_size, 1)
+    def take(self, strategy: tf.distribute.Strategy, split: Split) -> None:
+        """The arrays lie on each device."""
+        self.ordered = max(_ORDERED // self.batch_size, 1)
         # GPUs gather no whole numbers of less than 32 bits, and TensorFlow keeps those of 32 in the host's memory: the
         # whole split would be copied at each step.
         narrow = [key for key, array in split.arrays.items() if array.dtype.itemsize < 8 and array.dtype.kind in "iu"]

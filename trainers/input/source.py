@@ -62,6 +62,11 @@ class Batches(abc.ABC):
         self.parts, self.replicas = parts, strategy.num_replicas_in_sync
         self.views = views if seed is not None else 1
         self.augmentation = split.augmentation if seed is not None else None
+        self.take(strategy, split)
+
+    @abc.abstractmethod
+    def take(self, strategy: tf.distribute.Strategy, split: Split) -> None:
+        """Called last when a source is made: keeps what it reads the split from, and sets `ordered`."""
 
     def index(self, position: tf.Tensor) -> tf.Tensor:
         """The examples at positions `[n]` of the run, int64: `[n]`; beyond the end of a pass in order, its last one."""
