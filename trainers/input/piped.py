@@ -49,6 +49,7 @@ class Piped(Batches):
         """Nothing: the pipeline has its own."""
         return first, tf.zeros([0], tf.int64)
 
+    @tf.autograph.experimental.do_not_convert
     def feed(self) -> tuple[Any, tf.Tensor]:
         """The next global batch, split over the replicas in order, and the seconds waited for it, float64.
 

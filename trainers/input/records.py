@@ -47,11 +47,19 @@ class Records(abc.ABC):
 
     def in_order(self) -> tf.data.Dataset:
         """All examples as stored, in order. Where reading a file from its begin is faster, that is done."""
-        return tf.data.Dataset.range(self.size).map(self.read, num_parallel_calls=calls_at_once(), deterministic=True)
+        return tf.data.Dataset.range(self.size).map(
+            tf.autograph.experimental.do_not_convert(self.read), num_parallel_calls=calls_at_once(), deterministic=True
+        )
 
     def examples(self) -> tf.data.Dataset:
         """All examples in order, as evaluation has them."""
-        return steady(self.in_order().map(self.decode, num_parallel_calls=calls_at_once(), deterministic=True))
+        return steady(
+            self.in_order().map(
+                tf.autograph.experimental.do_not_convert(self.decode),
+                num_parallel_calls=calls_at_once(),
+                deterministic=True,
+            )
+        )
 
     def fault(self, index: int) -> BadConfiguration | None:
         """What is wrong with an example, as an error that names it; None if it can be read."""

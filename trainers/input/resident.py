@@ -41,6 +41,7 @@ class ResidentBatches(Batches):
         index = self.index(tf.reshape(position, [-1]))
         return tf.identity(first), tf.reshape(index, [-1, self.parts * share])
 
+    @tf.autograph.experimental.do_not_convert
     def feed(self) -> tuple[Any, tf.Tensor]:
         """The arrays of each replica, and the seconds that a step waits for them: none, float64."""
         return self._held, tf.constant(0.0, tf.float64)

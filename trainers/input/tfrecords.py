@@ -141,7 +141,9 @@ class TFRecordImages(Records):
     def in_order(self) -> tf.data.Dataset:
         """Reads each file from its begin."""
         records = tf.data.TFRecordDataset([str(path) for path in self.shards.paths])
-        return records.map(self.parse, num_parallel_calls=calls_at_once(), deterministic=True)
+        return records.map(
+            tf.autograph.experimental.do_not_convert(self.parse), num_parallel_calls=calls_at_once(), deterministic=True
+        )
 
     def decode(self, stored: Example, crop: Crop | None = None) -> Example:
         """`image`: uint8 pixels; `label`: int64."""

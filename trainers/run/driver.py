@@ -19,6 +19,7 @@ NUM_NEWS = 2
 FRAMES = 10
 
 
+@tf.autograph.experimental.do_not_convert
 def own_weights(loop: InnerLoop) -> list[tf.Tensor]:
     """The weights as they are now, outside of the replicas: those on this process's first device."""
     return [tf.identity(first_component(weight)) for weight in loop.weights]
@@ -90,6 +91,7 @@ def _order(source: Source, first: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor
         return source.order(first, last)
 
 
+@tf.autograph.experimental.do_not_convert
 def _row(loop: InnerLoop, step: tf.Tensor, norms: tuple, before: list[tf.Tensor], sums: tf.Tensor) -> tf.Tensor:
     """A row of the windows, `[columns]`, float64, after update number `step - 1`."""
     after = own_weights(loop)

@@ -124,6 +124,7 @@ class ModelsLoop(InnerLoop):
         """
         strategy, num_batches = self.world.strategy, -(-source.size // source.batch_size)
 
+        @tf.autograph.experimental.do_not_convert
         def replica_sums(feed: Any, step: tf.Tensor) -> tf.Tensor:
             features, weights, first = source.part(feed, source.order(step, step + 1), step, 0)
             return sums_of_part(features, weights, step * source.batch_size + first)
@@ -135,7 +136,7 @@ class ModelsLoop(InnerLoop):
                 feed, _ = source.feed()
                 new = strategy.run(replica_sums, args=(feed, step))
                 sums += tf.cast(strategy.reduce("SUM", new, axis=None), tf.float64)
-            return values_of(sums)
+            return tf.autograph.experimental.do_not_convert(values_of)(sums)
 
         return evaluate
 

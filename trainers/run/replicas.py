@@ -37,6 +37,7 @@ def summed(values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.stop_gradient(value) for value in values])
 
 
+@tf.autograph.experimental.do_not_convert
 def first_local(strategy: tf.distribute.Strategy, value: Any) -> tf.Tensor:
     """A value of the first replica of this process."""
     return strategy.experimental_local_results(value)[0]

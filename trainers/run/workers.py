@@ -10,6 +10,7 @@ from trainers.settings.exit_codes import PeerLost
 from trainers.world.devices import World
 
 
+@tf.autograph.experimental.do_not_convert
 def mean(world: World, values: tf.Tensor) -> tf.Tensor:
     """The mean of what each worker has, on all of them. Where there is one worker, its own."""
     if world.cluster is None:

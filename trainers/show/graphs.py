@@ -23,7 +23,7 @@ _LARGE_CONSTANT = 1024
 
 def forward(model: keras.Model, spec: Any, inputs_of: Callable[[Any], Any]) -> tf.Graph:
     """The graph of `model(inputs_of(data), training=False)` for data of `spec` (nested `tf.TensorSpec`)."""
-    function = tf.function(lambda inputs: model(inputs_of(inputs), training=False))
+    function = tf.function(lambda inputs: model(inputs_of(inputs), training=False), autograph=False)
     return function.get_concrete_function(spec).graph
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn import datasets as sklearn_datasets
 
 from trainers.input import builders
 from trainers.input.dataset import Dataset, Request, standardized_rows
@@ -42,7 +41,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
 
     def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-        digits = sklearn_datasets.load_digits()
+        from sklearn import datasets  # a second of each start, and needed once
+
+        digits = datasets.load_digits()
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
         for index, (image, label) in enumerate(zip(images, digits.target, strict=True)):
             if (index % _EVERY_NTH_IS_TEST == _EVERY_NTH_IS_TEST - 1) == test:
@@ -86,7 +87,9 @@ class Diabetes(_Table):
     columns = 10
 
     def _rows(self) -> tuple[np.ndarray, np.ndarray]:
-        return sklearn_datasets.load_diabetes(return_X_y=True, scaled=False)
+        from sklearn import datasets
+
+        return datasets.load_diabetes(return_X_y=True, scaled=False)
 
 
 class Linnerud(_Table):
@@ -99,7 +102,9 @@ class Linnerud(_Table):
     target_shape = (3,)
 
     def _rows(self) -> tuple[np.ndarray, np.ndarray]:
-        return sklearn_datasets.load_linnerud(return_X_y=True)
+        from sklearn import datasets
+
+        return datasets.load_linnerud(return_X_y=True)
 
 
 BUILDERS = {"digits": Digits, "diabetes": Diabetes, "linnerud": Linnerud}
