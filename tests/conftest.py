@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
@@ -80,6 +81,19 @@ def pytest_unconfigure(config):
 def float32_policy():
     """A run sets Keras's policy for its process; the next test begins with Keras's own."""
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True)
+def custom_gradients_are_forgotten():
+    """TensorFlow keeps the gradient function of each `tf.custom_gradient` in a graph for ever, and with it the graph.
+
+    A process of the trainer traces once. One of many tests would fill gigabytes, and Python's collector would go through
+    them again and again.
+    """
+    yield
+    kept = ops.gradient_registry._registry
+    for name in [name for name in kept if name.startswith("CustomGradient-")]:
+        del kept[name]
 
 
 @pytest.fixture(scope="session")

@@ -392,7 +392,7 @@ def test_the_launcher_prefixes_restarts_and_returns_the_code(tmp_path, data_dir)
 @pytest.mark.long
 def test_a_soak_of_kills_ends_with_the_bits_of_the_uninterrupted_run(gang, tmp_path, expected):
     """Kills at random moments of random workers, start-up included, then one start that is left alone."""
-    kills, chance, run_dir = 30 if LONG_TESTS else 3, random.Random(0), tmp_path / "run"
+    kills, chance, run_dir = 10 if LONG_TESTS else 3, random.Random(0), tmp_path / "run"
     steps, began = [], time.monotonic()
     for _ in range(kills):
         members = gang(2, *LONG, f"--run_dir={run_dir}")
