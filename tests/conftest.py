@@ -87,8 +87,8 @@ def float32_policy():
 def custom_gradients_are_forgotten():
     """TensorFlow keeps the gradient function of each `tf.custom_gradient` in a graph for ever, and with it the graph.
 
-    A process of the trainer traces once. One of many tests would fill gigabytes, and Python's collector would go through
-    them again and again.
+    A process of the trainer traces once. One of many tests would fill gigabytes, and Python's collector would go
+    through them again and again.
     """
     yield
     kept = ops.gradient_registry._registry
