@@ -25,6 +25,7 @@ from trainers.input.dataset import (
     fingerprint,
     image_preparation,
     pictures_for,
+    raw_images,
     read_whole,
     split_of,
 )
@@ -155,7 +156,8 @@ def image_classification(builder: tfds.core.DatasetBuilder, name: str, request: 
         identity = tfrecords.identity_of(identity, [each.records.shards for each in (train, held_out)])
     spec = DataSpec("classification", pictures.shape, num_classes=builder.info.features["label"].num_classes)
     prepare = image_preparation(request.images, pictures.channels)
-    return Dataset(name, spec, train, held_out, fingerprint(identity, train, held_out), prepare)
+    raw = raw_images(request.images, pictures, builder.info.features["label"].names)
+    return Dataset(name, spec, train, held_out, fingerprint(identity, train, held_out), prepare, raw=raw)
 
 
 def can_be_indexed(builder: tfds.core.DatasetBuilder) -> bool:

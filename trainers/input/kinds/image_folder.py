@@ -17,6 +17,7 @@ from trainers.input.dataset import (
     fingerprint,
     image_preparation,
     pictures_for,
+    raw_images,
     split_of,
 )
 from trainers.input.image_files import ImageFiles, Look, is_image, look_at
@@ -72,7 +73,8 @@ def load(request: Request) -> Dataset:
     identity = _identity(listing, look, resident)
     spec = DataSpec("classification", pictures.shape, num_classes=len(listing.classes))
     prepare = image_preparation(request.images, pictures.channels)
-    return Dataset(request.full_name, spec, train, held_out, fingerprint(identity, train, held_out), prepare)
+    told, raw = fingerprint(identity, train, held_out), raw_images(request.images, pictures, listing.classes)
+    return Dataset(request.full_name, spec, train, held_out, told, prepare, raw=raw)
 
 
 def _identity(listing: Listing, look: Look, resident: bool) -> str:
