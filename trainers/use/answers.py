@@ -15,6 +15,7 @@ Answer = dict[str, tf.Tensor]
 # `(outputs, features of the examples) -> tensors by name`, each `[batch, …]`.
 Answering = Callable[[Any, Features], Answer]
 ERROR = "error"
+KINDS = ("classes", "numbers", "masks", "text")
 _OUTPUTS = {
     "classes": {
         "class": "the name of the most likely class",
