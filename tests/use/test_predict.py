@@ -201,7 +201,8 @@ def test_another_checkpoint_can_be_named(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("source", "output", "message"),
     [
-        ("csv:rows.csv", "out.csv", "the model takes images; pass images:… or tfds:…"),
+        (f"csv:{__file__}", "out.csv", "the model takes images; pass images:… or tfds:…"),
+        ("csv:nowhere", "out.csv", "is not there; name another"),
         ("images:nowhere", "out.csv", "is not there; name another"),
         ("parquet:x", "out.csv", "is not known; write eval, csv:PATH"),
         ("tfds:digits", "out.csv", "names no split"),
