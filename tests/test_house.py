@@ -14,6 +14,7 @@ LAYERS = [
     ("trainers.world", "trainers.input"),
     ("trainers.record", "trainers.show"),
     ("trainers.run",),
+    ("trainers.use",),
     ("inner loops",),
     ("trainers.measure",),
     ("scripts",),
@@ -92,11 +93,11 @@ def test_trainers_holds_what_a_user_starts_and_the_rooms_alone():
     scripts = {path.stem for path in (ROOT / "trainers").glob("*.py")} - {"__init__"}
     loops = {script for script in scripts if script.endswith("_loop")}
     assert loops >= {"custom_loop", "run_loop", "distillation_loop", "contrastive_loop"}
-    assert scripts - loops == {"benchmark", "graph_benchmark", "tensor_check", "sweep", "report"}
+    assert scripts - loops == {"benchmark", "graph_benchmark", "tensor_check", "sweep", "report", "predict"}
     for script in scripts:
         assert 'if __name__ == "__main__":' in (ROOT / f"trainers/{script}.py").read_text()
     rooms = {path.name for path in (ROOT / "trainers").iterdir() if path.is_dir()} - {"__pycache__"}
-    assert rooms == {"run", "settings", "input", "record", "world", "show", "measure"}
+    assert rooms == {"run", "settings", "input", "record", "world", "show", "measure", "use"}
 
 
 def test_no_module_of_the_trainers_bears_a_name_of_the_standard_library():

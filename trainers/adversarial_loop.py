@@ -190,9 +190,9 @@ class Adversarial(ModelsLoop):
         drawings.show_samples(summaries, step, tf.reshape(images, [-1, 10, *self.shape]).numpy())
 
     def export(self, path: Path) -> None:
-        """Writes a SavedModel: `serve(noise [batch, latent], labels [batch])` → images in [-1, 1]."""
+        """Writes the generator: `serve(noise [batch, latent], labels [batch])` → images in [-1, 1]."""
         with self.evaluated():
-            saved_model.write_copy(path, self.generator, *self.generator.inputs_spec())
+            saved_model.write_copy(path, self.config.export, self.generator, *self.generator.inputs_spec())
 
 
 def train(config: Settings, hooks: Hooks | None = None) -> start.Summary:

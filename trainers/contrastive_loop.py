@@ -84,12 +84,13 @@ from models.metrics import Accuracy
 from models.tasks import Task
 from trainers.custom_loop import Supervised
 from trainers.input.batches import batches
-from trainers.run import examples, saved_model, start
+from trainers.run import examples, start
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import Source
 from trainers.run.replicas import gathered
 from trainers.show import drawings
 from trainers.show.summaries import Summaries
+from trainers.use import exports
 
 # Examples of the training split that the probe is fitted to, at most; and its penalty, in mean variances of a feature.
 MOST_FITTED, RIDGE = 50_000, 1e-3
@@ -185,13 +186,13 @@ class Views(Supervised):
         drawings.show_features(summaries, step, np.concatenate(features), np.concatenate(labels))
 
     def export(self, path: Path) -> None:
-        """Writes a SavedModel of the encoder: prepared images `[batch, …]` → features `[batch, features]`."""
+        """Writes the encoder: images → `features [batch, features]`; `serve_prepared` takes prepared ones."""
         encoder, inputs = self.build_encoder()
         encoder(self.example_inputs(), training=False)
         with self.evaluated():
             for copy, weight in zip(encoder.variables, self.model.encoder.variables, strict=True):
                 copy.assign(weight.numpy())
-        saved_model.write(path, encoder, inputs, self.inputs_spec())
+        exports.write_features(path, self.config.export, encoder, inputs, self.dataset)
 
 
 def train(config: Settings, hooks: Hooks | None = None) -> start.Summary:

@@ -33,7 +33,7 @@ from models import batch_norm, randomness, tasks
 from models.sums import Sums
 from models.tasks import Task
 from trainers.input.dataset import Dataset
-from trainers.run import examples, freezing, initial, saved_model, start, weight_groups
+from trainers.run import examples, freezing, initial, start, weight_groups
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import Source, Update
 from trainers.run.loss_scale import LossScale
@@ -44,6 +44,7 @@ from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.show import graphs
 from trainers.show.summaries import Summaries
+from trainers.use import exports
 from trainers.world.devices import World
 
 
@@ -295,13 +296,17 @@ class Supervised(ModelsLoop):
         return {"skipped_steps": int(self.loss_scale.skipped.numpy())} if self.loss_scale else {}
 
     def export(self, path: Path) -> None:
-        """Writes a SavedModel whose `serve` takes prepared inputs, `[batch, …]`, and returns the model's outputs."""
+        """Writes the model as `--export` names, see `trainers.use.exports`: what answers in the user's own terms."""
         model, task = tasks.model_of(self.config.model, self.dataset.spec)
         model(self.example_inputs(), training=False)
         with self.evaluated():
             for copy, weight in zip(model.variables, self.model.variables, strict=True):
                 copy.assign(weight.numpy())
-        saved_model.write(path, model, task.inputs, self.inputs_spec())
+        exports.write(path, self.config.export, model, task, self.dataset)
+
+    def export_facts(self) -> Mapping[str, Any]:
+        """How examples look and what answers are."""
+        return exports.facts(self.task, self.dataset)
 
 
 def train(config: Config, hooks: Hooks | None = None) -> start.Summary:

@@ -5,7 +5,7 @@ python launch/proof/probe.py SPECIFICATION.json
 The specification: `{"trainer": LOOP, "out": DIRECTORY, "devices": N, "runs": [{"name", "flags", "changes", "look"},
 …]}`. Each run is `train` of the loop's script as it stands, edited or not, and leaves `NAME.json` and `NAME.npz` in
 DIRECTORY. `changes` are made to the model before it is traced (`CHANGES`); `look` says what else is recorded: `input`,
-`state`, `graph`; with `examples`, nothing is trained, and the examples of some steps are read.
+`state`, `graph`, `export`; with `examples`, nothing is trained, and the examples of some steps are read.
 """
 
 import os
@@ -36,6 +36,7 @@ from trainers.world import private_api, process, quiet
 quiet.import_tensorflow()
 import tensorflow as tf
 
+from launch.proof import expected
 from launch.proof.differences import REORDERED
 from launch.proof.examples import digest, examples_of
 from trainers.record import reading, state
@@ -243,6 +244,8 @@ def observe(page: Page, run: Mapping[str, Any], out: Path) -> int:
             arrays |= _named("saved", state.values_of(observation.loop.variables))
         if "state" in observation.look:
             arrays |= _named("start", observation.at_start) | _named("end", observation.variables())
+        if "export" in observation.look:
+            facts["export"] = expected.write(out / f"{run['name']}.expected.npz", observation.loop)
         if "graph" in observation.look:
             facts["gradients"] = observation.gradients()
     except RunEnded as error:

@@ -21,6 +21,8 @@ from trainers.settings.pages import SUPERVISED, Page, page_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = ROOT / "launch/proof/probe.py"
+SERVED = ROOT / "launch/proof/served.py"
+CALL = "import runpy, sys; runpy.run_path(sys.argv[1])['main'](*sys.argv[2:])"
 SGD = ("--optimizer=sgd", "--schedule=constant", "--learning_rate=0.003", "--warmup_steps=0")
 # A change that the probe makes: every first weight in its last bits, which shows what rounding does.
 LAST_BITS = "other last bits"
@@ -193,6 +195,17 @@ class Prover:
             arrays = dict(archive)
         lines = {(line["split"], line["step"]): line for line in reading.metric_lines(self.folder / name)}
         return Run(facts, arrays, lines)
+
+    def served(self, name: str) -> dict[str, Any]:
+        """What `launch/proof/served.py` has found of the export of a run; empty if it died. It imports no project."""
+        out, log = self.folder / "out", self.folder / f"{name}.served.log"
+        result = out / f"{name}.served.json"
+        command = [str(self.folder / name / reading.EXPORT), str(out / f"{name}.expected.npz"), str(result)]
+        with self._turns:
+            # On a GPU other runs may have memory too.
+            env = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+            self._start([sys.executable, "-I", "-c", CALL, str(SERVED), *command], log, env).wait()
+        return reading.read_json(result)
 
     # -- the trainer's script, killed and started again ----------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from trainers.settings.augmentation import mixes, parse
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 
-ROWS = ("replicas", "workers", "metrics", "resume", "resize", "graph", "input", "augment", "retrace")
+ROWS = ("replicas", "workers", "metrics", "resume", "resize", "graph", "input", "augment", "retrace", "export")
 # Rows that compare sizes; the others are judged on a single device too.
 COMPARED = ("replicas", "workers", "metrics", "resize", "input", "augment")
 # Replicas that are tried.
@@ -95,7 +95,9 @@ def specs_of(prover: Prover, scope: Scope) -> list[dict[str, Any]]:
     for update, flags in updates_of(scope.config).items():
         look = ["input"] if update == "SGD" else []
         graph = ["graph"] if update == "SGD" and scope.any_of("graph") else []
-        specs.append(prover.spec(f"{update}, 1 replica", *flags, "--replicas=1", look=[*look, *graph]))
+        export = ["export"] if update == "SGD" and scope.any_of("export") else []
+        own = [*flags, *(f"--{word}" for word in export)]
+        specs.append(prover.spec(f"{update}, 1 replica", *own, "--replicas=1", look=[*look, *graph, *export]))
         for name, count in zip(scope.replicas, scope.sizes, strict=False):
             specs.append(prover.spec(f"{update}, {name}", *flags, f"--replicas={count}", look=look))
         if scope.any_of("replicas", "workers", "resize"):
@@ -173,6 +175,7 @@ def judge(prover: Prover, scope: Scope) -> list[Verdict]:
         "input": lambda: [judge_input(prover, scope, compared)],
         "augment": lambda: [inputs.compare(prover, "augment", inputs.words_of(config, "augment"))],
         "retrace": lambda: [verdicts.compare_traces(prover)],
+        "export": lambda: [verdicts.compare_export(prover, config)],
     }
     results = []
     for row in ROWS:

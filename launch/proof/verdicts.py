@@ -17,6 +17,9 @@ NOT_SAVED = "a variable is missing from the checkpoint"
 NOT_ENDED = "the run itself does not end well"
 NOT_RESTORED = "no checkpoint is restored"
 OTHER_INPUT = "the order of the data depends on the number of replicas or workers"
+NOT_SERVED = "the export does not compute what evaluation does"
+# Of outputs in half precision, which compilers round elsewhere.
+HALF_PRECISION = 3e-2
 INEXACT = "inexact by --batch_norm=per_replica"
 # What a line of metrics holds beside metrics of the global batch.
 NO_METRICS = ("step", "split", "learning_rate")
@@ -203,6 +206,27 @@ def compare_graphs(prover: Prover) -> Verdict:
         holds &= least <= REORDERED
     cause = "" if holds else "the step does not compute the same in a graph: it draws, counts or reads in Python"
     return Verdict("graph", holds, f"gradients: {'; '.join(parts)}; allowed {REORDERED:.0e}", cause)
+
+
+def compare_export(prover: Prover, config: Config) -> Verdict:
+    """What the export answers, in a process without the project, against what evaluation computes."""
+    name = "SGD, 1 replica"
+    run = prover.runs[name]
+    if failed := failure([("1 replica", run)]):
+        return Verdict("export", False, *failed)
+    if not run.facts.get("export"):
+        return Verdict("export", None, "not judged: only the loop's author knows what it exports")
+    found = prover.served(name)
+    if not found:
+        return Verdict("export", False, "it could not be loaded without the project", NOT_SERVED)
+    allowed = REORDERED if getattr(config, "precision", "float32") == "float32" else HALF_PRECISION
+    signatures = {name: found[name] for name in ("serve", "serve_prepared") if found[name]}
+    parts = [f"{name} {max(each.values()):.0e}" for name, each in signatures.items()]
+    worst = max(value for each in signatures.values() for value in each.values())
+    holds = worst <= allowed and not found["misnamed"] and not found["project"]
+    wrong = f"; {found['misnamed']} classes misnamed" if found["misnamed"] else ""
+    text = f"{', '.join(parts)} from the evaluation, at batch {' and '.join(found['serve_prepared'])}{wrong}"
+    return Verdict("export", holds, f"{text}; allowed {allowed:.0e}", "" if holds else NOT_SERVED)
 
 
 def compare_resumed(prover: Prover, steps: int, chance: random.Random) -> Verdict:

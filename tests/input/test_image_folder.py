@@ -256,8 +256,8 @@ def test_headers_are_read_once(tmp_path, monkeypatch):
     images(tmp_path / "photos")
     first = load(tmp_path / "photos", tmp_path / "data", "stream")
     seen = []
-    real = image_files._header
-    monkeypatch.setattr(image_files, "_header", lambda path: seen.append(path.name) or real(path))
+    real = image_files.header
+    monkeypatch.setattr(image_files, "header", lambda path: seen.append(path.name) or real(path))
     again = load(tmp_path / "photos", tmp_path / "data", "stream")
     assert seen == [] and again.fingerprint == first.fingerprint
     path = tmp_path / "photos/dark/01.png"

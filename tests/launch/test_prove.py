@@ -17,6 +17,7 @@ from conftest import ROOT, short
 from launch.proof.prover import Prover, Run
 from launch.proof.rows import ROWS, scope_of
 from launch.proof.verdicts import compare_graphs
+from models.cards import MODELS
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.rules import resolve
@@ -336,7 +337,7 @@ def test_on_a_single_gpu_the_rows_of_one_size_are_judged(mutant, data_dir, monke
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     code, output, rows = prove(mutant({}), data_dir, "--model=mlp", "--steps=20", "--optimizer=sgd")
     assert code == 0, output
-    assert {name for name, row in rows.items() if row["holds"]} == {"resume", "graph", "retrace"}
+    assert {name for name, row in rows.items() if row["holds"]} == {"resume", "graph", "retrace", "export"}
     for name in ("replicas", "workers", "metrics", "resize", "input", "augment"):
         assert rows[name]["holds"] is None
         assert "needs two devices, and one GPU is visible" in rows[name]["found"]
@@ -348,7 +349,9 @@ def test_rows_that_need_two_devices_are_refused_where_they_are_named():
     assert scope_of(config, ROWS, gpus=0).sizes == (2, 4)
     assert scope_of(config, ROWS, gpus=2).sizes == (2,) and not scope_of(config, ROWS, gpus=2).skipped
     single = scope_of(config, ROWS, gpus=1)
-    assert single.rows == ("resume", "graph", "retrace") and set(single.skipped) == set(ROWS) - set(single.rows)
+    assert single.rows == ("resume", "graph", "retrace", "export") and set(single.skipped) == set(ROWS) - set(
+        single.rows
+    )
     assert not scope_of(config, ("resume", "graph"), gpus=1).skipped
     words = resolve(Config(model="transformer", batch_size=64))
     assert set(scope_of(words, ROWS, gpus=0).skipped) == {"augment"}
@@ -409,3 +412,15 @@ def test_a_signal_ends_it_with_its_children_and_leaves_nothing(mutant, data_dir,
 def children_of(pid):
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
     return [int(word) for word in listed.stdout.split()]
+
+
+@pytest.mark.parametrize("model", short(MODELS, {"mlp"}))
+def test_an_export_without_the_project_answers_what_evaluation_computes(tmp_path, data_dir, model):
+    flags = ("--rows=export", "--steps=2", "--batch_size=16")
+    command = [sys.executable, str(ROOT / "launch/prove.py"), f"--model={model}", *flags, f"--data_dir={data_dir}"]
+    done = subprocess.run(
+        [*command, f"--json={tmp_path / 'verdicts.json'}"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "verdicts.json").read_text())["rows"][0]["found"]
+    assert "serve " in found and "at batch 1 and 64" in found

@@ -13,6 +13,7 @@ SCRIPTS = {
     "tensor_check": "--size=4",
     "sweep": "--nothing=1,2",
     "report": "no_run_dir",
+    "predict": "no_run_dir",
 }
 
 

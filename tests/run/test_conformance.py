@@ -47,7 +47,11 @@ def trained(tmp_path_factory, data_dir):
         if model not in made:
             for replicas in (1, 2):
                 run_dir = folder / f"{model}-{replicas}"
-                settings = FLAGS | {"replicas": replicas, "export": replicas == 1, "run_dir": str(run_dir)}
+                settings = FLAGS | {
+                    "replicas": replicas,
+                    "export": "saved_model,keras" if replicas == 1 else "",
+                    "run_dir": str(run_dir),
+                }
                 custom_loop.train(resolve(Config(model=model, data_dir=str(data_dir), **settings)))
             made[model] = folder / f"{model}-1", folder / f"{model}-2"
         return made[model]
@@ -155,7 +159,7 @@ def test_an_exported_model_gives_the_outputs_of_the_trained_one(model, trained, 
     state_lib.assign(loop.variables, state)
     inputs = loop.dataset.prepare(features)[0]
     exported = tf.saved_model.load(str(run_dir / "export"))
-    served = exported.serve(inputs)
+    served = exported.serve_prepared(inputs)
     expected = loop.model(loop.task.inputs(inputs), training=False)
     for one, other in zip(tf.nest.flatten(expected), tf.nest.flatten(served), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4)

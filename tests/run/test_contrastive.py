@@ -181,7 +181,11 @@ def test_the_export_gives_the_features_of_the_run(contrast, tmp_path):
     config = resolve(contrastive_loop.Settings(**(SETTINGS | {"replicas": 1, "run_dir": str(tmp_path / "other")})))
     exported = tf.saved_model.load(str(tmp_path / "run/export"))
     images = tf.random.uniform([5, 8, 8, 1], -1, 1)
-    features = exported.serve(images)
+    features = exported.serve_prepared(images)
+    pixels = tf.cast(tf.round((images + 1) * 127.5), tf.uint8)
+    np.testing.assert_allclose(
+        exported.serve(pixels)["features"], exported.serve_prepared(tf.cast(pixels, tf.float32) * (2 / 255) - 1)
+    )
     assert features.shape == (5, config.features) and end.step == 6
     facts = json.loads((tmp_path / "run/run.json").read_text())
     assert facts["best_metric"] == "probe_accuracy"

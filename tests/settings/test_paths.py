@@ -15,6 +15,9 @@ from trainers.settings.rules import default_run_dir, resolve
 SCRIPTS = {
     "trainers/report.py": ["gs://bucket/run"],
     "trainers/report.py --out": ["runs", "--out=gs://bucket/report.html"],
+    "trainers/predict.py": ["gs://bucket/run", "--input=eval", "--output=out.csv"],
+    "trainers/predict.py --output": ["runs/first", "--input=eval", "--output=gs://bucket/out.csv"],
+    "trainers/predict.py --input": ["runs/first", "--input=csv:gs://bucket/rows.csv", "--output=out.csv"],
     "trainers/sweep.py": ["--sweep_dir=gs://bucket/sweep"],
     "trainers/sweep.py --spec": ["--spec=gs://bucket/sweep.json"],
     "trainers/sweep.py --data_dir": ["--data_dir=gs://bucket/data"],

@@ -145,7 +145,14 @@ print("alive")
 
 SCRIPTS = [
     *(f"trainers/{name}.py" for name in ("custom_loop", "benchmark", "graph_benchmark", "tensor_check")),
-    *("trainers/sweep.py", "trainers/report.py", "launch/prove.py", "launch/workers.py", "launch/k8s.py"),
+    *(
+        "trainers/sweep.py",
+        "trainers/report.py",
+        "trainers/predict.py",
+        "launch/prove.py",
+        "launch/workers.py",
+        "launch/k8s.py",
+    ),
     *("launch/scaling.py", "launch/environment.py", "launch/proof/probe.py"),
 ]
 

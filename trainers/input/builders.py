@@ -7,6 +7,7 @@ import socket
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +26,7 @@ from trainers.input.dataset import (
     fingerprint,
     image_preparation,
     pictures_for,
+    raw_images,
     read_whole,
     split_of,
 )
@@ -155,7 +157,8 @@ def image_classification(builder: tfds.core.DatasetBuilder, name: str, request: 
         identity = tfrecords.identity_of(identity, [each.records.shards for each in (train, held_out)])
     spec = DataSpec("classification", pictures.shape, num_classes=builder.info.features["label"].num_classes)
     prepare = image_preparation(request.images, pictures.channels)
-    return Dataset(name, spec, train, held_out, fingerprint(identity, train, held_out), prepare)
+    raw = raw_images(request.images, pictures, builder.info.features["label"].names)
+    return Dataset(name, spec, train, held_out, fingerprint(identity, train, held_out), prepare, raw=raw)
 
 
 def can_be_indexed(builder: tfds.core.DatasetBuilder) -> bool:
@@ -232,3 +235,13 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
     """A split as arrays, in the order of its files."""
     order = tfds.ReadConfig(interleave_cycle_length=1)
     return read_whole(lambda: builder.as_dataset(split=split, shuffle_files=False, read_config=order))
+
+
+def examples_of(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
+    """The examples of a split in the order of its files; images as the bytes of files, where they are encoded."""
+    encoded = "image" in builder.info.features and isinstance(builder.info.features["image"], tfds.features.Image)
+    decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
+    order = tfds.ReadConfig(interleave_cycle_length=1)
+    return builder.as_dataset(
+        split=split, shuffle_files=False, read_config=order, decoders=decoders
+    ).as_numpy_iterator()

@@ -1,7 +1,7 @@
 """Tokens as text again, for people: by the vocabulary of a byte-level tokenizer, without its library."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -15,8 +15,8 @@ def _byte_of_letter() -> dict[str, int]:
     return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
-def decoder_of(path: Path) -> Callable[[Sequence[int]], str] | None:
-    """The text of tokens, by a file of Hugging Face's tokenizers; None where it is not there or is of another kind."""
+def content_of(path: Path) -> dict[int, bytes] | None:
+    """The bytes of each token, by a file of Hugging Face's tokenizers; None if it is not there or of another kind."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["decoder"]["type"] != "ByteLevel":
@@ -27,7 +27,11 @@ def decoder_of(path: Path) -> Callable[[Sequence[int]], str] | None:
             for token, number in facts["model"]["vocab"].items()
             if all(letter in letters for letter in token)
         }
-        content |= {each["id"]: each["content"].encode() for each in facts["added_tokens"]}
+        return content | {each["id"]: each["content"].encode() for each in facts["added_tokens"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def decoder_of(content: Mapping[int, bytes]) -> Callable[[Sequence[int]], str]:
+    """The text of tokens, of which the bytes are known."""
     return lambda tokens: b"".join(content.get(int(token), b"") for token in tokens).decode(errors="replace")

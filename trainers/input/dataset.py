@@ -14,6 +14,9 @@ from models.tasks import DataSpec, Mixed
 from trainers.input.augment.augmentation import Augmentation
 from trainers.input.pictures import Pictures
 from trainers.input.pipelines import steady
+from trainers.input.raw.form import Features, Raw
+from trainers.input.raw.images import HALF, RawImages, normalization
+from trainers.input.raw.rows import Layout, RawRows, Scale
 from trainers.input.records import Records, Sample
 from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration
@@ -25,11 +28,6 @@ COMMON_IMAGE_SIZE = 224
 _READ_BATCH = 1024
 # Standard deviations by which a prepared number may be off for being held in float32; relative beyond 1.
 DIGITS_LOST = 1e-5
-
-# Mean and deviation of channels that are scaled to [-1, 1].
-HALF = (0.5, 0.5, 0.5)
-
-Features = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +131,8 @@ class Dataset:
 
     `prepare(features) -> (inputs, targets)` turns a batch as stored into what the model takes, inside the compiled
     step. `fingerprint`: SHA-256 of what identifies the data. `spec`: what the model is built for. `as_text`: of a
-    language, the text of some tokens, for people.
+    language, the text of some tokens, for people. `raw`: how examples look to whoever has them; None where only their
+    owner knows.
     """
 
     name: str
@@ -143,6 +142,7 @@ class Dataset:
     fingerprint: str
     prepare: Callable[[Features], tuple[Any, Any]]
     as_text: Callable[[Sequence[int]], str] = _as_numbers
+    raw: Raw | None = None
 
     def zeros(self) -> tf.Tensor:
         """Inputs of one example, all zeros: `[1, *spec.input_shape]`, as `prepare` gives them."""
@@ -221,11 +221,7 @@ def image_preparation(options: ImageOptions, channels: int) -> Callable[[Feature
     `image: [batch, height, width, channels]` → float32, normalized by channel; `label: [batch]` int64, or `Mixed`
     labels where examples are blends of two.
     """
-    if (options.mean, options.deviation) == (HALF, HALF) or channels != len(options.mean):
-        scale, offset = 2 / 255, 1  # [-1, 1]
-    else:
-        scale = np.array([1 / (255 * each) for each in options.deviation], np.float32)
-        offset = np.array(options.mean, np.float32) / np.array(options.deviation, np.float32)
+    scale, offset = normalization(options.mean, options.deviation, channels)
 
     def prepare(features: Features) -> tuple[tf.Tensor, Any]:
         label = features["label"]
@@ -236,18 +232,25 @@ def image_preparation(options: ImageOptions, channels: int) -> Callable[[Feature
     return prepare
 
 
-def standardized_rows(name: str, train: Split, evaluation: Split, num_classes: int, identity: str) -> Dataset:
+def raw_images(options: ImageOptions, pictures: Pictures, classes: Sequence[str]) -> RawImages:
+    """How images that are prepared as `image_preparation` does it look to whoever has them."""
+    return RawImages(pictures, tuple(classes), tuple(options.mean), tuple(options.deviation))
+
+
+def standardized_rows(
+    name: str, train: Split, evaluation: Split, num_classes: int, identity: str, layout: Layout | None = None
+) -> Dataset:
     """Rows of numbers: splits with `features: [size, columns]` and `target: [size, …]`, float32 or float64.
 
     Features, and a target that is not a class, are prepared as standard deviations from the mean of the training split.
     They are held in float32 as they are, except for columns that would lose digits there (a time in milliseconds):
     these are held standardized, which is computed in float64. `num_classes`: 0 for regression. `identity`: goes into
-    the fingerprint.
+    the fingerprint. `layout`: the columns that the features come from.
     """
     keys = ("features",) if num_classes else ("features", "target")
-    scales, held = {}, [dict(split.arrays) for split in (train, evaluation)]
+    scales, own, held = {}, {}, [dict(split.arrays) for split in (train, evaluation)]
     for key in keys:
-        *arrays, scales[key], changed = _scaled(*(arrays[key] for arrays in held))
+        *arrays, scales[key], own[key], changed = _scaled(*(arrays[key] for arrays in held))
         for split, array in zip(held, arrays, strict=True):
             split[key] = array
         identity += changed
@@ -262,13 +265,15 @@ def standardized_rows(name: str, train: Split, evaluation: Split, num_classes: i
     columns, target_shape = train.arrays["features"].shape[1:], train.arrays["target"].shape[1:]
     task = "classification" if num_classes else "regression"
     spec = DataSpec(task, columns, num_classes=num_classes, target_shape=target_shape)
-    return Dataset(name, spec, train, evaluation, fingerprint(identity, train, evaluation), prepare)
+    raw = RawRows(layout, own["features"], own.get("target"), target_shape) if layout else None
+    return Dataset(name, spec, train, evaluation, fingerprint(identity, train, evaluation), prepare, raw=raw)
 
 
-def _scaled(train: np.ndarray, evaluation: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple, str]:
-    """Both splits as they are held, float32; mean and deviation by which they are prepared; what tells changed columns.
+def _scaled(train: np.ndarray, evaluation: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple, Scale, str]:
+    """Both splits as they are held, float32; mean and deviation by which they are prepared; and whose units these are.
 
-    The last is a part of the fingerprint, and empty if every column is held as it is.
+    The last tells which columns are changed. It is a part of the fingerprint, and empty if every column is held as it
+    is.
     """
     wide = [array.astype(np.float64) for array in (train, evaluation)]
     mean, deviation = wide[0].mean(axis=0), wide[0].std(axis=0)
@@ -283,4 +288,5 @@ def _scaled(train: np.ndarray, evaluation: np.ndarray) -> tuple[np.ndarray, np.n
     held = [np.where(changed, a, b).astype(np.float32) for a, b in zip(exact, wide, strict=True)]
     scale = np.where(changed, 0, narrow_mean), np.where(changed, 1, narrow_deviation)
     told = f"{np.flatnonzero(changed)}{mean[changed]}{deviation[changed]}" if changed.any() else ""
-    return *held, scale, told
+    units = (np.where(changed, a, b) for a, b in ((mean, narrow_mean), (deviation, narrow_deviation)))
+    return *held, scale, Scale(*(tuple(np.ravel(each).tolist()) for each in (*units, changed))), told

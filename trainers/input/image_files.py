@@ -67,7 +67,7 @@ def look_at(root: Path, names: Sequence[str], kept_in: Path) -> Look:
             missing.append(number)
     if missing:
         with concurrent.futures.ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-            looks = list(pool.map(_header, [root / names[number] for number in missing]))
+            looks = list(pool.map(header, [root / names[number] for number in missing]))
         _check(root, len(names), [(names[number], look) for number, look in zip(missing, looks, strict=True)])
         found[missing] = looks
         _keep(place, names, np.concatenate([facts, found], axis=1))
@@ -76,10 +76,10 @@ def look_at(root: Path, names: Sequence[str], kept_in: Path) -> Look:
 
 def is_image(path: Path) -> bool:
     """Whether a file's header is that of an image that can be decoded."""
-    return not isinstance(_header(path), str)
+    return not isinstance(header(path), str)
 
 
-def _header(path: Path) -> tuple[int, int, int] | str:
+def header(path: Path) -> tuple[int, int, int] | str:
     """Height and width as seen upright, and the EXIF orientation; or why it is no image."""
     try:
         with PIL.Image.open(path, formats=None) as image:

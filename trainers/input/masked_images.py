@@ -1,5 +1,7 @@
 """Images with a label for each pixel, held or read by index."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -12,7 +14,9 @@ from trainers.input.dataset import (
     augmented,
     fingerprint,
     image_preparation,
+    raw_images,
 )
+from trainers.input.pictures import Pictures
 from trainers.input.records import Crop, Example, Records
 from trainers.settings import augmentation
 
@@ -40,10 +44,18 @@ class ArrayRecords(Records):
         return f"row {index} of {self.name}"
 
 
-def dataset_of(request: Request, train: Arrays, evaluation: Arrays, num_classes: int, identity: str) -> Dataset:
+def dataset_of(
+    request: Request,
+    train: Arrays,
+    evaluation: Arrays,
+    num_classes: int,
+    identity: str,
+    classes: Sequence[str] = (),
+) -> Dataset:
     """A data set of images `[size, height, width, channels]` uint8 and labels `[size, height, width]` from 0 on.
 
-    The fingerprint is that of the arrays, and of `identity`, however they are held.
+    The fingerprint is that of the arrays, and of `identity`, however they are held. `classes`: their names; without
+    them nobody but the owner knows what a label means.
 
     Raises:
       BadConfiguration: `--augment` or `--image_size` would move pixels away from their labels.
@@ -64,4 +76,6 @@ def dataset_of(request: Request, train: Arrays, evaluation: Arrays, num_classes:
         return scaled(features | {"label": labels})
 
     spec = DataSpec("segmentation", shape, num_classes=num_classes, target_shape=shape[:2])
-    return Dataset(request.full_name, spec, augmented(whole[0], request.images, shape[:2]), whole[1], told, prepare)
+    raw = raw_images(request.images, Pictures(shape[:2], shape[-1], whole=True), classes) if classes else None
+    augmenting = augmented(whole[0], request.images, shape[:2])
+    return Dataset(request.full_name, spec, augmenting, whole[1], told, prepare, raw=raw)

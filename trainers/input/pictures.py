@@ -74,8 +74,8 @@ class Pictures:
             )
 
         return self._resized(
-            tf.switch_case(number, [lambda scale=scale: decoded(scale) for scale in _JPEG_SCALES]), averaged=False
-        )
+            tf.switch_case(number, [lambda scale=scale: decoded(scale) for scale in _JPEG_SCALES])[None], averaged=False
+        )[0]
 
     def _from_any(self, encoded: tf.Tensor, orientation: tf.Tensor | None, crop: Crop) -> tf.Tensor:
         """Decodes the whole image; of an animation the first frame."""
@@ -87,8 +87,12 @@ class Pictures:
 
     def cut(self, image: tf.Tensor, crop: Crop) -> tf.Tensor:
         """A crop of decoded pixels, uint8 `[height, width, channels]`, in `size`."""
-        window = crop(tf.shape(image)[:2])
-        return self._resized(tf.slice(image, [window[0], window[1], 0], [window[2], window[3], -1]), averaged=True)
+        return self.cut_all(image[None], crop)[0]
+
+    def cut_all(self, images: tf.Tensor, crop: Crop) -> tf.Tensor:
+        """As `cut`, of images of one size: uint8 `[batch, height, width, channels]`."""
+        top, left, height, width = tf.unstack(crop(tf.shape(images)[1:3]), num=4)
+        return self._resized(tf.slice(images, [0, top, left, 0], [-1, height, width, -1]), averaged=True)
 
     def _from_common(self, encoded: tf.Tensor) -> tf.Tensor:
         return tf.io.decode_image(encoded, channels=self.channels, expand_animations=False)
@@ -97,14 +101,14 @@ class Pictures:
         image = tf.image.decode_webp(encoded, channels=3)[0]
         return image if self.channels == 3 else tf.image.rgb_to_grayscale(image)
 
-    def _resized(self, image: tf.Tensor, averaged: bool) -> tf.Tensor:
+    def _resized(self, images: tf.Tensor, averaged: bool) -> tf.Tensor:
         def bilinear() -> tf.Tensor:
-            return tf.raw_ops.ResizeBilinear(images=image[None], size=self.size, half_pixel_centers=True)[0]
+            return tf.raw_ops.ResizeBilinear(images=images, size=self.size, half_pixel_centers=True)
 
-        shape = tf.cast(tf.shape(image)[:2], tf.float32)
+        shape = tf.cast(tf.shape(images)[1:3], tf.float32)
         is_large = tf.reduce_max(shape / tf.constant(self.size, tf.float32)) >= _MOST_PLAIN_SCALE
         if averaged:
-            values = tf.cond(is_large, lambda: tf.image.resize(image, self.size, antialias=True), bilinear)
+            values = tf.cond(is_large, lambda: tf.image.resize(images, self.size, antialias=True), bilinear)
         else:
             values = bilinear()
         return tf.cast(tf.round(values), tf.uint8)

@@ -19,6 +19,8 @@ RUN = "run.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
+EXPORT = "export"
+METADATA = "metadata.json"
 # In run.json: the files of what the user has brought, by the kind of what they define.
 SOURCES = "sources"
 # In an evaluator's environment: a time. An end of the run before it does not count, since it was submitted again.
@@ -135,8 +137,20 @@ def completed(config: Config) -> dict[str, Any]:
     before = begun_as(facts, type(config))
     same = bool(before) and not any(paths.differs(before, *part) for part in paths.identity(config).items())
     done = facts.get("exit_code") == OK and facts.get("step", 0) >= config.train_steps
-    exported = not config.export or (directory / "export").exists()
+    exported = not config.export or is_exported(directory, config.export, facts.get("step", 0))
     return facts if same and done and exported and config.resume == "auto" else {}
+
+
+def is_exported(run_dir: Path, formats: str, step: int) -> bool:
+    """Whether a run has written what `--export` names, of a step. What has no metadata, somebody's own loop wrote."""
+    folder = run_dir / EXPORT
+    try:
+        facts = read_json(folder / METADATA)
+    except (ValueError, OSError):
+        return False
+    if not facts:
+        return folder.exists()
+    return facts.get("step") == step and set(formats.split(",")) <= set(facts.get("formats", ()))
 
 
 def config_of_run(config: Config, given: Collection[str]) -> Config:

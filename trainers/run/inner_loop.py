@@ -145,4 +145,11 @@ class InnerLoop(abc.ABC):
 
     @abc.abstractmethod
     def export(self, path: Path) -> None:
-        """Writes what is used afterwards, a SavedModel for instance, to a path that is not there."""
+        """Writes what is used afterwards, a SavedModel for instance, to a path that is not there.
+
+        To a folder the outer loop adds `metadata.json`.
+        """
+
+    def export_facts(self) -> Mapping[str, Any]:
+        """What the metadata says of the loop beside the run: how inputs look, and what the outputs mean."""
+        return {}

@@ -16,7 +16,7 @@ from trainers.record.background import Background
 from trainers.record.checkpoints import Checkpoints
 from trainers.record.clock import Clock, Shares
 from trainers.record.run_record import RunRecord
-from trainers.run import driver, workers
+from trainers.run import driver, exported, workers
 from trainers.run.cadence import due, next_due
 from trainers.run.faults import faults_named, missing_gradients_named
 from trainers.run.hooks import Hooks
@@ -30,7 +30,7 @@ from trainers.settings.exit_codes import OK, BadConfiguration, Diverged, Preempt
 from trainers.show.profiles import Profiles
 from trainers.show.progress import Progress, words
 from trainers.show.summaries import Summaries
-from trainers.world import devices, process
+from trainers.world import devices, files, process
 from trainers.world.signals import Preemption
 from trainers.world.watchdog import Watchdog
 
@@ -367,14 +367,28 @@ class Training:
         saved = saved if self.step > 0 else "no step was finished"
         raise Preempted(f"{self.preemption.signal_name} came at step {self.step}; {saved}; the same command continues")
 
+    def export(self, evaluation: Mapping[str, float]) -> None:
+        """Writes what `--export` names, with what is told of it, unless it is there."""
+        path, formats = self.record.directory / reading.EXPORT, self.config.export
+        if reading.is_exported(self.record.directory, formats, self.step):
+            return
+        self.watchdog.feed("the export", self.config.startup_timeout + self.config.step_timeout)
+        with self.clock.phase("export"), files.aside(path) as place:
+            self.loop.export(place)
+            if place.is_dir():
+                kept = exported.kept(path, place, self.step)
+                told = exported.facts(
+                    self.record.facts, self.config, self.step, evaluation, [*formats.split(","), *kept]
+                )
+                text = files.to_json({**told, **self.loop.export_facts()}, indent=1, ensure_ascii=False)
+                files.write_text(place / reading.METADATA, text + "\n")
+
     def finish(self, reason: str) -> Summary:
         """Exports if asked, completes run.json and returns the summary."""
-        export_path = self.record.directory / "export"
-        if self.config.export and self.world.chief and not export_path.exists():
-            with self.clock.phase("export"):
-                self.loop.export(export_path)
         final = {split: self.record.last(split) for split in ("train", "eval")}
         final = {split: {k: v for k, v in line.items() if k != "split"} for split, line in final.items()}
+        if self.config.export and self.world.chief:
+            self.export(final["eval"])
         facts = {"final": final, "seconds": self.clock.seconds, "step": self.step, "traces": self.loop.traces}
         facts |= self.loop.final_facts()
         self.record.end(OK, reason, peak_device_mib=devices.peak_memory_mib(), **facts)

@@ -15,6 +15,7 @@ from trainers.settings.optimizer_for import parse
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker")
 MODES = ("train", "evaluate")
+EXPORTS = ("saved_model", "keras")
 DEFAULT_CPU_REPLICAS = 2
 # Above it clocks of the system overflow; 30 years are for ever.
 MOST_SECONDS = 1e9
@@ -29,10 +30,10 @@ def flag(default: Any, group: str, text: str, **rules: Any) -> Any:
     """A field that `trainers.settings.flags` makes a flag of.
 
     Rules of its value: `choices`, `low`, `high`; `path`: it is a path, and is made absolute; `chosen`: a kind of
-    `models.options`, of which it is a choice with options. Roles, each false or true for a reason: `fixed`: it decides
-    the mathematics, so a run_dir that was begun with a value refuses another. `shared`: all workers must have the same,
-    besides what is fixed. `repeated`: flags.txt holds it. `distinct`: it makes a run differ from another. `compared`:
-    it is shown beside the results of runs.
+    `models.options`, of which it is a choice with options; `switch`: it may stand without a value, as `true`. Roles,
+    each false or true for a reason: `fixed`: it decides the mathematics, so a run_dir that was begun with a value
+    refuses another. `shared`: all workers must have the same, besides what is fixed. `repeated`: flags.txt holds it.
+    `distinct`: it makes a run differ from another. `compared`: it is shown beside the results of runs.
     """
     roles = {"fixed": False, "shared": False, "repeated": True, "distinct": True, "compared": True}
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **roles, **rules})
@@ -262,7 +263,13 @@ class Config:
         compared=False,
     )
     profile: str = flag("", "run", "START:STOP, steps to profile", shared=True, compared=False)
-    export: bool = flag(False, "run", "write a SavedModel at the end", compared=False)
+    export: str = flag(
+        "",
+        "run",
+        "what to write at the end for use elsewhere: saved_model, keras, or both with a comma; --export = saved_model",
+        compared=False,
+        switch=True,
+    )
     dry_run: bool = flag(False, "run", "print the plan and stop", repeated=False, distinct=False, compared=False)
 
     # What a loop may override ------------------------------------------------------------------------------------

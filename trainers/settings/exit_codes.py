@@ -9,6 +9,8 @@ BAD_CONFIGURATION = 2
 DIVERGED = 65
 PEER_LOST = 75
 PREEMPTED = 143
+# Of trainers/predict.py alone: rows of the input could not be used, and the others are answered.
+ROWS_UNUSABLE = 3
 
 RETRY = {
     OK: "complete",

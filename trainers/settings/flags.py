@@ -33,7 +33,12 @@ def define(values: flags.FlagValues, kind: type[Config] = Config) -> None:
     """Defines the flags of a kind of configuration."""
     types_of = typing.get_type_hints(kind)
     for field in kind.fields():
-        _DEFINERS[_kind(types_of[field.name])](field.name, field.default, field.metadata["help"], flag_values=values)
+        name, default, text = field.name, field.default, field.metadata["help"]
+        if field.metadata.get("switch"):  # its value is `true` where none is given
+            switch = flags.Flag(flags.ArgumentParser(), None, name, default, text, boolean=True)
+            flags.DEFINE_flag(switch, flag_values=values)
+        else:
+            _DEFINERS[_kind(types_of[name])](name, default, text, flag_values=values)
     flags.DEFINE_bool("help", False, "print this page", short_name="h", flag_values=values)
 
 

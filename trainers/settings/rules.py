@@ -13,7 +13,7 @@ from models.cards import MODELS
 from models.names import nearest, unknown
 from trainers.settings import augmentation, optimizer_for, options, paths, weight_patterns
 from trainers.settings.augmentation import mixes
-from trainers.settings.config import Config
+from trainers.settings.config import EXPORTS, Config
 from trainers.settings.data_cards import DATASETS, DataCard, data_card, is_own, split_name
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -165,7 +165,18 @@ def canonical(config: Config) -> Config:
     if is_own(config.dataset or ""):
         changes["dataset"] = _canonical_dataset(config.dataset)
     changes["optimizer_for"] = optimizer_for.canonical(config.optimizer_for)
+    changes["export"] = _canonical_export(config.export)
     return dataclasses.replace(config, **changes)
+
+
+def _canonical_export(value: str | bool) -> str:
+    """What to export, in one order. `true` and `false` are what older flag files have."""
+    text = str(value).strip().lower()
+    words = {"true": ["saved_model"], "false": []}.get(text, [word.strip() for word in text.split(",") if word.strip()])
+    for word in words:
+        if word not in EXPORTS:
+            raise BadConfiguration(unknown("--export", word, EXPORTS))
+    return ",".join(word for word in EXPORTS if word in words)
 
 
 def _canonical_dataset(text: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from trainers.input.dataset import Dataset, Request, Split, standardized_rows
+from trainers.input.raw.rows import LARGEST_NUMBER, NUMBER, WITH_COMMA, Layout, number_of
 from trainers.settings.exit_codes import BadConfiguration
 
 # A column with more different words than this is an identifier, not a category.
@@ -18,24 +19,23 @@ MOST_CATEGORIES = 100
 # A label of whole numbers with at most this many different values is a class.
 MOST_CLASSES = 20
 LEAST_ROWS = 10
-# Beyond it a number is infinite in float32, in which models compute.
-LARGEST_NUMBER = float(np.finfo(np.float32).max)
 DELIMITERS = (",", ";", "\t")
 _HELD_OUT_EVERY = 5
-# Python's own `float` takes more, which is no number in a table: 1_0, and digits of other scripts.
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
-_WITH_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _WITH_THOUSANDS = re.compile(r"[+-]?\d{1,3}([,.' ]\d{3})+([,.]\d+)?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table as arrays: `features [rows, columns]` float64 and `target [rows]`, float64 or, of `classes`, int64."""
+    """A table as arrays: `features [rows, columns]` float64 and `target [rows]`, float64 or, of `classes`, int64.
+
+    `layout`: the columns of the file that the features come from.
+    """
 
     features: np.ndarray
     target: np.ndarray
     columns: tuple[str, ...]
     classes: tuple[str, ...]
+    layout: Layout
 
 
 def load(request: Request) -> Dataset:
@@ -52,7 +52,8 @@ def load(request: Request) -> Dataset:
         Split(int(rows.sum()), arrays={"features": table.features[rows], "target": table.target[rows]})
         for rows in (~held_out, held_out)
     ]
-    return standardized_rows(request.full_name, *splits, len(table.classes), f"{table.columns}{table.classes}")
+    identity = f"{table.columns}{table.classes}"
+    return standardized_rows(request.full_name, *splits, len(table.classes), identity, table.layout)
 
 
 def read(path: Path, label: str) -> Table:
@@ -64,19 +65,25 @@ def read(path: Path, label: str) -> Table:
       BadConfiguration: the file, a line, or a cell is unusable; file, line and column are named.
     """
     columns, names, target, classes = [], [], np.zeros(0), ()
+    words: dict[str, tuple[str, ...]] = {}
+    order: list[str] = []
     for column in _columns(path, label.strip()):
         if column.name == label.strip():
             target, classes = _target(column)
-        elif column.is_numeric:
+            continue
+        order.append(column.name)
+        if column.is_numeric:
             columns.append(column.numbers())
             names.append(column.name)
         else:
-            for word in column.words("remove the column"):
+            words[column.name] = tuple(column.words("remove the column"))
+            for word in words[column.name]:
                 columns.append(np.array([cell == word for cell in column.cells], np.float64))
                 names.append(f"{column.name}={word}")
     if not columns:
         raise BadConfiguration(f"{path} has no column besides the label {label!r}; add one")
-    return Table(np.stack(columns, axis=1), target, tuple(names), classes)
+    layout = Layout(tuple(order), words, classes, (label.strip(),))
+    return Table(np.stack(columns, axis=1), target, tuple(names), classes, layout)
 
 
 def _target(label: "_Column") -> tuple[np.ndarray, tuple[str, ...]]:
@@ -111,9 +118,7 @@ class _Column:
 
     def number(self, cell: str) -> float | None:
         """The number that a cell holds; None if it is none, or is written in another way than those of the table."""
-        if self.decimal_comma:
-            cell = "" if "." in cell else cell.replace(",", ".")
-        return float(cell) if _NUMBER.fullmatch(cell) else None
+        return number_of(cell, self.decimal_comma)
 
     @property
     def is_numeric(self) -> bool:
@@ -132,7 +137,7 @@ class _Column:
     def _is_doubtful(self, cell: str) -> bool:
         if self.number(cell) is not None:
             return False
-        return any(form.fullmatch(cell) for form in (_NUMBER, _WITH_COMMA, _WITH_THOUSANDS))
+        return any(form.fullmatch(cell) for form in (NUMBER, WITH_COMMA, _WITH_THOUSANDS))
 
     def _bad(self, row: int, what: str) -> BadConfiguration:
         cell = f"holds {self.cells[row]!r}, which" if self.cells[row] else "is empty;"
@@ -178,7 +183,7 @@ def _columns(path: Path, label: str) -> Iterator[_Column]:
     if label not in header:
         raise BadConfiguration(f"--label {label!r} is not a column of {path}; choose one of: {', '.join(header)}")
     # Between commas a decimal comma needs quotes, and may as well separate thousands.
-    decimal_comma = delimiter != "," and any(_WITH_COMMA.fullmatch(cell) for _, row in rows for cell in row)
+    decimal_comma = delimiter != "," and any(WITH_COMMA.fullmatch(cell) for _, row in rows for cell in row)
     lines = tuple(line for line, _ in rows)
     for i, name in enumerate(header):
         yield _Column(path, name, lines, tuple(row[i] for _, row in rows), decimal_comma)

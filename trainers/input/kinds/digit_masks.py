@@ -25,7 +25,7 @@ def load(request: Request) -> Dataset:
     digits = sklearn_datasets.load_digits().images
     test = np.arange(len(digits)) % _EVERY_NTH_IS_TEST == _EVERY_NTH_IS_TEST - 1
     train, evaluation = (_pictures(digits[rows], seed) for seed, rows in enumerate((~test, test)))
-    return dataset_of(request, train, evaluation, 2, "digit_masks, version 1")
+    return dataset_of(request, train, evaluation, 2, "digit_masks, version 1", ("background", "digit"))
 
 
 def _pictures(digits: np.ndarray, seed: int) -> Arrays:

@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 
 from trainers.input import builders
 from trainers.input.dataset import Dataset, Request, standardized_rows
+from trainers.input.raw.rows import Layout
 
 _EVERY_NTH_IS_TEST = 5
 
@@ -56,6 +57,9 @@ class _Table(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     columns = 0
     target_shape: tuple[int, ...] = ()
+    # Names of the columns of features and of the target.
+    names: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
 
     def _rows(self) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError
@@ -85,6 +89,8 @@ class Diabetes(_Table):
     """
 
     columns = 10
+    names = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
+    targets = ("progression",)
 
     def _rows(self) -> tuple[np.ndarray, np.ndarray]:
         from sklearn import datasets
@@ -100,6 +106,7 @@ class Linnerud(_Table):
 
     columns = 3
     target_shape = (3,)
+    names, targets = ("Chins", "Situps", "Jumps"), ("Weight", "Waist", "Pulse")
 
     def _rows(self) -> tuple[np.ndarray, np.ndarray]:
         from sklearn import datasets
@@ -121,4 +128,5 @@ def load(request: Request) -> Dataset:
         if "target" not in builder.info.features:
             return builders.image_classification(builder, request.name, request)
         splits = [builders.read_split(builder, split) for split in ("train", "test")]
-        return standardized_rows(request.name, *splits, 0, builder.info.full_name)
+        layout = Layout(builder.names, {}, (), builder.targets)
+        return standardized_rows(request.name, *splits, 0, builder.info.full_name, layout)

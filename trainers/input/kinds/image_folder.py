@@ -17,6 +17,7 @@ from trainers.input.dataset import (
     fingerprint,
     image_preparation,
     pictures_for,
+    raw_images,
     split_of,
 )
 from trainers.input.image_files import ImageFiles, Look, is_image, look_at
@@ -72,7 +73,8 @@ def load(request: Request) -> Dataset:
     identity = _identity(listing, look, resident)
     spec = DataSpec("classification", pictures.shape, num_classes=len(listing.classes))
     prepare = image_preparation(request.images, pictures.channels)
-    return Dataset(request.full_name, spec, train, held_out, fingerprint(identity, train, held_out), prepare)
+    told, raw = fingerprint(identity, train, held_out), raw_images(request.images, pictures, listing.classes)
+    return Dataset(request.full_name, spec, train, held_out, told, prepare, raw=raw)
 
 
 def _identity(listing: Listing, look: Look, resident: bool) -> str:
@@ -111,14 +113,14 @@ def _every_fifth(names: Sequence[str]) -> np.ndarray:
 
 def _has_classes(folder: Path) -> bool:
     """Whether a folder holds folders with files, and is no class itself."""
-    return folder.is_dir() and any(next(_files_in(each), None) for each in _folders_in(folder))
+    return folder.is_dir() and any(next(files_in(each), None) for each in _folders_in(folder))
 
 
 def _folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
+def files_in(folder: Path) -> Iterator[Path]:
     """Files at any depth of folders that are not hidden, and links that lead nowhere."""
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
@@ -145,8 +147,8 @@ def _by_class(root: Path, part: str, classes: Sequence[str] | None, skipped: lis
     order, names, labels = tuple(classes or found), [], []
     for label, name in enumerate(order):
         before = len(names)
-        for path in sorted(_files_in(found[name])) if name in found else ():
-            if _is_meant(path):
+        for path in sorted(files_in(found[name])) if name in found else ():
+            if is_meant(path):
                 names.append(str(path.relative_to(root)))
             else:
                 skipped.append(str(path))
@@ -156,7 +158,7 @@ def _by_class(root: Path, part: str, classes: Sequence[str] | None, skipped: lis
     return Listing(order, tuple(names), tuple(labels))
 
 
-def _is_meant(path: Path) -> bool:
+def is_meant(path: Path) -> bool:
     """Whether a file should be an image: neither hidden nor of another kind, nor a link that leads nowhere.
 
     One without a suffix should if it is one.

@@ -8,6 +8,7 @@ import numpy as np
 
 from models.tasks import DataSpec
 from trainers.input.dataset import Dataset, Request, fingerprint
+from trainers.input.raw.texts import RawText
 from trainers.input.token_windows import LEAST_WINDOWS, TokenFile, count_windows, preparation, resident_splits
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -35,7 +36,8 @@ def load(request: Request) -> Dataset:
         _check_length(request, len(content))
         splits = resident_splits(content, TEXT_LENGTH)
     spec = DataSpec("language", (TEXT_LENGTH,), "int32", _VOCABULARY, (TEXT_LENGTH,))
-    return Dataset(request.full_name, spec, *splits, fingerprint(identity, *splits), preparation(), _as_text)
+    raw = RawText(TEXT_LENGTH, tuple(bytes([number]) for number in range(_VOCABULARY)))
+    return Dataset(request.full_name, spec, *splits, fingerprint(identity, *splits), preparation(), _as_text, raw)
 
 
 def _is_held(request: Request) -> bool:

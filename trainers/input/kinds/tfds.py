@@ -16,11 +16,11 @@ def load(request: Request) -> Dataset:
       BadConfiguration: no such set, one of another kind, no network for it, or no space.
     """
     with builders.readable_errors(request):
-        builder = builders.prepared(lambda: _builder(request), request)
+        builder = builders.prepared(lambda: builder_of(request), request)
         return builders.image_classification(builder, request.name, request)
 
 
-def _builder(request: Request) -> tfds.core.DatasetBuilder:
+def builder_of(request: Request) -> tfds.core.DatasetBuilder:
     name = request.name
     try:
         return tfds.builder(name, data_dir=request.data_dir)

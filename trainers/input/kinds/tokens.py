@@ -9,8 +9,9 @@ import numpy as np
 
 from models.names import unknown
 from models.tasks import DataSpec
-from trainers.input.byte_tokens import decoder_of
+from trainers.input.byte_tokens import content_of, decoder_of
 from trainers.input.dataset import Dataset, Request, fingerprint
+from trainers.input.raw.texts import RawTokens
 from trainers.input.token_windows import LEAST_WINDOWS, TokenFile, count_windows, preparation
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -53,9 +54,11 @@ def load(request: Request) -> Dataset:
     spec = DataSpec("language", (facts.length,), "int32", facts.vocabulary, (facts.length,))
     spec = dataclasses.replace(spec, separator=facts.separator, document_mask=masked)
     prepare = preparation(facts.separator if masked else None)
-    dataset = Dataset(request.full_name, spec, *splits, fingerprint(identity, *splits), prepare)
-    as_text = decoder_of(beside(path, ".tokenizer.json"))
-    return dataclasses.replace(dataset, as_text=as_text) if as_text else dataset
+    content = content_of(beside(path, ".tokenizer.json"))
+    pieces = tuple(content.get(number, b"") for number in range(facts.vocabulary)) if content else ()
+    raw = RawTokens(facts.length, pieces, facts.vocabulary)
+    dataset = Dataset(request.full_name, spec, *splits, fingerprint(identity, *splits), prepare, raw=raw)
+    return dataclasses.replace(dataset, as_text=decoder_of(content)) if content else dataset
 
 
 def beside(path: Path, suffix: str) -> Path:

@@ -1,0 +1,110 @@
+"""Answers for data, by a run or its export: classes by name, numbers in their own units, the next tokens, masks.
+
+python trainers/predict.py runs/first --input=images:photos --output=predictions.csv
+python trainers/predict.py runs/prices --input=csv:new.csv --output=predictions.jsonl
+python trainers/predict.py runs/first --input=eval --output=predictions.csv
+
+Each row of the input gets its line, in order; one that cannot be used gets the reason. The same command goes on where
+it was left. Where the input has labels, the metrics of the evaluation are printed. Exit code 0: every row is answered;
+3: some cannot be used; 2: the model, the input or the output is unusable.
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # Run as a script, this folder stands first on the path; the packages lie one above.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    from trainers.world import signals
+
+    signals.end_at_once_on_signal()  # before an import that takes time
+    from trainers.world import process
+
+    process.check_requirements()
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from trainers.settings import paths
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.world import process, quiet
+
+_FORMATS = (".csv", ".jsonl")
+EVALUATION, _SETS = "eval", "tfds"
+_FILES = ("csv", "images", "text")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises BadConfiguration."""
+        raise BadConfiguration(f"{message}; see --help")
+
+
+def settings_from(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line (`argv[0]` is the program).
+
+    Raises:
+      BadConfiguration: a path is an address, or the output is neither .csv nor .jsonl.
+      SystemExit: `--help` was given, or a flag is malformed.
+    """
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("model_path", metavar="RUN_DIR_OR_EXPORT", help="a run directory, or the folder export/ of one")
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="csv:PATH, images:DIR, text:PATH (a line is a text), tfds:NAME/SPLIT, or eval, the run's evaluation split",
+    )
+    parser.add_argument("--output", required=True, help="a file .csv or .jsonl")
+    parser.add_argument("--checkpoint", default="best", help="of a run: best, last, or a step (default: best)")
+    parser.add_argument(
+        "--strategy", default="mirrored", choices=("one_device", "mirrored"), help="of a run (default: mirrored)"
+    )
+    parser.add_argument(
+        "--replicas", type=int, default=0, help="of a run; 0 = every GPU, or 2 virtual CPU devices (default: 0)"
+    )
+    parser.add_argument("--data_dir", help="where prepared data lie (default: that of the run)")
+    parser.add_argument("--model", default="", help="the model again, if it is module:object of your own")
+    options = parser.parse_args(argv[1:])
+    options.model_path = paths.local("RUN_DIR_OR_EXPORT", options.model_path)
+    options.output = paths.local("--output", options.output)
+    options.data_dir = paths.local("--data_dir", options.data_dir) if options.data_dir else None
+    if options.output.suffix not in _FORMATS:
+        raise BadConfiguration(f"--output {options.output} is neither .csv nor .jsonl; name such a file")
+    _check_input(options.input)
+    if options.replicas < 0:
+        raise BadConfiguration(f"--replicas {options.replicas} is below 0; pass 0 or more")
+    return options
+
+
+def _check_input(text: str) -> None:
+    """Raises BadConfiguration if it is none, or a file that is not there."""
+    kind, _, argument = text.partition(":")
+    if text == EVALUATION or (kind == _SETS and argument.rpartition("/")[0]):
+        return
+    if kind == _SETS:
+        raise BadConfiguration(f"--input {text!r} names no split; write tfds:NAME/SPLIT")
+    if kind not in _FILES or not argument:
+        raise BadConfiguration(
+            f"--input {text!r} is not known; write eval, csv:PATH, images:DIR, text:PATH or tfds:NAME/SPLIT"
+        )
+    path = paths.local(f"--input={kind}:", argument)
+    if not (path.exists() if kind == "images" else path.is_file()):
+        raise BadConfiguration(f"--input {text}: {path} is not there; name another")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Answers, and returns the exit code. Imports TensorFlow."""
+    quiet.import_tensorflow()
+    from absl import logging
+
+    from trainers.use import predictions
+
+    logging.set_verbosity(logging.WARNING)
+    return predictions.predict(options)
+
+
+if __name__ == "__main__":
+    process.main(settings_from, main)

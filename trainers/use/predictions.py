@@ -1,0 +1,182 @@
+"""Answers for all rows of an input: read, computed on all replicas, written in order, and measured where labels are."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from trainers.settings.exit_codes import OK, ROWS_UNUSABLE, BadConfiguration
+from trainers.show.progress import words
+from trainers.use import answers, predictor, row_sources
+from trainers.use.answer_files import AnswerFile
+from trainers.use.predictor import Predictor
+from trainers.use.row_sources import Row
+from trainers.world import process
+
+# Seconds between what is kept for going on.
+_KEEP_EVERY = 2.0
+
+
+def predict(asked: Any) -> int:
+    """Writes the answers that the options of `trainers/predict.py` ask for. Returns the exit code.
+
+    Raises:
+      BadConfiguration: the model, the input or the output is unusable.
+    """
+    source = predictor.of(asked.model_path, asked)
+    if source.kind == "masks" and asked.output.suffix == ".csv":
+        raise BadConfiguration(f"--output {asked.output}: a mask does not fit into a cell; name a file .jsonl")
+    chunks = row_sources.rows_of(asked.input, source, str(asked.data_dir or _data_dir()))
+    chunks = _begun(chunks)
+    identity = {**source.identity, "input": asked.input, **_state_of(asked.input)}
+    out = AnswerFile(asked.output, columns_of(source), identity)
+    with contextlib.closing(out):
+        process.say(
+            f"{source.what}: {asked.input} → {asked.output}" + (f", from row {out.rows + 1}" if out.rows else "")
+        )
+        counted = Counted(source, out.counted)
+        if not out.complete:
+            _answer(source, chunks, out, counted)
+    return counted.told(out.rows)
+
+
+def _begun(chunks: Iterator[list[Row]]) -> Iterator[list[Row]]:
+    """The same, of which the first is read: what is wrong with the input is said before the output is touched."""
+    first = next(chunks, [])
+
+    def all_of() -> Iterator[list[Row]]:
+        yield first
+        yield from chunks
+
+    return all_of()
+
+
+class Counted:
+    """What is summed over rows: for metrics, and of rows and labels that cannot be used."""
+
+    def __init__(self, source: Predictor, before: Mapping[str, Any]):
+        self.source = source
+        self.sums = np.array(before.get("sums", [0.0] * source.sums.width), np.float64)
+        self.labelled, self.unusable = before.get("labelled", 0), before.get("unusable", 0)
+        self.doubts, self.reason = before.get("doubts", 0), before.get("reason", "")
+
+    def facts(self) -> dict[str, Any]:
+        """For going on."""
+        names = ("labelled", "unusable", "doubts", "reason")
+        return {"sums": self.sums.tolist()} | {name: getattr(self, name) for name in names}
+
+    def told(self, rows: int) -> int:
+        """Prints the metrics, and what could not be used. Returns the exit code."""
+        if self.labelled:
+            values = self.source.sums.values(tf.constant(self.sums)).numpy().tolist()
+            print(words(dict(zip(self.source.sums.names, values, strict=True))), flush=True)
+        if self.doubts:
+            process.say(f"{self.doubts} labels could not be used and are not measured")
+        if self.unusable:
+            process.say(f"{self.unusable} of {rows} rows could not be used, the first: {self.reason}")
+        process.say(f"{rows} rows answered" if not self.unusable else f"{rows - self.unusable} of {rows} rows answered")
+        return ROWS_UNUSABLE if self.unusable else OK
+
+
+def _answer(source: Predictor, chunks: Iterator[list[Row]], out: AnswerFile, counted: Counted) -> None:
+    """Answers the rows that the file does not have yet."""
+    compute, skip, kept = source.compiled(), out.rows, time.monotonic()
+    with tqdm.tqdm(unit="row", initial=out.rows, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
+        for rows in chunks:
+            left, skip = rows[skip:], max(skip - len(rows), 0)
+            if not left:
+                continue
+            out.write(_lines(source, compute, left, out.rows, counted))
+            bar.update(len(left))
+            if time.monotonic() - kept > _KEEP_EVERY:
+                out.keep(counted.facts())
+                kept = time.monotonic()
+    out.keep(counted.facts(), complete=True)
+
+
+def _lines(source: Predictor, compute: Any, rows: list[Row], before: int, counted: Counted) -> list[dict[str, Any]]:
+    usable = [row for row in rows if not row.reason]
+    found: dict[str, np.ndarray] = {}
+    if usable:
+        spec = source.spec
+        kind = np.float32 if spec.num_classes == 0 else np.int64
+        weights = np.array([row.target is not None for row in usable], np.float32)
+        targets = [np.zeros(spec.target_shape, kind) if row.target is None else row.target for row in usable]
+        counts = np.array([row.count for row in usable], np.int32)
+        arrays = np.stack([row.inputs for row in usable]), counts, np.stack(targets).astype(kind), weights
+        found, sums = compute(*arrays)
+        counted.sums += sums
+        counted.labelled += int(weights.sum())
+    counted.doubts += sum(bool(row.doubt) for row in rows)
+    lines, at = [], 0
+    for number, row in enumerate(rows, before + 1):
+        line = {"row": number, "input": row.where}
+        if row.reason:
+            counted.unusable += 1
+            counted.reason = counted.reason or f"{row.where}: {row.reason}"
+        else:
+            line |= _cells(source, {name: values[at] for name, values in found.items()}, row)
+            at += 1
+        lines.append(line | {"error": row.reason})
+    return lines
+
+
+def columns_of(source: Predictor) -> list[str]:
+    """The columns of a CSV file of answers."""
+    raw = source.raw
+    own = {
+        "classes": ["class", "probability", *(f"probability of {name}" for name in raw.classes)],
+        "numbers": list(_names_of(raw.targets)),
+        "text": ["next", "token", "probability"],
+        "masks": ["class", "probability"],
+    }
+    return ["row", "input", *own[source.kind], "error"]
+
+
+def _names_of(targets: Sequence[str]) -> list[str]:
+    """Names of targets, none as the columns beside them."""
+    return [f"{name}_" if name in ("row", "input", "error") else name for name in targets]
+
+
+def _cells(source: Predictor, answer: Mapping[str, np.ndarray], row: Row) -> dict[str, Any]:
+    """A row's answer by column. What CSV has no room for is in JSON alone."""
+    raw = source.raw
+    if source.kind == "classes":
+        shares = answer["probabilities"].tolist()
+        line = {"class": answer["class"].decode(), "probability": float(answer["probability"])}
+        return line | {f"probability of {name}": share for name, share in zip(raw.classes, shares, strict=True)}
+    if source.kind == "numbers":
+        keys = answers.target_keys(raw).values()
+        return {name: float(answer[key]) for name, key in zip(_names_of(raw.targets), keys, strict=True)}
+    if source.kind == "masks":
+        classes, shares = answer["class"], answer["probability"]
+        if row.size:  # as large as the image was
+            down, right = (np.arange(size) * own // size for size, own in zip(row.size, classes.shape, strict=True))
+            classes, shares = (values[down][:, right] for values in (classes, shares))
+        return {"class": classes.tolist(), "probability": np.round(shares.astype(float), 4).tolist()}
+    texts = [text.decode("utf-8", "replace") for text in answer["text"]] if "text" in answer else []
+    tokens, shares = answer["token"].tolist(), answer["probability"].tolist()
+    line = {"next": texts[0] if texts else "", "token": tokens[0], "probability": shares[0]}
+    others = [{"token": token, "probability": share} for token, share in zip(tokens, shares, strict=True)]
+    return line | {"most likely": [one | ({"text": texts[i]} if texts else {}) for i, one in enumerate(others)]}
+
+
+def _state_of(text: str) -> dict[str, Any]:
+    """What tells a file from one of the same name that holds something else."""
+    path = Path(text.partition(":")[2]).expanduser()
+    if text.partition(":")[0] not in ("csv", "text") or not path.is_file():
+        return {}
+    return {"bytes": path.stat().st_size, "changed": path.stat().st_mtime_ns}
+
+
+def _data_dir() -> Path:
+    from trainers.settings import paths
+    from trainers.settings.config import Config
+
+    return paths.local("--data_dir", Config.data_dir if paths.has_home() else paths.DATA_WITHOUT_HOME)

@@ -1,0 +1,197 @@
+"""What answers: the checkpoint of a run, on all replicas, or an export alone."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from models import cards, tasks
+from models.options import is_object
+from models.sums import Sums
+from models.tasks import DataSpec, Task
+from trainers.input import load
+from trainers.input.dataset import Dataset
+from trainers.input.raw.described import raw_of
+from trainers.input.raw.form import Raw
+from trainers.record import reading
+from trainers.run import trained
+from trainers.settings import options
+from trainers.settings.config import Config
+from trainers.settings.data_cards import is_own
+from trainers.settings.exit_codes import BadConfiguration
+from trainers.use import answers
+from trainers.world import devices, process
+
+# Rows that an export answers at once.
+ROWS_AT_ONCE = 64
+BEST, LAST = "best", "last"
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A model, how its examples look, and what its outputs mean.
+
+    `what`: how people call it. `identity`: what tells it from another. `outputs(inputs)`: of prepared inputs, in a
+    replica. `size`: rows at once, over all replicas. `dataset`: that of the run; None for an export.
+    """
+
+    what: str
+    identity: dict[str, Any]
+    raw: Raw
+    kind: str
+    task: Task
+    outputs: Callable[[tf.Tensor], Any]
+    strategy: tf.distribute.Strategy
+    size: int
+    spec: DataSpec
+    dataset: Dataset | None = None
+    held: Any = None
+
+    @property
+    def sums(self) -> Sums:
+        """Loss and metrics, as the evaluation has them."""
+        return Sums(dict(self.task.metrics) | dict(self.task.eval_metrics))
+
+    def compiled(self) -> Callable[..., tuple[answers.Answer, np.ndarray]]:
+        """The function `(inputs, counts, targets, weights) -> answers by name, sums of loss and metrics`.
+
+        All `[rows, …]`, at most `size`. A weight of 0 leaves a row out of the sums.
+        """
+        sums_of, answer, strategy = self.sums, answers.answering(self.kind, self.raw), self.strategy
+
+        def in_replica(inputs: Any, counts: Any, targets: Any, weights: Any) -> tuple[answers.Answer, tf.Tensor]:
+            outputs = self.outputs(inputs)
+            losses = self.task.loss(targets, outputs)
+            answered = answer(outputs, {"count": counts})
+            return answered, sums_of.of_examples(targets, outputs, losses, weights)
+
+        compute = tf.function(lambda *arguments: strategy.run(in_replica, args=arguments))
+
+        def call(*arrays: np.ndarray) -> tuple[answers.Answer, np.ndarray]:
+            count = len(arrays[0])
+            # Always as many rows, so that there is one trace; those that fill up have weight 0.
+            filled = [np.concatenate([a, np.repeat(a[:1], self.size - count, axis=0)]) for a in arrays]
+            filled[-1][count:] = 0
+            answered, sums = compute(*(self._shared(array) for array in filled))
+            found = {
+                name: np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)])[:count]
+                for name, value in answered.items()
+            }
+            return found, np.sum([part.numpy() for part in strategy.experimental_local_results(sums)], 0, np.float64)
+
+        return call
+
+    def _shared(self, array: np.ndarray) -> Any:
+        """Rows, cut for the replicas."""
+        share = self.size // self.strategy.num_replicas_in_sync
+
+        def of_replica(context: Any) -> tf.Tensor:
+            number = context.replica_id_in_sync_group
+            return tf.constant(array[number * share : (number + 1) * share])
+
+        return self.strategy.experimental_distribute_values_from_function(of_replica)
+
+
+def of(path: Path, asked: Any) -> Predictor:
+    """The predictor of a run directory or an export. `asked`: the options of `trainers/predict.py`.
+
+    Raises:
+      BadConfiguration: it is neither, or only its owner knows what its inputs or outputs mean.
+    """
+    if (path / reading.METADATA).exists() and not (path / reading.RUN).exists():
+        return _of_export(path)
+    return _of_run(path, asked)
+
+
+def _of_run(run_dir: Path, asked: Any) -> Predictor:
+    facts, own = reading.read_run(run_dir), trained.flags_of("RUN_DIR_OR_EXPORT", run_dir)
+    if is_own(own.dataset):
+        raise BadConfiguration(
+            f"run {run_dir} is trained on {own.dataset}, of which only you know what an example is; use serve_prepared "
+            "of its export"
+        )
+    config = dataclasses.replace(own, strategy=asked.strategy, replicas=asked.replicas, export="")
+    if asked.data_dir:
+        config = dataclasses.replace(config, data_dir=str(asked.data_dir))
+    wanting = dataclasses.replace(config, model=asked.model) if asked.model else config
+    if is_object(options.name_of(own.model)) and not asked.model:
+        raise BadConfiguration(
+            f"run {run_dir}: its model {own.model} is of somebody's own and is not imported unasked; if you trust it, "
+            f"pass --model={options.name_of(own.model)}"
+        )
+    options.import_objects([each for each in wanting.chosen if each.flag == "model"])
+    world = devices.set_up(config, None, process.say)
+    dataset = load.load_for(config)
+    if facts.get("data_fingerprint", dataset.fingerprint) != dataset.fingerprint:
+        raise BadConfiguration(
+            f"run {run_dir} was trained on other data than --dataset {own.dataset} holds now, and its preparation "
+            "is not known; bring them back, or use its export"
+        )
+    loss = "" if is_object(options.name_of(own.loss)) else own.loss
+    dataset = dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, loss=loss))
+    chosen = _step_of(run_dir, asked.checkpoint)
+    with world.strategy.scope():
+        found = trained.model_of("run", run_dir, wanting, dataset, (lambda best: chosen) if chosen is not None else int)
+    model, task = found.model, found.task
+    kind = _known(f"run {run_dir}", answers.kind_of(task, dataset.raw))
+    share = max(own.batch_size // max(own.accumulate or 1, 1) // world.replicas, 1)
+    identity = {"run": str(run_dir.resolve()), "checkpoint": found.checkpoint.name, "started": facts.get("started")}
+    return Predictor(
+        f"{found.checkpoint.name} of {run_dir}, on {world.replicas} replica{'s' * (world.replicas > 1)}",
+        identity,
+        dataset.raw,
+        kind,
+        task,
+        lambda inputs: model(task.inputs(inputs), training=False),
+        world.strategy,
+        share * world.replicas,
+        dataset.spec,
+        dataset,
+    )
+
+
+def _of_export(path: Path) -> Predictor:
+    try:
+        facts = reading.read_json(path / reading.METADATA)
+        if not facts.get("data"):
+            _known(f"export {path}", "")
+        raw, spec, flags = raw_of(facts["data"]), DataSpec(**facts["spec"]), facts["flags"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadConfiguration(f"{path / reading.METADATA} cannot be read: {error}; export again") from None
+    kind = _known(f"export {path}", facts.get("answers", ""))
+    if not (path / "saved_model.pb").exists():
+        raise BadConfiguration(f"{path} holds no SavedModel; export again with --export=saved_model")
+    name, loss = options.name_of(flags["model"]), flags.get("loss") or ""
+    spec = dataclasses.replace(spec, loss="" if is_object(options.name_of(loss)) else loss)
+    make = {"classes": tasks.classification, "numbers": tasks.regression, "masks": tasks.segmentation}
+    task = tasks.model_of(flags["model"], spec)[1] if name in cards.MODELS else make.get(kind, tasks.language)(spec)
+    world = devices.set_up(Config(strategy="one_device"), None, process.say)
+    loaded = tf.saved_model.load(str(path))
+    identity = {"export": str(path.resolve()), "step": facts["step"], "started": facts.get("started")}
+    what = f"export {path} of step {facts['step']}"
+    outputs, strategy = loaded.serve_prepared, world.strategy
+    return Predictor(what, identity, raw, kind, task, outputs, strategy, ROWS_AT_ONCE, spec, None, loaded)
+
+
+def _known(what: str, kind: str) -> str:
+    if kind not in answers.KINDS:
+        raise BadConfiguration(
+            f"{what} has no answers: only its owner knows what data or outputs mean; use serve_prepared of its export"
+        )
+    return kind
+
+
+def _step_of(run_dir: Path, checkpoint: str) -> int | None:
+    """The step of a checkpoint that is not the best; None for that."""
+    if checkpoint == BEST:
+        return None
+    steps = reading.checkpoint_steps(run_dir)
+    if checkpoint == LAST:
+        return steps[-1]
+    if not checkpoint.isdecimal() or int(checkpoint) not in steps:
+        known = ", ".join(map(str, steps))
+        raise BadConfiguration(f"--checkpoint {checkpoint!r} is not there; choose {BEST}, {LAST}, or one of: {known}")
+    return int(checkpoint)
