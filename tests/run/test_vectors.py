@@ -129,13 +129,12 @@ def test_a_weight_with_a_constraint_is_not_put_into_a_vector():
     assert not takes_vectors(keras.optimizers.Adam(0.1), own)
 
 
-def test_vectors_hold_one_type_and_one_kind_and_give_back_what_they_took():
+def test_vectors_hold_one_type_and_give_back_what_they_took():
     own = weights_of() + weights_of("bfloat16")
-    decays = [len(weight.shape) > 1 for weight in own]
-    cut = vectors.vectors_of(own, decays)
+    cut = vectors.vectors_of(own)
     assert sorted(place for bundle in cut.bundles for place in bundle) == list(range(len(own)))
     for bundle in cut.bundles:
-        assert len({(own[place].dtype, decays[place]) for place in bundle}) == 1
+        assert len({own[place].dtype for place in bundle}) == 1
         assert len(bundle) == 1 or sum(cut.sizes[place] for place in bundle) <= 100
     values = [tf.convert_to_tensor(weight) for weight in own]
     for value, back in zip(values, cut.unpack(cut.pack(values)), strict=True):
@@ -186,6 +185,9 @@ def test_a_part_of_a_vector_is_read_and_set_alone():
     part.assign(np.zeros([2, 2]))
     np.testing.assert_array_equal(vector.numpy(), [0, 1, 0, 0, 0, 0])
     np.testing.assert_array_equal(held, [[2, 3], [4, 5]])
+    held = read()["part"]
+    vector.assign_add(tf.ones([6]))  # in place, if nobody held the value
+    np.testing.assert_array_equal(held, np.zeros([2, 2]))
 
 
 @pytest.mark.parametrize("name", RECIPES)

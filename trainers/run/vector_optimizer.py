@@ -67,8 +67,10 @@ class VectorOptimizer:
         self, optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable], decays: Sequence[bool]
     ):
         self.optimizer, self.weights = optimizer, list(weights)
-        self.vectors = vectors_of(weights, decays)
-        self.decays = [decays[bundle[0]] for bundle in self.vectors.bundles]
+        self.vectors = vectors_of(weights)
+        for bundle in self.vectors.bundles:
+            bundle.sort(key=lambda place: not decays[place])  # those that decay stand first, in their order
+        self.decaying = [sum(decays[place] for place in bundle) for bundle in self.vectors.bundles]
         owners = [
             weights[bundle[0]] if len(bundle) == 1 else self._values(number)
             for number, bundle in enumerate(self.vectors.bundles)
@@ -119,14 +121,28 @@ class VectorOptimizer:
         self, _: tf.Variable, gradients: list[tf.Tensor], weights: list[list[tf.Variable]], rate: tf.Tensor
     ) -> None:
         """On a device: updates what lies there."""
-        for number, (gradient, own) in enumerate(zip(gradients, weights, strict=True)):
-            target = own[0] if len(own) == 1 else self._values(number, joined(own))
-            if self.optimizer.weight_decay and self.decays[number]:
-                value, decay = (tf.convert_to_tensor(target) if len(own) == 1 else target.value), self.weight_decay
-                target.assign_sub(value * tf.cast(decay, value.dtype) * tf.cast(rate, value.dtype))
-            self.optimizer.update_step(gradient, target, rate)
-            if len(own) > 1:
-                for variable, value in zip(
-                    own, self.vectors.parts(self.vectors.bundles[number], target.value), strict=True
-                ):
-                    variable.assign(value, read_value=False)
+        with private_api.counter_read_once(self.optimizer):
+            for number, (gradient, own) in enumerate(zip(gradients, weights, strict=True)):
+                self._update_vector(number, gradient, own, rate)
+
+    def _update_vector(self, number: int, gradient: tf.Tensor, own: list[tf.Variable], rate: tf.Tensor) -> None:
+        """On a device: updates the weights of a vector, or a weight alone."""
+        decaying = self.decaying[number] if self.optimizer.weight_decay else 0
+        if len(own) == 1:
+            if decaying:
+                own[0].assign_sub(self._decay(own[0], rate), read_value=False)
+            self.optimizer.update_step(gradient, own[0], rate)
+            return
+        values = list(own)
+        if decaying:
+            whole = joined(own[:decaying])
+            values[:decaying] = [whole - self._decay(whole, rate)]
+        target = self._values(number, joined(values))
+        self.optimizer.update_step(gradient, target, rate)
+        parts = self.vectors.parts(self.vectors.bundles[number], target.value)
+        for variable, value in zip(own, parts, strict=True):
+            variable.assign(value, read_value=False)
+
+    def _decay(self, value: Any, rate: tf.Tensor) -> tf.Tensor:
+        """What weight decay takes off values in an update."""
+        return value * tf.cast(self.optimizer.weight_decay, value.dtype) * tf.cast(rate, value.dtype)

@@ -3,7 +3,7 @@
 A large variable stays as it is: copying it into a vector would cost more than its operations do.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -51,26 +51,21 @@ def joined(values: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.concat([tf.reshape(value, flat) for value in values], axis=0)
 
 
-def vectors_of(variables: Sequence[Any], kinds: Sequence[Hashable] | None = None) -> Vectors:
-    """Vectors of variables of one type, and of one of `kinds`, in their order."""
+def vectors_of(variables: Sequence[Any]) -> Vectors:
+    """Vectors of variables of one type each, in their order."""
     most = MOST_ON_GPU if tf.config.list_logical_devices("GPU") else MOST_ON_CPU
     shapes = [tuple(variable.shape) for variable in variables]
     bundles: list[list[int]] = []
-    # For each kind the bundle that is not full, and the elements in it.
-    open_bundles: dict[Hashable, tuple[list[int], int]] = {}
+    # For each type the bundle that is not full, and the elements in it.
+    open_bundles: dict[tf.DType, tuple[list[int], int]] = {}
     for place, (variable, shape) in enumerate(zip(variables, shapes, strict=True)):
-        kind = tf.as_dtype(variable.dtype), kinds[place] if kinds else None
+        dtype = tf.as_dtype(variable.dtype)
         size = tf.TensorShape(shape).num_elements()
-        bundle, filled = open_bundles.get(kind, ([], most))
+        bundle, filled = open_bundles.get(dtype, ([], most))
         if size > most or filled + size > most:
             bundle, filled = [], 0
             bundles.append(bundle)
         bundle.append(place)
         if size <= most:
-            open_bundles[kind] = bundle, filled + size
+            open_bundles[dtype] = bundle, filled + size
     return Vectors(shapes, bundles)
-
-
-def each_alone(variables: Sequence[Any]) -> Vectors:
-    """No vectors: every variable as it is."""
-    return Vectors([variable.shape for variable in variables], [[place] for place in range(len(variables))])

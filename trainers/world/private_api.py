@@ -106,6 +106,22 @@ def build_recorded(optimizer: Any, owners: Any) -> list[list[tuple[str, list[Any
     return made
 
 
+@contextlib.contextmanager
+def counter_read_once(optimizer: Any) -> Iterator[None]:
+    """While a graph is made: update rules take the number of the update as one tensor, not as a variable each reads.
+
+    TensorFlow computes what follows from one tensor once, and what follows from two reads of a variable twice.
+    """
+    import tensorflow as tf
+
+    counter = optimizer._iterations
+    optimizer._iterations = tf.convert_to_tensor(counter)
+    try:
+        yield
+    finally:
+        optimizer._iterations = counter
+
+
 def ordering_tokens(strategy: Any) -> list[Any]:
     """Variables by which TensorFlow keeps collectives in order. They hold no value of the run.
 
