@@ -126,7 +126,8 @@ class MovingAverage:
 
     def update(self) -> None:
         """In a replica: moves the average on its device."""
-        tf.distribute.get_replica_context().merge_call(self._update_all)
+        if self.averages:
+            tf.distribute.get_replica_context().merge_call(self._update_all)
 
     def _update_all(self, strategy: tf.distribute.Strategy) -> None:
         def move(_: tf.Variable, averages: list[tf.Variable], weights: list[list[tf.Variable]]) -> None:

@@ -108,6 +108,8 @@ class VectorOptimizer:
 
     def apply_vectors(self, gradients: Sequence[tf.Tensor]) -> None:
         """In a replica: an update by gradients as `vectors.pack` makes them, the same on all replicas."""
+        if not gradients:
+            return  # of a model without weights, which a loop refuses once it is traced
         with tf.name_scope(self.optimizer.name):
             context = tf.distribute.get_replica_context()
             context.merge_call(self._update_all, args=(list(gradients), tf.convert_to_tensor(self.learning_rate)))

@@ -114,7 +114,7 @@ def groups_of(config: Config, model: keras.Model) -> list[WeightGroup]:
         rate = config.learning_rate if request.learning_rate is None else request.learning_rate
         decay = config.weight_decay if request.weight_decay is None else request.weight_decay
         schedule = optimizers.schedule(config.schedule, rate, config.warmup_steps, config.train_steps)
-        for number, factor in enumerate(sorted({rate_factors[place] for place in own}), 1):
+        for number, factor in enumerate(sorted({rate_factors[place] for place in own} or {1.0}), 1):
             scaled = schedule if factor == 1 else optimizers.Scaled(schedule, factor)
             optimizer = optimizers.build(request.optimizer, scaled, decay)
             part = [place for place in own if rate_factors[place] == factor]
