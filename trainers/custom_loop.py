@@ -63,6 +63,8 @@ class Supervised(ModelsLoop):
             self.optimizer, self.schedules = self.groups[-1].optimizer, weight_groups.schedules_of(self.groups)
             self.average = MovingAverage(self.model.trainable_variables, config.ema) if config.ema else None
             self.loss_scale = LossScale() if config.precision == "float16" else None
+        # Gradients are summed, clipped and applied as a few vectors of many weights.
+        self.vectors = weight_groups.vectors_of(self.groups, self.model.trainable_variables)
         self.rate_names, self.models = tuple(self.schedules), {"model": self.model}
         self.optimizers = {group.name: group.optimizer for group in self.groups}
         self.averages = {"ema": self.average} if self.average else {}
@@ -128,12 +130,19 @@ class Supervised(ModelsLoop):
             sums = self.sums.of_examples(targets, outputs, losses, tf.ones_like(losses))
             return gradients, sums + tf.one_hot(0, self.sums.width) * penalty * config.batch_size
 
+    def vectors_of_part(self, *part: Any) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """`gradients_of_part`, the gradients as a few vectors."""
+        gradients, sums = self.gradients_of_part(*part)
+        with tf.name_scope("gradients"):
+            return self.vectors.pack(gradients), sums
+
     def replica_gradients(
         self, compute: Callable, source: Source, feed: Any, order: Any, step: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """In a replica: its share's gradients, summed over all replicas, then clipped. Also the sums and the norm.
 
-        `compute`: `gradients_of_part`, compiled or not. Clipping follows the sum: clipped before it, the result would
+        `compute`: `vectors_of_part`, compiled or not; gradients are vectors here, of which `self.vectors` knows what is
+        where. Clipping follows the sum: clipped before it, the result would
         depend on the number of replicas.
         """
         config, gradients, sums = self.config, None, None
@@ -156,22 +165,25 @@ class Supervised(ModelsLoop):
 
     def replica_displace(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """In a replica: moves the weights to where a second gradient is taken. Returns the weights that they were."""
-        weights = [tf.identity(v) for v in self.weights]
+        weights, gradients = [tf.identity(v) for v in self.weights], self.vectors.unpack(gradients)
         perturbation = self.optimizer.perturbation(gradients, tf.linalg.global_norm(gradients))
         assign(self.weights, [w + e for w, e in zip(weights, perturbation, strict=True)])
         return weights
 
     def replica_update(self, gradients: list[tf.Tensor]) -> None:
         """In a replica: applies gradients that are the same on all replicas."""
-        for group in self.groups:
-            group.apply(gradients, self.model.trainable_variables)
+        weight_groups.apply_vectors(self.groups, gradients)
         if self.average:
             with tf.name_scope("ema"):
                 self.average.update()
 
+    def first_gradients(self, gradients: Sequence[Any]) -> list[tf.Tensor]:
+        """Outside of replicas: the gradient of each weight, on this process's first device, for histograms."""
+        return self.vectors.unpack([first_local(self.world.strategy, vector) for vector in gradients])
+
     def make_update(self, source: Source) -> Callable[[Any, Any, tf.Tensor], Update]:
         """One update: gradients of the global batch, a second time where the optimizer asks for it, then the step."""
-        strategy, compute = self.world.strategy, self.compiled(self.gradients_of_part)
+        strategy, compute = self.world.strategy, self.compiled(self.vectors_of_part)
         gradients_of_batch = on_replicas(strategy, lambda *batch: self.replica_gradients(compute, source, *batch))
         displace = on_replicas(strategy, self.replica_displace)
         put_back = on_replicas(strategy, lambda values: assign(self.weights, values))
@@ -194,7 +206,8 @@ class Supervised(ModelsLoop):
             else:
                 finite &= tf.math.is_finite(norm)
                 apply(gradients)
-            return Update(sums, (norm,), finite, gradients)
+            applied = self.first_gradients(gradients) if self.config.histogram_every else ()
+            return Update(sums, (norm,), finite, applied)
 
         return update
 

@@ -130,3 +130,16 @@ def test_collectives_are_kept_in_order_by_variables_that_are_no_state(monkeypatc
     strategy = SimpleNamespace(extended=SimpleNamespace(_cross_device_ops=operations, _host_cross_device_ops=None))
     assert private_api.ordering_tokens(strategy) == [token]
     assert private_api.ordering_tokens(tf.distribute.get_strategy()) == []
+
+
+def test_slots_of_an_optimizer_are_told_and_its_counter_is_one_tensor():
+    weights = [keras.Variable(np.zeros(size), name=f"w{size}") for size in (2, 3)]
+    optimizer = keras.optimizers.Adam(0.1)
+    ((momentum, velocity),) = private_api.build_recorded(optimizer, weights)
+    assert (momentum[0], velocity[0]) == ("momentum", "velocity")
+    assert [slot.shape for slot in momentum[1]] == [(2,), (3,)]
+    assert {id(slot) for _, slots in (momentum, velocity) for slot in slots} < set(map(id, optimizer.variables))
+    counter = optimizer.iterations
+    with private_api.counter_read_once(optimizer):
+        assert tf.is_tensor(optimizer.iterations) and not isinstance(optimizer.iterations, tf.Variable)
+    assert optimizer.iterations is counter

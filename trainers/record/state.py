@@ -4,7 +4,8 @@ Values are kept by list, not by object graph: Keras 3 hides variables from `tf.t
 that keeps layers in lists).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,48 @@ from trainers.world import private_api
 from trainers.world.devices import components, first_component, native
 
 State = dict[str, np.ndarray | tf.Tensor]
+
+
+class Part:
+    """A part of a vector variable, under the name and in the shape that it has in checkpoints.
+
+    `vector`: a Keras or TensorFlow variable `[elements]`; `first`: the part's first element in it.
+    """
+
+    def __init__(self, vector: Any, first: int, shape: Sequence[int], path: str):
+        self.vector, self.first, self.shape, self.path, self.name = vector, first, tuple(shape), path, path
+        self.size = math.prod(self.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """That of the vector."""
+        return self.vector.dtype
+
+    def of(self, whole: np.ndarray) -> np.ndarray:
+        """The part of a value of the vector, not copied."""
+        return whole[self.first : self.first + self.size].reshape(self.shape)
+
+    def numpy(self) -> np.ndarray:
+        """The value now."""
+        return self.of(first_component(self.vector).numpy())
+
+    def assign(self, value: Any) -> None:
+        """Outside of replicas: sets this part alone. For many parts, `put` is faster."""
+        put([(self, value)])
+
+
+def put(values: Iterable[tuple[Any, Any]]) -> None:
+    """Outside of replicas: sets variables, and parts of vectors, to the values that stand with them."""
+    vectors: dict[int, tuple[Any, np.ndarray]] = {}
+    for variable, value in values:
+        if not isinstance(variable, Part):
+            native(variable).assign(value)
+            continue
+        if id(variable.vector) not in vectors:
+            vectors[id(variable.vector)] = variable.vector, np.array(first_component(variable.vector))
+        variable.of(vectors[id(variable.vector)][1])[...] = value
+    for vector, whole in vectors.values():
+        native(vector).assign(whole)
 
 
 def name_variables(group: str, variables: Iterable[Any]) -> dict[str, Any]:
@@ -28,15 +71,26 @@ def reader(variables: Mapping[str, Any]) -> Callable[[], State]:
     Later updates do not reach what it gave. On a CPU nothing is copied, they are tensors: TensorFlow gives a variable
     that is updated while somebody holds its value new memory.
     """
-    held = {}
+    held: dict[str, tuple[int, Callable | None]] = {}
+    wholes: dict[int, tf.Variable] = {}
     for name, variable in variables.items():
-        component = first_component(variable)
-        on_host = (lambda value: value) if "CPU" in component.device else np.asarray
-        held[name] = component.handle, component.dtype, on_host
-    return lambda: {
-        name: on_host(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
-        for name, (handle, dtype, on_host) in held.items()
-    }
+        component = first_component(_whole(variable))
+        wholes[id(component.handle)] = component
+        held[name] = id(component.handle), variable.of if isinstance(variable, Part) else None
+
+    def read() -> State:
+        found = {}
+        for key, component in wholes.items():
+            value = tf.raw_ops.ReadVariableOp(resource=component.handle, dtype=component.dtype)
+            found[key] = value if "CPU" in component.device else np.asarray(value)
+        return {name: part(np.asarray(found[key])) if part else found[key] for name, (key, part) in held.items()}
+
+    return read
+
+
+def _whole(variable: Any) -> Any:
+    """The variable that holds a value: the vector of a part."""
+    return variable.vector if isinstance(variable, Part) else variable
 
 
 def values_of(variables: Mapping[str, Any]) -> State:
@@ -48,7 +102,7 @@ def unsaved_variables(
     strategy: tf.distribute.Strategy, variables: Mapping[str, Any], function: Any
 ) -> list[tuple[str, Any, Any, Any]]:
     """Name, handle, dtype and shape of each variable that a concrete function uses and that is not in `variables`."""
-    saved = {id(component.handle) for v in variables.values() for component in components(v)}
+    saved = {id(component.handle) for v in variables.values() for component in components(_whole(v))}
     saved |= {id(token.handle) for token in private_api.ordering_tokens(strategy)}
     captured = private_api.captured_variables(function)
     return [(name, handle, dtype, shape) for handle, name, dtype, shape in captured if id(handle) not in saved]
@@ -101,4 +155,4 @@ def assign(variables: Mapping[str, Any], state: State) -> None:
                 f"{name} has shape {tuple(variable.shape)}, in the checkpoint {value.shape}; "
                 "restore the model's code, or name another --run_dir"
             )
-        native(variable).assign(value)
+    put((variable, state[name]) for name, variable in variables.items())

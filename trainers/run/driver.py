@@ -9,6 +9,7 @@ from absl import logging
 from trainers.run import workers
 from trainers.run.inner_loop import InnerLoop, Source
 from trainers.run.replicas import first_local, on_replicas
+from trainers.run.vectors import vectors_of
 from trainers.run.windows import Columns
 from trainers.show.summaries import Summaries
 from trainers.world.devices import first_component
@@ -21,8 +22,8 @@ FRAMES = 10
 
 @tf.autograph.experimental.do_not_convert
 def own_weights(loop: InnerLoop) -> list[tf.Tensor]:
-    """The weights as they are now, outside of the replicas: those on this process's first device."""
-    return [tf.identity(first_component(weight)) for weight in loop.weights]
+    """The weights as they are now, as vectors, outside of the replicas: those on this process's first device."""
+    return [tf.identity(vector) for vector in vectors_of(loop.weights).pack(list(map(first_component, loop.weights)))]
 
 
 def log_window(loop: InnerLoop) -> tf.Tensor:

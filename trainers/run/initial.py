@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from trainers.record import reading, weight_files
 from trainers.record.checkpoints import digest
-from trainers.record.state import State
+from trainers.record.state import State, put
 from trainers.run import trained
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import private_api
-from trainers.world.devices import native
 
 _FLAG = "--init_from"
 # Names that the plan shows of each list; run.json has all.
@@ -66,8 +66,7 @@ def begin(
     table, chosen = fit(model, source, config.init_skip)
     slots = _slots(config, source.state, optimizers, named, table) if config.init_optimizer else []
     _check(config, table)
-    for variable, value in [*chosen, *slots]:
-        native(variable).assign(value.astype(np.dtype(variable.dtype)))
+    put((variable, value.astype(tf.as_dtype(variable.dtype).as_numpy_dtype)) for variable, value in [*chosen, *slots])
     return source.facts | {name: of for name, of in dataclasses.asdict(table).items() if name != "lacking"}
 
 

@@ -6,6 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from trainers.record.state import Part, put, values_of
+from trainers.run.vectors import joined, vectors_of
+from trainers.world.devices import native
+
 
 def boxed(function: Callable) -> Callable:
     """A replica's function in a name scope `replica_N`, for graphs and profiles: TensorFlow boxes all but the first.
@@ -101,24 +105,38 @@ class MovingAverage:
     """A moving average of weights, `average += (1 - decay) (weight - average)`. Built in the strategy's scope."""
 
     def __init__(self, weights: Sequence[Any], decay: float):
-        self.weights, self.decay = list(weights), decay
-        self.variables = [tf.Variable(w, trainable=False, name=f"{w.path}/average") for w in self.weights]
+        self.weights, self.decay, self.vectors = list(weights), decay, vectors_of(weights)
+        # Of each weight, as checkpoints hold it: an average of its own, or a part of a vector of several weights'.
+        self.variables: list[Any] = [None] * len(self.weights)
+        self.averages = [self._begun(bundle) for bundle in self.vectors.bundles]
+
+    def _begun(self, bundle: Sequence[int]) -> tf.Variable:
+        """A variable that holds the weights of a bundle as they are."""
+        names, first = [f"{weight.path}/average" for weight in self.weights], 0
+        value = joined([native(self.weights[place]) for place in bundle])
+        average = tf.Variable(value, trainable=False, name=names[bundle[0]] if len(bundle) == 1 else "averages")
+        for place in bundle:
+            part = Part(average, first, self.vectors.shapes[place], f"{names[place]}:0")
+            self.variables[place] = average if len(bundle) == 1 else part
+            first += self.vectors.sizes[place]
+        return average
 
     def begin_anew(self) -> None:
         """Outside of replicas: the average is the weights as they are."""
-        for average, weight in zip(self.variables, self.weights, strict=True):
-            average.assign(weight.numpy())
+        put(zip(self.variables, [weight.numpy() for weight in self.weights], strict=True))
 
     def update(self) -> None:
         """In a replica: moves the average on its device."""
-        tf.distribute.get_replica_context().merge_call(self._update_all)
+        if self.averages:
+            tf.distribute.get_replica_context().merge_call(self._update_all)
 
     def _update_all(self, strategy: tf.distribute.Strategy) -> None:
-        def move(average: tf.Variable, weight: tf.Tensor) -> None:
-            average.assign_sub((1 - self.decay) * (average - weight))
+        def move(_: tf.Variable, averages: list[tf.Variable], weights: list[list[tf.Variable]]) -> None:
+            for average, own in zip(averages, weights, strict=True):
+                average.assign_sub((1 - self.decay) * (average - joined(own)))
 
-        for average, weight in zip(self.variables, self.weights, strict=True):
-            strategy.extended.update(average, move, args=(weight.value,), group=False)
+        weights = [[native(self.weights[place]) for place in bundle] for bundle in self.vectors.bundles]
+        strategy.extended.update(self.averages[0], move, args=(self.averages, weights), group=False)
 
     @contextlib.contextmanager
     def exchanged(self) -> Iterator[None]:
@@ -130,7 +148,6 @@ class MovingAverage:
             self._exchange()
 
     def _exchange(self) -> None:
-        pairs = list(zip(self.variables, (w.value for w in self.weights), strict=True))
-        for average, weight, a, w in [(a, w, a.numpy(), w.numpy()) for a, w in pairs]:
-            average.assign(w)
-            weight.assign(a)
+        averages, weights = (values_of(dict(enumerate(held))).values() for held in (self.variables, self.weights))
+        put(zip(self.variables, weights, strict=True))
+        put(zip(self.weights, averages, strict=True))

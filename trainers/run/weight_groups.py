@@ -13,6 +13,8 @@ import tensorflow as tf
 
 from models import optimizers
 from trainers.run import depths
+from trainers.run.vector_optimizer import VectorOptimizer, takes_vectors
+from trainers.run.vectors import Vectors
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.optimizer_for import Request, parse
@@ -27,7 +29,7 @@ class WeightGroup(NamedTuple):
     """
 
     places: list[int]
-    optimizer: keras.optimizers.Optimizer
+    optimizer: Any
     schedule: Any
     factor: float = 1.0
     name: str = "optimizer"
@@ -36,18 +38,45 @@ class WeightGroup(NamedTuple):
         """The group's own of a list with a value for each weight."""
         return [values[place] for place in self.places]
 
-    def build(self, weights: Sequence[keras.Variable]) -> None:
-        """Makes the optimizer's variables. What is no matrix and no kernel has no weight decay. `weights`: all."""
+    def built(self, weights: Sequence[keras.Variable]) -> "WeightGroup":
+        """With the optimizer's variables. What is no matrix and no kernel has no weight decay. `weights`: all."""
         own = self.of(weights)
+        if takes_vectors(self.optimizer, own):
+            return self._replace(optimizer=VectorOptimizer(self.optimizer, own, [len(w.shape) > 1 for w in own]))
         self.optimizer.exclude_from_weight_decay(var_list=[weight for weight in own if len(weight.shape) < 2])
         self.optimizer.build(own)
         # Loops sum gradients themselves: a second all-reduce in `apply` would multiply them.
         private_api.apply_without_reduction(self.optimizer)
+        return self
+
+    @property
+    def bundles(self) -> list[list[int]]:
+        """The places of the weights of each vector that the optimizer updates, once it is built."""
+        if isinstance(self.optimizer, VectorOptimizer):
+            return [[self.places[i] for i in bundle] for bundle in self.optimizer.vectors.bundles]
+        return [[place] for place in self.places]
 
     def apply(self, gradients: Sequence[tf.Tensor], weights: Sequence[keras.Variable]) -> None:
         """Updates the group's weights. `gradients`, `weights`: those of all groups."""
         with tf.name_scope("optimizer"):
             self.optimizer.apply(self.of(gradients), self.of(weights))
+
+
+def vectors_of(groups: Sequence[WeightGroup], weights: Sequence[keras.Variable]) -> Vectors:
+    """How values of all weights are cut into vectors: those of each group's optimizer, group by group."""
+    return Vectors([weight.shape for weight in weights], [bundle for group in groups for bundle in group.bundles])
+
+
+def apply_vectors(groups: Sequence[WeightGroup], gradients: Sequence[tf.Tensor]) -> None:
+    """In a replica: updates all weights by gradients as `vectors_of(groups, …).pack` makes them."""
+    left = list(gradients)
+    with tf.name_scope("optimizer"):
+        for group in groups:
+            own, left = left[: len(group.bundles)], left[len(group.bundles) :]
+            if isinstance(group.optimizer, VectorOptimizer):
+                group.optimizer.apply_vectors(own)
+            else:
+                group.optimizer.apply(own)
 
 
 def group_of(config: Config, weights: Sequence[keras.Variable], steps: int = 1) -> WeightGroup:
@@ -65,9 +94,7 @@ def group_of(config: Config, weights: Sequence[keras.Variable], steps: int = 1) 
         raise BadConfiguration(
             f"--optimizer {config.optimizer} takes two gradients an update, and the loop {config.loop} one; take adam"
         )
-    group = WeightGroup(list(range(len(weights))), optimizer, schedule)
-    group.build(weights)
-    return group
+    return WeightGroup(list(range(len(weights))), optimizer, schedule).built(weights)
 
 
 def groups_of(config: Config, model: keras.Model) -> list[WeightGroup]:
@@ -87,7 +114,7 @@ def groups_of(config: Config, model: keras.Model) -> list[WeightGroup]:
         rate = config.learning_rate if request.learning_rate is None else request.learning_rate
         decay = config.weight_decay if request.weight_decay is None else request.weight_decay
         schedule = optimizers.schedule(config.schedule, rate, config.warmup_steps, config.train_steps)
-        for number, factor in enumerate(sorted({rate_factors[place] for place in own}), 1):
+        for number, factor in enumerate(sorted({rate_factors[place] for place in own} or {1.0}), 1):
             scaled = schedule if factor == 1 else optimizers.Scaled(schedule, factor)
             optimizer = optimizers.build(request.optimizer, scaled, decay)
             part = [place for place in own if rate_factors[place] == factor]
@@ -98,9 +125,7 @@ def groups_of(config: Config, model: keras.Model) -> list[WeightGroup]:
         raise BadConfiguration(
             "--optimizer_for does not go with an optimizer of two gradients an update (sam); pass another"
         )
-    for group in groups:
-        group.build(weights)
-    return groups
+    return [group.built(weights) for group in groups]
 
 
 def words(config: Config) -> list[str]:

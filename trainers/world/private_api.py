@@ -83,6 +83,45 @@ def apply_without_reduction(optimizer: Any) -> None:
     optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
 
 
+def build_recorded(optimizer: Any, owners: Any) -> list[list[tuple[str, list[Any]]]]:
+    """Builds an optimizer on Keras variables, or on what has a path, a shape and a dtype. Returns what slots it made.
+
+    For each call of `add_optimizer_variables`: the kinds of slots in it, each with a slot for each of `owners`. Keras
+    keeps slots in attributes of many names, and asks TensorFlow to colocate them with variables alone.
+    """
+    from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+    made, add = [], optimizer.add_optimizer_variables
+
+    def recorded(variables: Any, name: Any, initializer: Any = "zeros") -> Any:
+        found = add(variables, name, initializer)
+        made.append([(name, found)] if isinstance(name, str) else list(zip(name, found, strict=True)))
+        return found
+
+    optimizer.add_variable_from_reference = lambda *args, **keywords: BaseOptimizer.add_variable_from_reference(
+        optimizer, *args, **keywords
+    )
+    optimizer.add_optimizer_variables = recorded
+    optimizer.build(owners)
+    return made
+
+
+@contextlib.contextmanager
+def counter_read_once(optimizer: Any) -> Iterator[None]:
+    """While a graph is made: update rules take the number of the update as one tensor, not as a variable each reads.
+
+    TensorFlow computes what follows from one tensor once, and what follows from two reads of a variable twice.
+    """
+    import tensorflow as tf
+
+    counter = optimizer._iterations
+    optimizer._iterations = tf.convert_to_tensor(counter)
+    try:
+        yield
+    finally:
+        optimizer._iterations = counter
+
+
 def ordering_tokens(strategy: Any) -> list[Any]:
     """Variables by which TensorFlow keeps collectives in order. They hold no value of the run.
 

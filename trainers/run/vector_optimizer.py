@@ -1,0 +1,150 @@
+"""A Keras optimizer on a few long vectors instead of many weights. What it computes of each element is the same.
+
+Its operations for each weight are more than half of what a step of many small weights is: to trace, to place on
+devices, and to launch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from models.optimizers import Momentum
+from trainers.record.state import Part
+from trainers.run.vectors import joined, vectors_of
+from trainers.world import private_api
+from trainers.world.devices import native
+
+# Those whose `update_step` computes each element from that element alone, and asks the variable for no more than its
+# type. Exactly these: a subclass may do anything.
+_kinds = keras.optimizers
+ELEMENTWISE = (
+    Momentum,
+    *(_kinds.SGD, _kinds.Adam, _kinds.AdamW, _kinds.Adamax, _kinds.RMSprop, _kinds.Adagrad, _kinds.Adadelta),
+    _kinds.Lion,
+)
+# What Keras's `apply` does besides, which loops do themselves.
+_BESIDES = (
+    *("clipnorm", "clipvalue", "global_clipnorm", "use_ema", "loss_scale_factor", "gradient_accumulation_steps"),
+)
+
+
+def takes_vectors(optimizer: Any, weights: Sequence[keras.Variable]) -> bool:
+    """Whether an optimizer that is not built yet computes of vectors what it computes of these weights."""
+    special = any(w.constraint is not None or getattr(w, "overwrite_with_gradient", False) for w in weights)
+    return type(optimizer) in ELEMENTWISE and not special and not any(getattr(optimizer, each) for each in _BESIDES)
+
+
+class _Values:
+    """What an update rule takes for a variable: values that last for one update, `[elements]`.
+
+    Of an optimizer that is built they have the shape alone. Keras tells variables apart by `_unique_id`.
+    """
+
+    def __init__(self, number: int, size: int, dtype: Any, value: tf.Tensor | None = None):
+        self.path = self.name = self._unique_id = f"vector_{number}"
+        self.shape, self.dtype, self.value = (size,), tf.as_dtype(dtype).name, value
+
+    def assign(self, value: tf.Tensor) -> None:
+        self.value = value
+
+    def assign_add(self, value: tf.Tensor) -> None:
+        self.value = self.value + value
+
+    def assign_sub(self, value: tf.Tensor) -> None:
+        self.value = self.value - value
+
+
+class VectorOptimizer:
+    """An optimizer of `ELEMENTWISE`, built on vectors of weights. In the strategy's scope.
+
+    `variables`: as the optimizer has them which is built on the weights themselves, in name, order, shape and value:
+    what checkpoints hold. `decays`: for each weight whether it has weight decay. Everything else is the optimizer's.
+    """
+
+    def __init__(
+        self, optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable], decays: Sequence[bool]
+    ):
+        self.optimizer, self.weights = optimizer, list(weights)
+        self.vectors = vectors_of(weights)
+        for bundle in self.vectors.bundles:
+            bundle.sort(key=lambda place: not decays[place])  # those that decay stand first, in their order
+        self.decaying = [sum(decays[place] for place in bundle) for bundle in self.vectors.bundles]
+        owners = [
+            weights[bundle[0]] if len(bundle) == 1 else self._values(number)
+            for number, bundle in enumerate(self.vectors.bundles)
+        ]
+        slots = private_api.build_recorded(optimizer, owners)
+        held = {id(slot) for lists in slots for _, of_kind in lists for slot in of_kind}
+        self.variables = [variable for variable in optimizer.variables if id(variable) not in held]
+        for lists in slots:
+            self.variables += self._of_weights(lists)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.optimizer, name)
+
+    def _values(self, number: int, value: tf.Tensor | None = None) -> _Values:
+        bundle = self.vectors.bundles[number]
+        size = sum(self.vectors.sizes[place] for place in bundle)
+        return _Values(number, size, self.weights[bundle[0]].dtype, value)
+
+    def _of_weights(self, slots: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        """The slots of each weight, kind by kind, of those of the vectors: `[(kind, [slot, …]), …]`."""
+        found: dict[tuple[int, int], Any] = {}
+        for order, (kind, of_kind) in enumerate(slots):
+            for bundle, slot in zip(self.vectors.bundles, of_kind, strict=True):
+                first, scope = 0, slot.path.rpartition("/")[0]
+                for place in bundle:
+                    path = f"{scope}/{self.weights[place].path.replace('/', '_')}_{kind}"
+                    alone = len(bundle) == 1
+                    found[place, order] = slot if alone else Part(slot, first, self.vectors.shapes[place], path)
+                    first += self.vectors.sizes[place]
+        return [found[key] for key in sorted(found)]
+
+    def apply(self, gradients: Sequence[tf.Tensor], weights: Sequence[keras.Variable] | None = None) -> None:
+        """In a replica: an update by a gradient for each weight, the same on all replicas. `weights`: as built."""
+        self.apply_vectors(self.vectors.pack(gradients))
+
+    def apply_vectors(self, gradients: Sequence[tf.Tensor]) -> None:
+        """In a replica: an update by gradients as `vectors.pack` makes them, the same on all replicas."""
+        if not gradients:
+            return  # of a model without weights, which a loop refuses once it is traced
+        with tf.name_scope(self.optimizer.name):
+            context = tf.distribute.get_replica_context()
+            context.merge_call(self._update_all, args=(list(gradients), tf.convert_to_tensor(self.learning_rate)))
+            self.optimizer.iterations.assign_add(1)
+
+    def _update_all(self, strategy: tf.distribute.Strategy, gradients: list[tf.Tensor], rate: tf.Tensor) -> None:
+        weights = [[native(self.weights[place]) for place in bundle] for bundle in self.vectors.bundles]
+        strategy.extended.update(weights[0][0], self._update, args=(gradients, weights, rate), group=False)
+
+    def _update(
+        self, _: tf.Variable, gradients: list[tf.Tensor], weights: list[list[tf.Variable]], rate: tf.Tensor
+    ) -> None:
+        """On a device: updates what lies there."""
+        with private_api.counter_read_once(self.optimizer):
+            for number, (gradient, own) in enumerate(zip(gradients, weights, strict=True)):
+                self._update_vector(number, gradient, own, rate)
+
+    def _update_vector(self, number: int, gradient: tf.Tensor, own: list[tf.Variable], rate: tf.Tensor) -> None:
+        """On a device: updates the weights of a vector, or a weight alone."""
+        decaying = self.decaying[number] if self.optimizer.weight_decay else 0
+        if len(own) == 1:
+            if decaying:
+                own[0].assign_sub(self._decay(own[0], rate), read_value=False)
+            self.optimizer.update_step(gradient, own[0], rate)
+            return
+        values = list(own)
+        if decaying:
+            whole = joined(own[:decaying])
+            values[:decaying] = [whole - self._decay(whole, rate)]
+        target = self._values(number, joined(values))
+        self.optimizer.update_step(gradient, target, rate)
+        parts = self.vectors.parts(self.vectors.bundles[number], target.value)
+        for variable, value in zip(own, parts, strict=True):
+            variable.assign(value, read_value=False)
+
+    def _decay(self, value: Any, rate: tf.Tensor) -> tf.Tensor:
+        """What weight decay takes off values in an update."""
+        return value * tf.cast(self.optimizer.weight_decay, value.dtype) * tf.cast(rate, value.dtype)
