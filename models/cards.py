@@ -42,6 +42,11 @@ OPTIMIZERS: dict[str, str] = {
     "adam": "keras.optimizers:Adam",
     "adamw": "models.optimizers:adamw",
     "sam": "models.optimizers:SAM",
+    "lamb": "models.further_optimizers:Lamb",
+    "lars": "models.further_optimizers:LARS",
+    "lion": "keras.optimizers:Lion",
+    "muon": "models.further_optimizers:Muon",
+    "schedule_free": "models.further_optimizers:ScheduleFreeAdamW",
 }
 
 # Subclasses of `models.optimizers.Schedule`: called with `(peak, warmup_steps, total_steps)`.

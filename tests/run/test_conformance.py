@@ -99,7 +99,7 @@ def test_a_model_has_the_same_gradients_eager_and_in_a_graph(model, data_dir):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=2e-5 * largest)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", short(OPTIMIZERS, ["momentum", "adamw", "sam", "muon", "schedule_free"]))
 @pytest.mark.parametrize(("model", "jit"), [("mlp", "off"), ("mlp", "on"), ("resnet", "off")])
 def test_values_that_were_read_stay_when_the_compiled_loop_updates_the_variables(optimizer, model, jit, data_dir):
     """They are not copied: a checkpoint is written from them while the next steps run."""
@@ -423,8 +423,8 @@ def test_an_optimizer_does_the_same_on_two_replicas_and_resumes(run, tmp_path, n
     run("resumed", replicas=2, train_steps=4, **flags)
     run("resumed", replicas=2, train_steps=8, **flags)
     one, two, resumed = (weights(tmp_path / run_dir) for run_dir in ("1", "2", "resumed"))
-    # Adam divides by the root of a squared gradient: rounding of a gradient near 0 shows.
-    assert largest_relative_difference(one, two) <= (1e-4 if name.startswith("adam") else 1e-5)
+    # Adam divides by the root of a squared gradient, and Muon makes small singular values large: rounding shows.
+    assert largest_relative_difference(one, two) <= (1e-4 if name in ("adam", "adamw", "muon") else 1e-5)
     assert all(np.array_equal(two[key], resumed[key]) for key in two)
 
 

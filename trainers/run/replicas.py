@@ -1,7 +1,7 @@
 """What a loop does on every replica: call a function there, and update what lies there."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -133,3 +133,21 @@ class MovingAverage:
         for average, weight, a, w in [(a, w, a.numpy(), w.numpy()) for a, w in pairs]:
             average.assign(w)
             weight.assign(a)
+
+
+class OptimizersAverage(MovingAverage):
+    """The average of weights that their optimizer keeps, see `models.further_optimizers.ScheduleFreeAdamW`.
+
+    `optimizers`: that of a weight by its place; a weight without one is its own average.
+    """
+
+    def __init__(self, weights: Sequence[Any], optimizers: Mapping[int, Any]):
+        super().__init__(weights, 0.0)
+        self.optimizers = dict(optimizers)
+
+    def _update_all(self, strategy: tf.distribute.Strategy) -> None:
+        for place, (average, weight) in enumerate(zip(self.variables, self.weights, strict=True)):
+            optimizer = self.optimizers.get(place)
+            values = (weight.value, optimizer.base_of(weight).value) if optimizer else (weight.value,)
+            take = optimizer.average if optimizer else tf.identity
+            strategy.extended.update(average, lambda a, *v, take=take: a.assign(take(*v)), args=values, group=False)
