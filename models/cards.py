@@ -45,7 +45,7 @@ OPTIMIZERS: dict[str, str] = {
     "lamb": "models.further_optimizers:Lamb",
     "lars": "models.further_optimizers:LARS",
     "lion": "keras.optimizers:Lion",
-    "muon": "models.further_optimizers:Muon",
+    "muon": "models.further_optimizers:muon",
     "schedule_free": "models.further_optimizers:ScheduleFreeAdamW",
 }
 
@@ -55,6 +55,9 @@ SCHEDULES: dict[str, str] = {
     "linear": "models.optimizers:Linear",
     "cosine": "models.optimizers:Cosine",
     "one_cycle": "models.optimizers:OneCycle",
+    "stepwise": "models.optimizers:Stepwise",
+    "warmup_stable_decay": "models.optimizers:WarmupStableDecay",
+    "cyclic": "models.optimizers:Cyclic",
     "inverse_sqrt": "models.optimizers:InverseSquareRoot",
 }
 

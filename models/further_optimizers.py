@@ -103,6 +103,36 @@ class Muon(keras.optimizers.Muon):
         }
 
 
+def muon(
+    learning_rate: Any,
+    weight_decay: float | None,
+    *,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    ns_steps: int = 5,
+    rms_rate: float | None = 0.2,
+    adam_for: str = "embedding|positions|class_token|logits",
+    adam_beta_1: float = 0.9,
+    adam_beta_2: float = 0.999,
+    adam_lr_ratio: float = 1.0,
+    epsilon: float = 1e-7,
+) -> Muon:
+    """`Muon` with its options; `ns_steps`: of the iteration; `rms_rate`: the size of a step, as Adam's."""
+    return Muon(
+        learning_rate,
+        weight_decay,
+        adam_for,
+        momentum=momentum,
+        nesterov=nesterov,
+        ns_steps=ns_steps,
+        rms_rate=rms_rate,
+        adam_beta_1=adam_beta_1,
+        adam_beta_2=adam_beta_2,
+        adam_lr_ratio=adam_lr_ratio,
+        epsilon=epsilon,
+    )
+
+
 @register
 class ScheduleFreeAdamW(keras.optimizers.Optimizer):
     """AdamW whose steps are averaged, in place of a falling rate: for `--schedule=constant` with a warm-up.

@@ -134,7 +134,10 @@ def completed(config: Config) -> dict[str, Any]:
         return {}
     before = begun_as(facts, type(config))
     same = bool(before) and not any(paths.differs(before, *part) for part in paths.identity(config).items())
-    done = facts.get("exit_code") == OK and facts.get("step", 0) >= config.train_steps
+    steps = config.train_steps
+    if steps is None and facts["flags"].get("train_epochs") == config.train_epochs:  # the same, counted
+        steps = facts["flags"].get("train_steps")
+    done = facts.get("exit_code") == OK and steps is not None and facts.get("step", 0) >= steps
     exported = not config.export or (directory / "export").exists()
     return facts if same and done and exported and config.resume == "auto" else {}
 

@@ -25,6 +25,10 @@ SUPERVISED_ALONE = frozenset(
 )
 
 
+# Numbers of updates, and what counts them in passes over the training split.
+EPOCHS = {"train_steps": "train_epochs", "warmup_steps": "warmup_epochs"}
+
+
 def flag(default: Any, group: str, text: str, **rules: Any) -> Any:
     """A field that `trainers.settings.flags` makes a flag of.
 
@@ -49,6 +53,8 @@ class Chosen(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides a run. A value of None means "the recipe's" until `resolve` fills it in.
+
+    Epochs that stay None are not used; steps that epochs stand for are None until the data are read.
 
     These are the flags of supervised training. Another loop has a subclass of its own: further fields made by `flag`,
     and what it overrides below. Fields marked `fixed` decide the mathematics: a run_dir that was begun with one value
@@ -134,6 +140,9 @@ class Config:
     )
     batch_size: int = flag(128, "training", "the GLOBAL batch, over all replicas", low=1, fixed=True)
     train_steps: int | None = flag(None, "training", "optimizer updates in the whole run", low=1, shared=True)
+    train_epochs: float | None = flag(
+        None, "training", "passes over the training split, in place of --train_steps", low=0, shared=True
+    )
     loss: str = flag("", "training", "the loss, by name; default: the model's own", chosen="loss", fixed=True)
     optimizer: str | None = flag(None, "training", "the update rule", chosen="optimizer", fixed=True)
     optimizer_for: str = flag(
@@ -145,6 +154,9 @@ class Config:
     learning_rate: float | None = flag(None, "training", "peak learning rate", low=0, fixed=True)
     schedule: str | None = flag(None, "training", "learning rate after the warm-up", chosen="schedule", fixed=True)
     warmup_steps: int | None = flag(None, "training", "updates of linear warm-up", low=0, fixed=True)
+    warmup_epochs: float | None = flag(
+        None, "training", "passes of linear warm-up, in place of --warmup_steps", low=0, fixed=True
+    )
     weight_decay: float | None = flag(
         None, "training", "decoupled weight decay of matrices and kernels, times the learning rate", low=0, fixed=True
     )
@@ -366,10 +378,12 @@ class Config:
         return {f.name: getattr(self, f.name) for f in self.fields() if names is None or f.name in names}
 
     def flag_lines(self, names: Collection[str] | None = None) -> list[str]:
-        """The configuration as lines of a flagfile."""
+        """The configuration as lines of a flagfile: without flags that have no value, or that epochs stand for."""
+        counted = [steps for steps, epochs in EPOCHS.items() if getattr(self, epochs) is not None]
         return [
             f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
             for name, value in self.values(names).items()
+            if value is not None and name not in counted
         ]
 
 
