@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from models.batch_norm import BatchNormalization
-from models.layers import Dense, Dropout, LayerNormalization
+from models.layers import Dense, Dropout, LayerNormalization, StochasticDepth
 
 register = keras.saving.register_keras_serializable("lockstep")
 
@@ -21,9 +21,22 @@ class AttentionBlock(keras.layers.Layer):
     2020.
     """
 
-    def __init__(self, heads: int, expansion: int = 4, dropout: float = 0.0, causal: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        heads: int,
+        expansion: int = 4,
+        dropout: float = 0.0,
+        causal: bool = False,
+        stochastic_depth: float = 0.0,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.heads, self.expansion, self.dropout, self.causal = heads, expansion, dropout, causal
+        self.stochastic_depth = stochastic_depth
+        self.skip_attention, self.skip_dense = (
+            StochasticDepth(stochastic_depth, name=name, dtype=self.dtype_policy)
+            for name in ("skip_attention", "skip_dense")
+        )
         self.attention_norm = LayerNormalization(name="attention_norm", dtype=self.dtype_policy)
         self.dense_norm = LayerNormalization(name="dense_norm", dtype=self.dtype_policy)
         self.drop_attention = Dropout(dropout, name="drop_attention", dtype=self.dtype_policy)
@@ -40,6 +53,8 @@ class AttentionBlock(keras.layers.Layer):
         self.expand = Dense(self.expansion * features, "gelu", initializer=small, name="expand", dtype=policy)
         self.contract = Dense(features, initializer=small, name="contract", dtype=policy)
         for part in (self.attention_norm, self.dense_norm, self.drop_attention, self.drop_dense):
+            part.build(input_shape)
+        for part in (self.skip_attention, self.skip_dense):
             part.build(input_shape)
         for part in (self.queries_keys_values, self.projection, self.expand):
             part.build(input_shape)
@@ -62,15 +77,17 @@ class AttentionBlock(keras.layers.Layer):
         return self.projection(tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [batch, time, features]))
 
     def call(self, x: tf.Tensor, documents: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
-        x = x + self.drop_attention(self.attention(self.attention_norm(x), documents), training=training)
-        return x + self.drop_dense(self.contract(self.expand(self.dense_norm(x))), training=training)
+        y = self.drop_attention(self.attention(self.attention_norm(x), documents), training=training)
+        x = x + self.skip_attention(y, training=training)
+        y = self.drop_dense(self.contract(self.expand(self.dense_norm(x))), training=training)
+        return x + self.skip_dense(y, training=training)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
         config = {"heads": self.heads, "expansion": self.expansion, "dropout": self.dropout, "causal": self.causal}
-        return super().get_config() | config
+        return super().get_config() | config | {"stochastic_depth": self.stochastic_depth}
 
 
 @register
@@ -109,10 +126,11 @@ class _ConvolutionBlock(keras.layers.Layer):
     The shortcut is the identity where the shape stays, else a 1×1 convolution with the block's stride.
     """
 
-    def __init__(self, filters: int, stride: int = 1, **kwargs: Any):
+    def __init__(self, filters: int, stride: int = 1, stochastic_depth: float = 0.0, **kwargs: Any):
         super().__init__(**kwargs)
-        self.filters, self.stride = filters, stride
+        self.filters, self.stride, self.stochastic_depth = filters, stride, stochastic_depth
         self.projection = None
+        self.skip = StochasticDepth(stochastic_depth, name="skip", dtype=self.dtype_policy)
 
     def convolutions(self) -> list[tuple[int, int, int]]:
         """Filters, kernel size and stride of each convolution."""
@@ -133,6 +151,7 @@ class _ConvolutionBlock(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         plan, shape = self.convolutions(), input_shape
         self.chain, self.norms = [], []
+        self.skip.build(input_shape)
         for i, (filters, size, stride) in enumerate(plan, 1):
             # A block that starts as the identity trains sooner (Goyal et al., 2017, section 5.1).
             gamma = "zeros" if i == len(plan) else "ones"
@@ -154,10 +173,11 @@ class _ConvolutionBlock(keras.layers.Layer):
             y = norm(convolution(tf.nn.relu(y) if i else y), training=training)
         if self.projection is not None:
             x = self.projection_norm(self.projection(x), training=training)
-        return tf.nn.relu(x + y)
+        return tf.nn.relu(x + self.skip(y, training=training))
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"filters": self.filters, "stride": self.stride}
+        config = {"filters": self.filters, "stride": self.stride, "stochastic_depth": self.stochastic_depth}
+        return super().get_config() | config
 
 
 @register

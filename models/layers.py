@@ -55,6 +55,32 @@ class Dropout(keras.layers.Layer):
 
 
 @register
+class StochasticDepth(Dropout):
+    """Sets a fraction `rate` of the examples to zero in training, and scales the rest: for what a block adds to them.
+
+    `x: [batch, …]` → the same shape. The mask is that of `Dropout`, one number for each example.
+    Source: Huang et al., "Deep networks with stochastic depth", ECCV 2016.
+    """
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if not training or not self.rate:
+            return x
+        shape = [tf.shape(x)[0], *[1] * (x.shape.rank - 1)]
+        return x * randomness.dropout_mask(self.rate, shape, self.path, x.dtype)
+
+
+def rates_by_depth(rate: float, blocks: int) -> list[float]:
+    """Rates of `StochasticDepth` for each block, from `rate / blocks` up to `rate`. Source: as there, equation 4.
+
+    Raises:
+      ValueError: the rate is no fraction below 1.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"stochastic_depth {rate} is outside [0, 1); pass the last block's fraction, e.g. 0.1")
+    return [rate * (block + 1) / blocks for block in range(blocks)]
+
+
+@register
 class Noise(keras.layers.Layer):
     """Adds normal noise of standard deviation `stddev` in training: a pure function of (seed, step, example).
 

@@ -29,14 +29,18 @@ class VisionTransformer(keras.Model):
         depth: int = 4,
         heads: int = 4,
         dropout: float = 0.1,
+        stochastic_depth: float = 0.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.num_classes, self.patch, self.features = num_classes, patch, features
-        self.depth, self.heads, self.dropout = depth, heads, dropout
+        self.depth, self.heads, self.dropout, self.stochastic_depth = depth, heads, dropout, stochastic_depth
         self.embed = keras.layers.Conv2D(features, patch, patch, name="embed")
         self.drop = layers.Dropout(dropout, name="drop")
-        self.blocks = [AttentionBlock(heads, dropout=dropout, name=f"block_{i}") for i in range(1, depth + 1)]
+        self.blocks = [
+            AttentionBlock(heads, dropout=dropout, stochastic_depth=rate, name=f"block_{i}")
+            for i, rate in enumerate(layers.rates_by_depth(stochastic_depth, depth), 1)
+        ]
         self.norm = layers.LayerNormalization(name="norm")
         self.head = layers.Dense(num_classes, name="logits", dtype="float32")
 
@@ -82,6 +86,7 @@ class VisionTransformer(keras.Model):
             "depth": self.depth,
             "heads": self.heads,
             "dropout": self.dropout,
+            "stochastic_depth": self.stochastic_depth,
         }
 
 
@@ -103,15 +108,17 @@ class LanguageModel(keras.Model):
         heads: int = 4,
         dropout: float = 0.0,
         separator: int | None = None,
+        stochastic_depth: float = 0.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.separator = separator
         self.vocabulary, self.length, self.features = vocabulary, length, features
-        self.depth, self.heads, self.dropout = depth, heads, dropout
+        self.depth, self.heads, self.dropout, self.stochastic_depth = depth, heads, dropout, stochastic_depth
         self.drop = layers.Dropout(dropout, name="drop")
         self.blocks = [
-            AttentionBlock(heads, dropout=dropout, causal=True, name=f"block_{i}") for i in range(1, depth + 1)
+            AttentionBlock(heads, dropout=dropout, causal=True, stochastic_depth=rate, name=f"block_{i}")
+            for i, rate in enumerate(layers.rates_by_depth(stochastic_depth, depth), 1)
         ]
         self.norm = layers.LayerNormalization(name="norm")
 
@@ -151,30 +158,44 @@ class LanguageModel(keras.Model):
             "depth": self.depth,
             "heads": self.heads,
             "dropout": self.dropout,
+            "stochastic_depth": self.stochastic_depth,
             "separator": self.separator,
         }
 
 
 def build_vit(
-    spec: tasks.DataSpec, *, width: int = 64, depth: int = 4, heads: int = 4, dropout: float = 0.1, patch: int = 0
+    spec: tasks.DataSpec,
+    *,
+    width: int = 64,
+    depth: int = 4,
+    heads: int = 4,
+    dropout: float = 0.1,
+    patch: int = 0,
+    stochastic_depth: float = 0.0,
 ) -> tuple[keras.Model, tasks.Task]:
     """A small vision transformer. `patch`: its pixels; 0 = 2 for small images, 16 for large ones."""
     _check(width, depth, heads)
     layers.check_sizes(0, patch=patch)
     patch = patch or (2 if min(spec.input_shape[:2]) < 64 else 16)
-    model = VisionTransformer(spec.num_classes, patch, width, depth, heads, dropout, name="vit")
+    model = VisionTransformer(spec.num_classes, patch, width, depth, heads, dropout, stochastic_depth, name="vit")
     return model, tasks.classification(spec)
 
 
 def build_language_model(
-    spec: tasks.DataSpec, *, width: int = 96, depth: int = 3, heads: int = 4, dropout: float = 0.0
+    spec: tasks.DataSpec,
+    *,
+    width: int = 96,
+    depth: int = 3,
+    heads: int = 4,
+    dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
 ) -> tuple[keras.Model, tasks.Task]:
     """A small language model for sequences of the data set's length."""
     _check(width, depth, heads)
     separator = spec.separator if spec.document_mask else None
     length = spec.input_shape[0]
-    model = LanguageModel(spec.num_classes, length, width, depth, heads, dropout, separator, name="transformer")
-    return model, tasks.language(spec)
+    sizes = (spec.num_classes, length, width, depth, heads, dropout)
+    return LanguageModel(*sizes, separator, stochastic_depth, name="transformer"), tasks.language(spec)
 
 
 def _check(width: int, depth: int, heads: int) -> None:

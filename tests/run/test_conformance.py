@@ -60,11 +60,11 @@ SHORT = [name for name in MODELS if name != "resnet50"]
 # Each model once more, at another size: of every option another value than the default.
 OTHER_SIZES = [
     "mlp,dropout=0.4,width=24x16x8",
-    "resnet,blocks=1x2,width=8",
-    "resnet18,blocks=1x1x2,width=8",
-    "resnet50,blocks=1x2,width=4",
-    "vit,depth=2,dropout=0.0,heads=2,patch=4,width=24",
-    "transformer,depth=1,dropout=0.2,heads=2,width=16",
+    "resnet,blocks=1x2,stochastic_depth=0.3,width=8",
+    "resnet18,blocks=1x1x2,stochastic_depth=0.3,width=8",
+    "resnet50,blocks=1x2,stochastic_depth=0.3,width=4",
+    "vit,depth=2,dropout=0.0,heads=2,patch=4,stochastic_depth=0.4,width=24",
+    "transformer,depth=1,dropout=0.2,heads=2,stochastic_depth=0.5,width=16",
     "residual_regressor,depth=1,dropout=0.0,width=12",
     "wide_deep,dropout=0.3,width=12",
     "reconstructing_regressor,depth=2,penalty=0.2,width=12",

@@ -97,10 +97,14 @@ def assign(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
 
 
 class MovingAverage:
-    """A moving average of weights, `average += (1 - decay) (weight - average)`. Built in the strategy's scope."""
+    """A moving average of weights, `average += (1 - decay) (weight - average)`. Built in the strategy's scope.
 
-    def __init__(self, weights: Sequence[Any], decay: float):
-        self.weights, self.decay = list(weights), decay
+    `counter`: a Keras variable of the updates done. With it the decay of update `t`, from 1 on, is at most
+    `(1 + t) / (10 + t)`, so that the first weights are soon forgotten, as `tf.train.ExponentialMovingAverage` has it.
+    """
+
+    def __init__(self, weights: Sequence[Any], decay: float, counter: Any = None):
+        self.weights, self.decay, self.counter = list(weights), decay, counter
         self.variables = [tf.Variable(w, trainable=False, name=f"{w.path}/average") for w in self.weights]
 
     def begin_anew(self) -> None:
@@ -113,11 +117,16 @@ class MovingAverage:
         tf.distribute.get_replica_context().merge_call(self._update_all)
 
     def _update_all(self, strategy: tf.distribute.Strategy) -> None:
-        def move(average: tf.Variable, weight: tf.Tensor) -> None:
-            average.assign_sub((1 - self.decay) * (average - weight))
+        def move(average: tf.Variable, weight: tf.Tensor, *count: tf.Tensor) -> None:
+            kept = self.decay
+            if count:
+                done = tf.cast(count[0], average.dtype)
+                kept = tf.minimum(kept, (1 + done) / (10 + done))
+            average.assign_sub((1 - kept) * (average - weight))
 
+        count = () if self.counter is None else (self.counter.value,)
         for average, weight in zip(self.variables, self.weights, strict=True):
-            strategy.extended.update(average, move, args=(weight.value,), group=False)
+            strategy.extended.update(average, move, args=(weight.value, *count), group=False)
 
     @contextlib.contextmanager
     def exchanged(self) -> Iterator[None]:

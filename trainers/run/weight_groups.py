@@ -125,7 +125,19 @@ def average_of(config: Config, weights: Sequence[keras.Variable], groups: Sequen
         )
     if own:
         return OptimizersAverage(weights, own)
-    return MovingAverage(weights, config.ema) if config.ema else None
+    return _moving_average(config, weights, groups[-1])
+
+
+def averages_of(config: Config, model: keras.Model, group: WeightGroup) -> dict[str, MovingAverage]:
+    """The moving average of a model whose weights are one group, by its name in checkpoints; empty without `--ema`."""
+    average = _moving_average(config, model.trainable_variables, group)
+    return {"ema": average} if average else {}
+
+
+def _moving_average(config: Config, weights: Sequence[keras.Variable], group: WeightGroup) -> MovingAverage | None:
+    """With `--ema_warmup` its decay depends on the optimizer's count of updates."""
+    counter = group.optimizer.iterations if config.ema_warmup else None
+    return MovingAverage(weights, config.ema, counter) if config.ema else None
 
 
 def words(config: Config) -> list[str]:

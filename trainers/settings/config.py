@@ -171,6 +171,9 @@ class Config:
         high=1,
         fixed=True,
     )
+    ema_warmup: bool = flag(
+        False, "training", "for --ema: the decay of update t is at most (1 + t) / (10 + t)", fixed=True
+    )
     accumulate: int | None = flag(
         None,
         "training",

@@ -128,8 +128,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
         raise BadConfiguration("--mode=evaluate runs in one process; use --strategy=mirrored")
     if config.strategy == "multi_worker" and not config.run_dir and not config.dry_run:
         raise BadConfiguration("--strategy=multi_worker needs --run_dir, one folder that all workers share; name it")
-    if config.ema == 1:
-        raise BadConfiguration("--ema 1 would never move; pass a decay below 1, e.g. 0.999")
+    _check_average(config)
     config = _with_warmup(config, "warmup_steps" in filled, (begun or {}).get("warmup_steps"))
     _check_dataset(config)
     weight_patterns.factors(config.learning_rate_for)
@@ -149,6 +148,13 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     _check_images(config, card)
     _check_documents(config, card.documents)
     return _local_paths(config)
+
+
+def _check_average(config: Config) -> None:
+    if config.ema == 1:
+        raise BadConfiguration("--ema 1 would never move; pass a decay below 1, e.g. 0.999")
+    if config.ema_warmup and not config.ema:
+        raise BadConfiguration("--ema_warmup is for --ema, which is 0; pass a decay, e.g. 0.9999, or leave this out")
 
 
 def canonical(config: Config) -> Config:
