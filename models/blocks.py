@@ -17,8 +17,9 @@ class AttentionBlock(keras.layers.Layer):
 
     `x: [batch, time, features]` → the same shape. With `causal`, a position sees itself and those before it; with
     `documents: [batch, time]`, only those of the document that it belongs to. Attention scores are float32 under every
-    dtype policy. Sources: Vaswani et al., "Attention is all you need", 2017; normalization first: Xiong et al., ICML
-    2020.
+    dtype policy. `bias`: whether dense layers and normalizations have one; `residual_scale`: of the initial values of
+    what is added to `x`. Sources: Vaswani et al., "Attention is all you need", 2017; normalization first: Xiong et al.,
+    ICML 2020.
     """
 
     def __init__(
@@ -28,17 +29,20 @@ class AttentionBlock(keras.layers.Layer):
         dropout: float = 0.0,
         causal: bool = False,
         stochastic_depth: float = 0.0,
+        bias: bool = True,
+        residual_scale: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.bias, self.residual_scale = bias, residual_scale
         self.heads, self.expansion, self.dropout, self.causal = heads, expansion, dropout, causal
         self.stochastic_depth = stochastic_depth
         self.skip_attention, self.skip_dense = (
             StochasticDepth(stochastic_depth, name=name, dtype=self.dtype_policy)
             for name in ("skip_attention", "skip_dense")
         )
-        self.attention_norm = LayerNormalization(name="attention_norm", dtype=self.dtype_policy)
-        self.dense_norm = LayerNormalization(name="dense_norm", dtype=self.dtype_policy)
+        self.attention_norm = LayerNormalization(center=bias, name="attention_norm", dtype=self.dtype_policy)
+        self.dense_norm = LayerNormalization(center=bias, name="dense_norm", dtype=self.dtype_policy)
         self.drop_attention = Dropout(dropout, name="drop_attention", dtype=self.dtype_policy)
         self.drop_dense = Dropout(dropout, name="drop_dense", dtype=self.dtype_policy)
 
@@ -47,11 +51,12 @@ class AttentionBlock(keras.layers.Layer):
         if features % self.heads:
             raise ValueError(f"{features} features do not divide over {self.heads} heads; choose a divisor")
         small = keras.initializers.RandomNormal(stddev=0.02)
-        policy = self.dtype_policy
-        self.queries_keys_values = Dense(3 * features, initializer=small, name="queries_keys_values", dtype=policy)
-        self.projection = Dense(features, initializer=small, name="projection", dtype=policy)
-        self.expand = Dense(self.expansion * features, "gelu", initializer=small, name="expand", dtype=policy)
-        self.contract = Dense(features, initializer=small, name="contract", dtype=policy)
+        added = keras.initializers.RandomNormal(stddev=0.02 * self.residual_scale)
+        same = {"use_bias": self.bias, "dtype": self.dtype_policy}
+        self.queries_keys_values = Dense(3 * features, None, small, name="queries_keys_values", **same)
+        self.projection = Dense(features, None, added, name="projection", **same)
+        self.expand = Dense(self.expansion * features, "gelu", small, name="expand", **same)
+        self.contract = Dense(features, None, added, name="contract", **same)
         for part in (self.attention_norm, self.dense_norm, self.drop_attention, self.drop_dense):
             part.build(input_shape)
         for part in (self.skip_attention, self.skip_dense):
@@ -87,6 +92,7 @@ class AttentionBlock(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         config = {"heads": self.heads, "expansion": self.expansion, "dropout": self.dropout, "causal": self.causal}
+        config |= {"bias": self.bias, "residual_scale": self.residual_scale}
         return super().get_config() | config | {"stochastic_depth": self.stochastic_depth}
 
 

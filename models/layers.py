@@ -113,20 +113,28 @@ class Noise(keras.layers.Layer):
 class Dense(keras.layers.Layer):
     """`activation(x · kernel + bias)`. `x: [..., features]` → `[..., units]`."""
 
-    def __init__(self, units: int, activation: Any = None, initializer: Any = "glorot_uniform", **kwargs: Any):
+    def __init__(
+        self,
+        units: int,
+        activation: Any = None,
+        initializer: Any = "glorot_uniform",
+        use_bias: bool = True,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
-        self.units = units
+        self.units, self.use_bias = units, use_bias
         self.activation = keras.activations.get(activation)
         self.initializer = keras.initializers.get(initializer)
 
     def build(self, input_shape: Any) -> None:
         self.kernel = self.add_weight(shape=(input_shape[-1], self.units), initializer=self.initializer, name="kernel")
-        self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
+        if self.use_bias:
+            self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         x = tf.tensordot(x, tf.convert_to_tensor(self.kernel), 1) if x.shape.rank > 2 else x @ self.kernel
-        return self.activation(x + self.bias)
+        return self.activation(x + self.bias if self.use_bias else x)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*input_shape[:-1], self.units)
@@ -134,6 +142,7 @@ class Dense(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "units": self.units,
+            "use_bias": self.use_bias,
             "activation": keras.activations.serialize(self.activation),
             "initializer": keras.initializers.serialize(self.initializer),
         }
@@ -143,30 +152,32 @@ class Dense(keras.layers.Layer):
 class LayerNormalization(keras.layers.Layer):
     """Each position over its features: `(x - mean) / √(variance + epsilon) · scale + offset`, both trainable.
 
-    `x: [..., features]` → the same shape. Source: Ba et al., "Layer normalization", 2016.
+    `x: [..., features]` → the same shape. `center`: whether there is an offset. Source: Ba et al., "Layer
+    normalization", 2016.
     """
 
-    def __init__(self, epsilon: float = 1e-6, **kwargs: Any):
+    def __init__(self, epsilon: float = 1e-6, center: bool = True, **kwargs: Any):
         super().__init__(**kwargs)
-        self.epsilon = epsilon
+        self.epsilon, self.center = epsilon, center
 
     def build(self, input_shape: Any) -> None:
         shape = (input_shape[-1],)
         self.scale = self.add_weight(shape=shape, initializer="ones", name="scale", autocast=False)
-        self.offset = self.add_weight(shape=shape, initializer="zeros", name="offset", autocast=False)
+        if self.center:
+            self.offset = self.add_weight(shape=shape, initializer="zeros", name="offset", autocast=False)
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         wide = tf.cast(x, tf.float32)
         mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
-        normal = (wide - mean) * tf.math.rsqrt(variance + self.epsilon) * self.scale + self.offset
-        return tf.cast(normal, x.dtype)
+        normal = (wide - mean) * tf.math.rsqrt(variance + self.epsilon) * self.scale
+        return tf.cast(normal + self.offset if self.center else normal, x.dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"epsilon": self.epsilon}
+        return super().get_config() | {"epsilon": self.epsilon, "center": self.center}
 
 
 @register

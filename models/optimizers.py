@@ -16,7 +16,8 @@ register = keras.saving.register_keras_serializable("lockstep")
 class Momentum(keras.optimizers.Optimizer):
     """Gradient descent with momentum: `m ← beta · m - rate · g`, then `w ← w + m`, or `w + beta · m - rate · g`.
 
-    The latter is Nesterov's form. Source: Sutskever et al., "On the importance of initialization and momentum", 2013.
+    The latter is Nesterov's form. `coupled`: weight decay is added to the gradient, as L2, and passes through `m`.
+    Source: Sutskever et al., "On the importance of initialization and momentum", 2013.
     """
 
     def __init__(
@@ -24,13 +25,14 @@ class Momentum(keras.optimizers.Optimizer):
         learning_rate: Any = 0.01,
         momentum: float = 0.9,
         nesterov: bool = True,
+        coupled: bool = False,
         name: str = "momentum",
         **kwargs: Any,
     ):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum {momentum} is outside [0, 1); pass a decay, e.g. 0.9")
-        self.momentum, self.nesterov = momentum, nesterov
+        self.momentum, self.nesterov, self.coupled = momentum, nesterov, coupled
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if not self.built:
@@ -39,13 +41,21 @@ class Momentum(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: Any) -> None:
         velocity = self.velocities[self._get_variable_index(variable)]
-        step = tf.cast(learning_rate, variable.dtype) * tf.cast(gradient, variable.dtype)
+        gradient = tf.cast(gradient, variable.dtype)
+        if self.coupled and self.weight_decay and self._use_weight_decay(variable):
+            gradient += self.weight_decay * tf.convert_to_tensor(variable)
+        step = tf.cast(learning_rate, variable.dtype) * gradient
         moved = self.momentum * velocity - step
         self.assign(velocity, moved)
         self.assign_add(variable, self.momentum * moved - step if self.nesterov else moved)
 
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        if not self.coupled:
+            super()._apply_weight_decay(variables)
+
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"momentum": self.momentum, "nesterov": self.nesterov}
+        own = {"momentum": self.momentum, "nesterov": self.nesterov, "coupled": self.coupled}
+        return super().get_config() | own
 
 
 @register

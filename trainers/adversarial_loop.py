@@ -37,7 +37,7 @@ class Settings(Config):
     critic_steps: int = flag(5, "algorithm", "critic steps before each generator step", low=1, high=100, fixed=True)
     penalty: float = flag(10.0, "algorithm", "weight of the gradient penalty", low=0, fixed=True)
 
-    def recipe(self) -> Mapping[str, Any]:
+    def defaults(self) -> Mapping[str, Any]:
         recipe = Recipe(1600, "adam,beta_1=0.0,beta_2=0.9", 1e-3, "linear", ema=0.99, log_every=50)
         return dataclasses.asdict(recipe) | {"dataset": "digits"}
 

@@ -73,6 +73,12 @@ def adamw(name, weight, slope, state, step, rate, decay):
     return adam(weight * (1 - rate * decay), slope, state, step, rate, 0.9, 0.95, 1e-8)
 
 
+def momentum(name, weight, slope, state, step, rate, decay):
+    """Polyak's momentum with L2: the gradient of `decay / 2 · ‖w‖²` is part of the gradient."""
+    state["v"] = 0.9 * state.get("v", 0) - rate * (slope + decay * weight)
+    return weight + state["v"]
+
+
 def lamb(name, weight, slope, state, step, rate, decay):
     """You et al., ICLR 2020, algorithm 2, with φ the identity; the decay decoupled, as Keras has it."""
     weight = weight * (1 - rate * decay)
@@ -131,6 +137,7 @@ def schedule_free(name, weight, slope, state, step, rate, decay):
 
 REFERENCES = {
     "adamw,beta_2=0.95,epsilon=1e-8": adamw,
+    "momentum,coupled=true,nesterov=false": momentum,
     "lamb": lamb,
     "lars,trust=0.02": lars,
     "lion": lion,

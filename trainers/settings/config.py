@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from models.cards import MODELS, ModelCard, card_of_own
 from models.options import is_object
+from models.recipes import RECIPES
 from trainers.settings.augmentation import described
 from trainers.settings.data_cards import is_own
 from trainers.settings.exit_codes import BadConfiguration
@@ -20,7 +21,7 @@ DEFAULT_CPU_REPLICAS = 2
 MOST_SECONDS = 1e9
 # Flags that a loop leaves out which builds its models, its loss and its optimizers by itself.
 SUPERVISED_ALONE = frozenset(
-    {"model", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
+    {"model", "recipe", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
     | {"init_from", "init_skip", "init_optimizer", "freeze", "layer_decay", "learning_rate_for"}
 )
 
@@ -109,6 +110,9 @@ class Config:
         "model and data",
         "an embedded data set, a file or folder of your own, one of TensorFlow Datasets, or module:object of your own",
         fixed=True,
+    )
+    recipe: str = flag(
+        "", "model and data", f"a published recipe, which flags override: {', '.join(RECIPES)}", compared=False
     )
     label: str = flag("", "model and data", "for --dataset=csv:PATH: the column to predict", fixed=True)
     data_dir: str = flag(
@@ -282,8 +286,8 @@ class Config:
 
     # What a loop may override ------------------------------------------------------------------------------------
 
-    def recipe(self) -> Mapping[str, Any]:
-        """Values for flags that were not given and have no default."""
+    def defaults(self) -> Mapping[str, Any]:
+        """Values for flags that neither were given nor are in `--recipe`, and have no default."""
         return dataclasses.asdict(self.card.recipe) | {"dataset": self.card.dataset}
 
     @property

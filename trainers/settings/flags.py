@@ -12,7 +12,7 @@ from absl import flags
 
 from models.cards import MODELS
 from models.options import registry
-from trainers.settings import options
+from trainers.settings import options, recipes
 from trainers.settings.config import Config
 from trainers.settings.data_cards import DATASETS
 from trainers.settings.exit_codes import OK, BadConfiguration
@@ -125,7 +125,7 @@ def read(argv: Sequence[str], summary: str, kind: type[Config] = Config) -> tupl
     config, given = kind(**{name: values[name].value for name in names}), [n for n in names if values[n].present]
     _answer_help(config)
     check_given(given)
-    return config, given
+    return recipes.applied(config, given), given
 
 
 def _answer_help(config: Config) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from models.cards import MODELS
 from models.names import nearest, unknown
+from models.recipes import RECIPES
 from trainers.settings import augmentation, optimizer_for, options, paths, weight_patterns
 from trainers.settings.augmentation import mixes
 from trainers.settings.config import EPOCHS, Config
@@ -129,7 +130,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     if config.strategy == "multi_worker" and not config.run_dir and not config.dry_run:
         raise BadConfiguration("--strategy=multi_worker needs --run_dir, one folder that all workers share; name it")
     _check_average(config)
-    config = _with_warmup(config, "warmup_steps" in filled, (begun or {}).get("warmup_steps"))
+    config = _with_warmup(config, _is_a_recipes(config, filled), (begun or {}).get("warmup_steps"))
     _check_dataset(config)
     weight_patterns.factors(config.learning_rate_for)
     for name in ("freeze", "init_skip"):
@@ -223,6 +224,12 @@ def check_task(config: Config, task: str) -> None:
         raise BadConfiguration(f"--model {config.model} does not take the {task} data of {config.dataset!r}; {remedy}")
 
 
+def _is_a_recipes(config: Config, filled: Mapping[str, Any]) -> bool:
+    """Whether the warm-up in steps is not the user's own. `filled`: what the model's recipe has filled in."""
+    named = RECIPES[config.recipe].flags if config.recipe in RECIPES else {}
+    return "warmup_steps" in filled or named.get("warmup_steps", -1) == config.warmup_steps
+
+
 def _with_warmup(config: Config, from_recipe: bool, begun: int | None) -> Config:
     """A recipe's warm-up gives way to that of the run and to a short run; one that the user named is an error."""
     if from_recipe and begun is not None:
@@ -240,7 +247,7 @@ def _filled(config: Config) -> dict[str, Any]:
     """The recipe's values for flags without one. Steps and epochs stand for each other: either leaves the other out."""
     if config.train_epochs == 0:
         raise BadConfiguration("--train_epochs 0 is no training; pass a number above 0, e.g. 90")
-    recipe = {name: value for name, value in config.recipe().items() if getattr(config, name) is None}
+    recipe = {name: value for name, value in config.defaults().items() if getattr(config, name) is None}
     for steps, epochs in EPOCHS.items():
         if getattr(config, epochs) is not None:
             recipe.pop(steps, None)
@@ -272,7 +279,7 @@ def with_epochs(config: Config, examples: int) -> Config:
     for steps, epochs in EPOCHS.items():
         if (passes := getattr(config, epochs)) is not None:
             changes[steps] = round(passes * examples * config.views / config.batch_size)
-    if not changes:
+    if not changes or (config.mode == "evaluate" and config.train_steps):  # which has those of the run
         return config
     if "train_steps" in changes:
         changes["train_steps"] = max(changes["train_steps"], 1)
@@ -280,11 +287,11 @@ def with_epochs(config: Config, examples: int) -> Config:
             raise BadConfiguration(
                 f"--train_epochs {config.train_epochs:g} are {changes['train_steps']} steps, above {MOST}; pass fewer"
             )
-    config, recipe = dataclasses.replace(config, **changes), config.recipe()
-    named = recipe.get("warmup_epochs") or recipe.get("warmup_steps")
-    own = config.warmup_steps if config.warmup_epochs is None else config.warmup_epochs
+    config = dataclasses.replace(config, **changes)
+    card = RECIPES[config.recipe].flags if config.recipe in RECIPES else config.defaults()
+    name = "warmup_steps" if config.warmup_epochs is None else "warmup_epochs"
     try:
-        return _with_warmup(config, own == named, None)
+        return _with_warmup(config, getattr(config, name) == card.get(name), None)
     except BadConfiguration as error:
         counted = [f"--{epochs} {getattr(config, epochs):g}" for steps, epochs in EPOCHS.items() if steps in changes]
         raise BadConfiguration(f"{error} ({', '.join(counted)} of {examples} examples)") from None
