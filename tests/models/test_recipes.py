@@ -229,6 +229,17 @@ def test_the_loss_before_the_first_update_is_that_of_a_guess(name):
     assert loss == pytest.approx(math.log(spec.num_classes), abs=allowed)
 
 
+def test_the_published_weights_decay():
+    """Kernels of the vision transformer; matrices of GPT-2, those of tokens and positions too."""
+    for name, decayed in {"vit_s16": {"kernel"}, "gpt2": {"kernel", "embedding", "positions"}}.items():
+        text, spec = FIRST[name]
+        with zeros_for_chance():
+            model, _ = tasks.model_of(text, spec)
+            model.build((1, *spec.input_shape))
+        found = {weight.path.rpartition("/")[2] for weight in model.trainable_weights if len(weight.shape) > 1}
+        assert found == decayed
+
+
 def test_fixed_positions_are_sines_and_cosines_of_row_and_column():
     from models.transformers import sines_and_cosines
 

@@ -1,9 +1,11 @@
 """--train_epochs and --warmup_epochs: how many updates they are, and what they go with."""
 
+import dataclasses
 import json
 
 import pytest
 
+from trainers.record import reading
 from trainers.run import command
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
@@ -50,6 +52,10 @@ def test_a_run_in_epochs_records_both_and_goes_on(run, tmp_path):
     facts = json.loads((tmp_path / "epochs/run.json").read_text())["flags"]
     names = ("train_steps", "train_epochs", "warmup_steps", "warmup_epochs")
     assert [facts[name] for name in names] == [9, 0.2, 4, 0.1]
+    asked = resolve(Config(model="mlp", batch_size=32, run_dir=str(tmp_path / "epochs"), **flags))
+    assert asked.train_steps is None and reading.completed(asked)["step"] == 9
+    assert not reading.completed(dataclasses.replace(asked, train_epochs=0.3))
+    assert not reading.completed(dataclasses.replace(asked, run_dir=str(tmp_path / "none")))
     written = (tmp_path / "epochs/flags.txt").read_text().splitlines()
     assert "--train_epochs=0.2" in written and "--warmup_epochs=0.1" in written
     assert not [line for line in written if line.startswith(("--train_steps", "--warmup_steps"))]
