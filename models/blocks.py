@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from models.batch_norm import BatchNormalization
-from models.layers import Dense, Dropout, LayerNormalization
+from models.layers import Dense, Dropout, LayerNormalization, StochasticDepth
 
 register = keras.saving.register_keras_serializable("lockstep")
 
@@ -17,15 +17,32 @@ class AttentionBlock(keras.layers.Layer):
 
     `x: [batch, time, features]` → the same shape. With `causal`, a position sees itself and those before it; with
     `documents: [batch, time]`, only those of the document that it belongs to. Attention scores are float32 under every
-    dtype policy. Sources: Vaswani et al., "Attention is all you need", 2017; normalization first: Xiong et al., ICML
-    2020.
+    dtype policy. `bias`: whether dense layers and normalizations have one; `residual_scale`: of the initial values of
+    what is added to `x`. Sources: Vaswani et al., "Attention is all you need", 2017; normalization first: Xiong et al.,
+    ICML 2020.
     """
 
-    def __init__(self, heads: int, expansion: int = 4, dropout: float = 0.0, causal: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        heads: int,
+        expansion: int = 4,
+        dropout: float = 0.0,
+        causal: bool = False,
+        stochastic_depth: float = 0.0,
+        bias: bool = True,
+        residual_scale: float = 1.0,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
+        self.bias, self.residual_scale = bias, residual_scale
         self.heads, self.expansion, self.dropout, self.causal = heads, expansion, dropout, causal
-        self.attention_norm = LayerNormalization(name="attention_norm", dtype=self.dtype_policy)
-        self.dense_norm = LayerNormalization(name="dense_norm", dtype=self.dtype_policy)
+        self.stochastic_depth = stochastic_depth
+        self.skip_attention, self.skip_dense = (
+            StochasticDepth(stochastic_depth, name=name, dtype=self.dtype_policy)
+            for name in ("skip_attention", "skip_dense")
+        )
+        self.attention_norm = LayerNormalization(center=bias, name="attention_norm", dtype=self.dtype_policy)
+        self.dense_norm = LayerNormalization(center=bias, name="dense_norm", dtype=self.dtype_policy)
         self.drop_attention = Dropout(dropout, name="drop_attention", dtype=self.dtype_policy)
         self.drop_dense = Dropout(dropout, name="drop_dense", dtype=self.dtype_policy)
 
@@ -34,12 +51,15 @@ class AttentionBlock(keras.layers.Layer):
         if features % self.heads:
             raise ValueError(f"{features} features do not divide over {self.heads} heads; choose a divisor")
         small = keras.initializers.RandomNormal(stddev=0.02)
-        policy = self.dtype_policy
-        self.queries_keys_values = Dense(3 * features, initializer=small, name="queries_keys_values", dtype=policy)
-        self.projection = Dense(features, initializer=small, name="projection", dtype=policy)
-        self.expand = Dense(self.expansion * features, "gelu", initializer=small, name="expand", dtype=policy)
-        self.contract = Dense(features, initializer=small, name="contract", dtype=policy)
+        added = keras.initializers.RandomNormal(stddev=0.02 * self.residual_scale)
+        same = {"use_bias": self.bias, "dtype": self.dtype_policy}
+        self.queries_keys_values = Dense(3 * features, None, small, name="queries_keys_values", **same)
+        self.projection = Dense(features, None, added, name="projection", **same)
+        self.expand = Dense(self.expansion * features, "gelu", small, name="expand", **same)
+        self.contract = Dense(features, None, added, name="contract", **same)
         for part in (self.attention_norm, self.dense_norm, self.drop_attention, self.drop_dense):
+            part.build(input_shape)
+        for part in (self.skip_attention, self.skip_dense):
             part.build(input_shape)
         for part in (self.queries_keys_values, self.projection, self.expand):
             part.build(input_shape)
@@ -62,15 +82,18 @@ class AttentionBlock(keras.layers.Layer):
         return self.projection(tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [batch, time, features]))
 
     def call(self, x: tf.Tensor, documents: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
-        x = x + self.drop_attention(self.attention(self.attention_norm(x), documents), training=training)
-        return x + self.drop_dense(self.contract(self.expand(self.dense_norm(x))), training=training)
+        y = self.drop_attention(self.attention(self.attention_norm(x), documents), training=training)
+        x = x + self.skip_attention(y, training=training)
+        y = self.drop_dense(self.contract(self.expand(self.dense_norm(x))), training=training)
+        return x + self.skip_dense(y, training=training)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
         config = {"heads": self.heads, "expansion": self.expansion, "dropout": self.dropout, "causal": self.causal}
-        return super().get_config() | config
+        config |= {"bias": self.bias, "residual_scale": self.residual_scale}
+        return super().get_config() | config | {"stochastic_depth": self.stochastic_depth}
 
 
 @register
@@ -109,10 +132,11 @@ class _ConvolutionBlock(keras.layers.Layer):
     The shortcut is the identity where the shape stays, else a 1×1 convolution with the block's stride.
     """
 
-    def __init__(self, filters: int, stride: int = 1, **kwargs: Any):
+    def __init__(self, filters: int, stride: int = 1, stochastic_depth: float = 0.0, **kwargs: Any):
         super().__init__(**kwargs)
-        self.filters, self.stride = filters, stride
+        self.filters, self.stride, self.stochastic_depth = filters, stride, stochastic_depth
         self.projection = None
+        self.skip = StochasticDepth(stochastic_depth, name="skip", dtype=self.dtype_policy)
 
     def convolutions(self) -> list[tuple[int, int, int]]:
         """Filters, kernel size and stride of each convolution."""
@@ -133,6 +157,7 @@ class _ConvolutionBlock(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         plan, shape = self.convolutions(), input_shape
         self.chain, self.norms = [], []
+        self.skip.build(input_shape)
         for i, (filters, size, stride) in enumerate(plan, 1):
             # A block that starts as the identity trains sooner (Goyal et al., 2017, section 5.1).
             gamma = "zeros" if i == len(plan) else "ones"
@@ -154,10 +179,11 @@ class _ConvolutionBlock(keras.layers.Layer):
             y = norm(convolution(tf.nn.relu(y) if i else y), training=training)
         if self.projection is not None:
             x = self.projection_norm(self.projection(x), training=training)
-        return tf.nn.relu(x + y)
+        return tf.nn.relu(x + self.skip(y, training=training))
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"filters": self.filters, "stride": self.stride}
+        config = {"filters": self.filters, "stride": self.stride, "stochastic_depth": self.stochastic_depth}
+        return super().get_config() | config
 
 
 @register

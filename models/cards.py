@@ -42,6 +42,11 @@ OPTIMIZERS: dict[str, str] = {
     "adam": "keras.optimizers:Adam",
     "adamw": "models.optimizers:adamw",
     "sam": "models.optimizers:SAM",
+    "lamb": "models.further_optimizers:Lamb",
+    "lars": "models.further_optimizers:LARS",
+    "lion": "keras.optimizers:Lion",
+    "muon": "models.further_optimizers:muon",
+    "schedule_free": "models.further_optimizers:ScheduleFreeAdamW",
 }
 
 # Subclasses of `models.optimizers.Schedule`: called with `(peak, warmup_steps, total_steps)`.
@@ -50,6 +55,9 @@ SCHEDULES: dict[str, str] = {
     "linear": "models.optimizers:Linear",
     "cosine": "models.optimizers:Cosine",
     "one_cycle": "models.optimizers:OneCycle",
+    "stepwise": "models.optimizers:Stepwise",
+    "warmup_stable_decay": "models.optimizers:WarmupStableDecay",
+    "cyclic": "models.optimizers:Cyclic",
     "inverse_sqrt": "models.optimizers:InverseSquareRoot",
 }
 

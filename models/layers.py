@@ -55,6 +55,32 @@ class Dropout(keras.layers.Layer):
 
 
 @register
+class StochasticDepth(Dropout):
+    """Sets a fraction `rate` of the examples to zero in training, and scales the rest: for what a block adds to them.
+
+    `x: [batch, …]` → the same shape. The mask is that of `Dropout`, one number for each example.
+    Source: Huang et al., "Deep networks with stochastic depth", ECCV 2016.
+    """
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if not training or not self.rate:
+            return x
+        shape = [tf.shape(x)[0], *[1] * (x.shape.rank - 1)]
+        return x * randomness.dropout_mask(self.rate, shape, self.path, x.dtype)
+
+
+def rates_by_depth(rate: float, blocks: int) -> list[float]:
+    """Rates of `StochasticDepth` for each block, from `rate / blocks` up to `rate`. Source: as there, equation 4.
+
+    Raises:
+      ValueError: the rate is no fraction below 1.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"stochastic_depth {rate} is outside [0, 1); pass the last block's fraction, e.g. 0.1")
+    return [rate * (block + 1) / blocks for block in range(blocks)]
+
+
+@register
 class Noise(keras.layers.Layer):
     """Adds normal noise of standard deviation `stddev` in training: a pure function of (seed, step, example).
 
@@ -87,20 +113,28 @@ class Noise(keras.layers.Layer):
 class Dense(keras.layers.Layer):
     """`activation(x · kernel + bias)`. `x: [..., features]` → `[..., units]`."""
 
-    def __init__(self, units: int, activation: Any = None, initializer: Any = "glorot_uniform", **kwargs: Any):
+    def __init__(
+        self,
+        units: int,
+        activation: Any = None,
+        initializer: Any = "glorot_uniform",
+        use_bias: bool = True,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
-        self.units = units
+        self.units, self.use_bias = units, use_bias
         self.activation = keras.activations.get(activation)
         self.initializer = keras.initializers.get(initializer)
 
     def build(self, input_shape: Any) -> None:
         self.kernel = self.add_weight(shape=(input_shape[-1], self.units), initializer=self.initializer, name="kernel")
-        self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
+        if self.use_bias:
+            self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         x = tf.tensordot(x, tf.convert_to_tensor(self.kernel), 1) if x.shape.rank > 2 else x @ self.kernel
-        return self.activation(x + self.bias)
+        return self.activation(x + self.bias if self.use_bias else x)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return (*input_shape[:-1], self.units)
@@ -108,6 +142,7 @@ class Dense(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
             "units": self.units,
+            "use_bias": self.use_bias,
             "activation": keras.activations.serialize(self.activation),
             "initializer": keras.initializers.serialize(self.initializer),
         }
@@ -117,30 +152,32 @@ class Dense(keras.layers.Layer):
 class LayerNormalization(keras.layers.Layer):
     """Each position over its features: `(x - mean) / √(variance + epsilon) · scale + offset`, both trainable.
 
-    `x: [..., features]` → the same shape. Source: Ba et al., "Layer normalization", 2016.
+    `x: [..., features]` → the same shape. `center`: whether there is an offset. Source: Ba et al., "Layer
+    normalization", 2016.
     """
 
-    def __init__(self, epsilon: float = 1e-6, **kwargs: Any):
+    def __init__(self, epsilon: float = 1e-6, center: bool = True, **kwargs: Any):
         super().__init__(**kwargs)
-        self.epsilon = epsilon
+        self.epsilon, self.center = epsilon, center
 
     def build(self, input_shape: Any) -> None:
         shape = (input_shape[-1],)
         self.scale = self.add_weight(shape=shape, initializer="ones", name="scale", autocast=False)
-        self.offset = self.add_weight(shape=shape, initializer="zeros", name="offset", autocast=False)
+        if self.center:
+            self.offset = self.add_weight(shape=shape, initializer="zeros", name="offset", autocast=False)
         self.built = True
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         wide = tf.cast(x, tf.float32)
         mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
-        normal = (wide - mean) * tf.math.rsqrt(variance + self.epsilon) * self.scale + self.offset
-        return tf.cast(normal, x.dtype)
+        normal = (wide - mean) * tf.math.rsqrt(variance + self.epsilon) * self.scale
+        return tf.cast(normal + self.offset if self.center else normal, x.dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"epsilon": self.epsilon}
+        return super().get_config() | {"epsilon": self.epsilon, "center": self.center}
 
 
 @register

@@ -16,7 +16,8 @@ register = keras.saving.register_keras_serializable("lockstep")
 class Momentum(keras.optimizers.Optimizer):
     """Gradient descent with momentum: `m ← beta · m - rate · g`, then `w ← w + m`, or `w + beta · m - rate · g`.
 
-    The latter is Nesterov's form. Source: Sutskever et al., "On the importance of initialization and momentum", 2013.
+    The latter is Nesterov's form. `coupled`: weight decay is added to the gradient, as L2, and passes through `m`.
+    Source: Sutskever et al., "On the importance of initialization and momentum", 2013.
     """
 
     def __init__(
@@ -24,13 +25,14 @@ class Momentum(keras.optimizers.Optimizer):
         learning_rate: Any = 0.01,
         momentum: float = 0.9,
         nesterov: bool = True,
+        coupled: bool = False,
         name: str = "momentum",
         **kwargs: Any,
     ):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum {momentum} is outside [0, 1); pass a decay, e.g. 0.9")
-        self.momentum, self.nesterov = momentum, nesterov
+        self.momentum, self.nesterov, self.coupled = momentum, nesterov, coupled
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if not self.built:
@@ -39,13 +41,21 @@ class Momentum(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: Any) -> None:
         velocity = self.velocities[self._get_variable_index(variable)]
-        step = tf.cast(learning_rate, variable.dtype) * tf.cast(gradient, variable.dtype)
+        gradient = tf.cast(gradient, variable.dtype)
+        if self.coupled and self.weight_decay and self._use_weight_decay(variable):
+            gradient += self.weight_decay * tf.convert_to_tensor(variable)
+        step = tf.cast(learning_rate, variable.dtype) * gradient
         moved = self.momentum * velocity - step
         self.assign(velocity, moved)
         self.assign_add(variable, self.momentum * moved - step if self.nesterov else moved)
 
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        if not self.coupled:
+            super()._apply_weight_decay(variables)
+
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"momentum": self.momentum, "nesterov": self.nesterov}
+        own = {"momentum": self.momentum, "nesterov": self.nesterov, "coupled": self.coupled}
+        return super().get_config() | own
 
 
 @register
@@ -74,14 +84,17 @@ class SAM(Momentum):
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate as a function of the step, with a warm-up to `peak`.
 
-    A subclass implements `__call__(step)`: the rate of the update that takes `step` to `step + 1`, a float32 scalar.
+    A subclass implements `__call__(step)`: the rate of the update that takes `step` to `step + 1`, a float32 scalar. It
+    lists further arguments of its constructor in `arguments`, for `get_config`.
     """
+
+    arguments: tuple[str, ...] = ()
 
     def __init__(self, peak: float, warmup_steps: int, total_steps: int):
         self.peak, self.warmup_steps, self.total_steps = peak, warmup_steps, total_steps
 
     def get_config(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("peak", "warmup_steps", "total_steps")}
+        return {name: getattr(self, name) for name in ("peak", "warmup_steps", "total_steps", *self.arguments)}
 
 
 @register
@@ -100,6 +113,12 @@ class Scaled(keras.optimizers.schedules.LearningRateSchedule):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Scaled":
         return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["factor"])
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} {value} is outside [0, 1]; pass a share, e.g. 0.1")
+    return value
 
 
 def _half_cosine(progress: tf.Tensor) -> tf.Tensor:
@@ -139,13 +158,119 @@ class Linear(WarmupDecay):
 
 @register
 class Cosine(WarmupDecay):
-    """Warm-up, then a cosine decay that reaches 0 after `total_steps`.
+    """Warm-up, then a cosine decay that reaches `floor` (a share of the peak) after `total_steps`.
 
     Source: Loshchilov and Hutter, "SGDR", ICLR 2017.
     """
 
+    arguments = ("floor",)
+
+    def __init__(self, peak: float, warmup_steps: int, total_steps: int, floor: float = 0.0):
+        super().__init__(peak, warmup_steps, total_steps)
+        self.floor = _share("floor", floor)
+
     def decay(self, progress: tf.Tensor) -> tf.Tensor:
-        return _half_cosine(progress)
+        return self.floor + (1.0 - self.floor) * _half_cosine(progress)
+
+
+@register
+class Stepwise(WarmupDecay):
+    """Warm-up, then the peak times `factor` for each of the points `at` that is passed; they count in parts of `of`.
+
+    So `at=30x60x80,of=90` are the epochs 30, 60 and 80 of 90, whatever the number of steps. The rate after a point
+    holds from the update whose number is the point's, rounded. Source: He et al., "Deep residual learning", CVPR 2016;
+    with a warm-up: Goyal et al., "Accurate, large minibatch SGD", 2017.
+    """
+
+    arguments = ("at", "of", "factor")
+
+    def __init__(
+        self,
+        peak: float,
+        warmup_steps: int,
+        total_steps: int,
+        at: tuple[float, ...] = (30, 60, 80),
+        of: float = 90,
+        factor: float = 0.1,
+    ):
+        super().__init__(peak, warmup_steps, total_steps)
+        if not all(0 < a < b for a, b in zip(at, (*at[1:], of), strict=True)):
+            raise ValueError(f"at {at} does not rise from above 0 to below {of}; write e.g. at=30x60x80,of=90")
+        if not 0 < factor <= 1:
+            raise ValueError(f"factor {factor} is outside (0, 1]; pass what the rate is multiplied by, e.g. 0.1")
+        self.at, self.of, self.factor = tuple(at), of, factor
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        points = tf.constant([round(point / self.of * self.total_steps) for point in self.at], tf.float32)
+        passed = tf.reduce_sum(tf.cast(tf.cast(step, tf.float32) >= points, tf.float32))
+        return super().__call__(step) * tf.pow(self.factor, passed)
+
+    def decay(self, progress: tf.Tensor) -> tf.Tensor:
+        return tf.ones_like(progress)
+
+
+@register
+class WarmupStableDecay(WarmupDecay):
+    """Warm-up, the peak, and over the last `cooldown` of all steps a fall to `floor` (a share of the peak).
+
+    The fall is `1 - p^power` for `p` from 0 to 1: a line with 1, `1 - √p` with 0.5. Sources: Hu et al., "MiniCPM",
+    2024, section 4; the forms of the fall: Hägele et al., "Scaling laws and compute-optimal training", NeurIPS 2024.
+    """
+
+    arguments = ("cooldown", "floor", "power")
+
+    def __init__(
+        self,
+        peak: float,
+        warmup_steps: int,
+        total_steps: int,
+        cooldown: float = 0.2,
+        floor: float = 0.0,
+        power: float = 1.0,
+    ):
+        super().__init__(peak, warmup_steps, total_steps)
+        if not power > 0:
+            raise ValueError(f"power {power} is not above 0; pass 1 for a line, 0.5 for a root")
+        self.cooldown, self.floor, self.power = _share("cooldown", cooldown), _share("floor", floor), power
+
+    def decay(self, progress: tf.Tensor) -> tf.Tensor:
+        length = max(self.total_steps - self.warmup_steps, 1)
+        falling = min(max(round(self.cooldown * self.total_steps), 1), length)
+        fall = tf.maximum((progress * length - (length - falling)) / falling, 0.0)
+        return 1.0 - (1.0 - self.floor) * tf.pow(fall, self.power)
+
+
+@register
+class Cyclic(Schedule):
+    """Lines from `start` up to the peak over the warm-up, and down to `floor`, `cycles` times; both are shares of it.
+
+    Without a warm-up the peak is in the middle of a cycle. Sources: Smith, "Cyclical learning rates", 2017; one cycle,
+    from 10⁻⁴ of the peak to 0: ffcv-imagenet, 2022.
+    """
+
+    arguments = ("cycles", "start", "floor")
+
+    def __init__(
+        self,
+        peak: float,
+        warmup_steps: int,
+        total_steps: int,
+        cycles: int = 1,
+        start: float = 1e-4,
+        floor: float = 0.0,
+    ):
+        super().__init__(peak, warmup_steps, total_steps)
+        if cycles < 1 or warmup_steps * cycles > total_steps:
+            raise ValueError(f"cycles {cycles} of a warm-up of {warmup_steps} do not fit into {total_steps} steps")
+        self.cycles, self.start, self.floor = cycles, _share("start", start), _share("floor", floor)
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        length = self.total_steps / self.cycles
+        top = self.warmup_steps or length / 2
+        place = tf.math.floormod(tf.cast(step, tf.float32), length)
+        rising = self.start + (1 - self.start) * place / top
+        falling = (length - place + self.floor * (place - top)) / max(length - top, 1)
+        return self.peak * tf.where(place < top, rising, falling)
 
 
 @register

@@ -13,12 +13,40 @@ from models.blocks import AttentionBlock
 register = keras.saving.register_keras_serializable("lockstep")
 
 
+_KINDS = {"pool": ("token", "mean"), "embedding": ("learned", "sincos"), "head": ("linear", "tanh")}
+
+
+def _check_words(features: int, **words: str) -> None:
+    for name, word in words.items():
+        if word not in _KINDS[name]:
+            raise ValueError(f"{name} {word} is none of: {', '.join(_KINDS[name])}; choose one")
+    if words["embedding"] == "sincos" and (features % 4 or features < 8):
+        raise ValueError(f"width {features} is no multiple of 4 from 8 on, which embedding=sincos needs; choose one")
+
+
+def sines_and_cosines(grid: tuple[int, int], features: int, extra: int = 0) -> np.ndarray:
+    """Fixed positions of a grid of patches, `[1, extra + height · width, features]`, float32; 0 for what is `extra`.
+
+    A quarter of the features each: sine and cosine of the column, sine and cosine of the row, at wavelengths from 2π
+    to 20,000π. Source: Chen et al., "An empirical study of training self-supervised vision transformers", ICCV 2021.
+    """
+    rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1).astype(np.float64)
+    quarter = features // 4
+    rates = 10_000.0 ** -(np.arange(quarter) / (quarter - 1))
+    parts = [wave(place * rates) for place in (columns, rows) for wave in (np.sin, np.cos)]
+    values = np.concatenate([np.zeros((extra, features)), np.concatenate(parts, axis=1)])
+    return values[None].astype(np.float32)
+
+
 @register
 class VisionTransformer(keras.Model):
     """Patches of an image as tokens, a learned class token and positions, attention blocks, logits.
 
     `x: [batch, height, width, channels]`, both sizes multiples of `patch` → logits `[batch, num_classes]`, float32.
-    Source: Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021.
+    `pool`: `token`, of a class token, or `mean`, of all others, without one. `embedding`: positions, `learned` or
+    `sincos`, fixed. `head`: `linear`, or `tanh` with a hidden layer and logits that begin at 0.
+    Sources: Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021; the latter of each: Beyer et al., "Better
+    plain ViT baselines for ImageNet-1k", 2022.
     """
 
     def __init__(
@@ -29,50 +57,76 @@ class VisionTransformer(keras.Model):
         depth: int = 4,
         heads: int = 4,
         dropout: float = 0.1,
+        stochastic_depth: float = 0.0,
+        pool: str = "token",
+        embedding: str = "learned",
+        head: str = "linear",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        _check_words(features, pool=pool, embedding=embedding, head=head)
+        self.pool, self.embedding, self.head_kind = pool, embedding, head
         self.num_classes, self.patch, self.features = num_classes, patch, features
-        self.depth, self.heads, self.dropout = depth, heads, dropout
+        self.depth, self.heads, self.dropout, self.stochastic_depth = depth, heads, dropout, stochastic_depth
         self.embed = keras.layers.Conv2D(features, patch, patch, name="embed")
         self.drop = layers.Dropout(dropout, name="drop")
-        self.blocks = [AttentionBlock(heads, dropout=dropout, name=f"block_{i}") for i in range(1, depth + 1)]
+        self.blocks = [
+            AttentionBlock(heads, dropout=dropout, stochastic_depth=rate, name=f"block_{i}")
+            for i, rate in enumerate(layers.rates_by_depth(stochastic_depth, depth), 1)
+        ]
         self.norm = layers.LayerNormalization(name="norm")
-        self.head = layers.Dense(num_classes, name="logits", dtype="float32")
+        self.hidden = layers.Dense(features, "tanh", name="hidden") if head == "tanh" else None
+        first = "zeros" if head == "tanh" else "glorot_uniform"
+        self.head = layers.Dense(num_classes, None, first, name="logits", dtype="float32")
 
     def build(self, input_shape: Any) -> None:
         height, width = input_shape[1:3]
         if height % self.patch or width % self.patch:
             raise ValueError(f"images of {height}×{width} do not divide into patches of {self.patch}; choose a divisor")
         self.grid = (height // self.patch, width // self.patch)
-        tokens = self.grid[0] * self.grid[1] + 1
+        tokens = self.grid[0] * self.grid[1] + self.extra
         small = keras.initializers.RandomNormal(stddev=0.02)
-        self.class_token = self.add_weight(shape=(1, 1, self.features), initializer="zeros", name="class_token")
-        self.positions = self.add_weight(shape=(1, tokens, self.features), initializer=small, name="positions")
+        if self.extra:
+            self.class_token = self.add_weight(shape=(1, 1, self.features), initializer="zeros", name="class_token")
+        if self.embedding == "learned":
+            self.positions = self.add_weight(shape=(1, tokens, self.features), initializer=small, name="positions")
+        else:
+            self.positions = sines_and_cosines(self.grid, self.features, self.extra)
         self.embed.build(input_shape)
         shape = (input_shape[0], tokens, self.features)
         for part in (self.drop, *self.blocks, self.norm):
             part.build(shape)
+        if self.hidden is not None:
+            self.hidden.build((input_shape[0], self.features))
         self.head.build((input_shape[0], self.features))
         self.built = True
 
+    @property
+    def extra(self) -> int:
+        """Tokens before those of the patches."""
+        return int(self.pool == "token")
+
     def resized(self, weight: Any, value: np.ndarray) -> np.ndarray | None:
         """Positions of a square grid of other size, interpolated (bicubic); the class token's stays. Else None."""
-        side = math.isqrt(max(value.shape[1] - 1, 0)) if value.ndim == 3 else 0
-        if weight is not self.positions or not side or value.shape != (1, side**2 + 1, self.features):
+        extra = self.extra
+        side = math.isqrt(max(value.shape[1] - extra, 0)) if value.ndim == 3 else 0
+        if weight is not self.positions or not side or value.shape != (1, side**2 + extra, self.features):
             return None
-        grid = tf.reshape(tf.cast(value[:, 1:], tf.float32), [1, side, side, self.features])
+        grid = tf.reshape(tf.cast(value[:, extra:], tf.float32), [1, side, side, self.features])
         grid = tf.image.resize(grid, self.grid, "bicubic", antialias=True).numpy()
-        return np.concatenate([value[:, :1], grid.reshape(1, -1, self.features)], axis=1)
+        return np.concatenate([value[:, :extra], grid.reshape(1, -1, self.features)], axis=1)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         x = self.embed(x)
         x = tf.reshape(x, [tf.shape(x)[0], x.shape[1] * x.shape[2], self.features])
-        first = tf.tile(tf.convert_to_tensor(self.class_token), [tf.shape(x)[0], 1, 1])
-        x = self.drop(tf.concat([first, x], axis=1) + self.positions, training=training)
+        if self.extra:
+            x = tf.concat([tf.tile(tf.convert_to_tensor(self.class_token), [tf.shape(x)[0], 1, 1]), x], axis=1)
+        x = self.drop(x + tf.cast(self.positions, x.dtype), training=training)
         for block in self.blocks:
             x = block(x, training=training)
-        return self.head(self.norm(x)[:, 0])
+        x = self.norm(x)
+        x = x[:, 0] if self.extra else tf.reduce_mean(x, axis=1)
+        return self.head(x if self.hidden is None else self.hidden(x))
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
@@ -82,6 +136,10 @@ class VisionTransformer(keras.Model):
             "depth": self.depth,
             "heads": self.heads,
             "dropout": self.dropout,
+            "stochastic_depth": self.stochastic_depth,
+            "pool": self.pool,
+            "embedding": self.embedding,
+            "head": self.head_kind,
         }
 
 
@@ -91,7 +149,8 @@ class LanguageModel(keras.Model):
 
     `tokens: [batch, time]` integers, `time` at most `length` → logits `[batch, time, vocabulary]`, float32. The output
     shares the embedding's weights. With a `separator`, the token that ends a document, a position sees its own document
-    alone. Source: Radford et al., "Language models are unsupervised multitask learners", 2019.
+    alone. `bias`: whether dense layers and normalizations have one; `scaled`: what is added to the shortcut begins
+    smaller by `√(2 · depth)`. Source: Radford et al., "Language models are unsupervised multitask learners", 2019.
     """
 
     def __init__(
@@ -103,17 +162,29 @@ class LanguageModel(keras.Model):
         heads: int = 4,
         dropout: float = 0.0,
         separator: int | None = None,
+        stochastic_depth: float = 0.0,
+        bias: bool = True,
+        scaled: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.separator = separator
+        self.separator, self.bias, self.scaled = separator, bias, scaled
         self.vocabulary, self.length, self.features = vocabulary, length, features
-        self.depth, self.heads, self.dropout = depth, heads, dropout
+        self.depth, self.heads, self.dropout, self.stochastic_depth = depth, heads, dropout, stochastic_depth
         self.drop = layers.Dropout(dropout, name="drop")
         self.blocks = [
-            AttentionBlock(heads, dropout=dropout, causal=True, name=f"block_{i}") for i in range(1, depth + 1)
+            AttentionBlock(
+                heads,
+                dropout=dropout,
+                causal=True,
+                stochastic_depth=rate,
+                bias=bias,
+                residual_scale=(2 * depth) ** -0.5 if scaled else 1.0,
+                name=f"block_{i}",
+            )
+            for i, rate in enumerate(layers.rates_by_depth(stochastic_depth, depth), 1)
         ]
-        self.norm = layers.LayerNormalization(name="norm")
+        self.norm = layers.LayerNormalization(center=bias, name="norm")
 
     def build(self, input_shape: Any) -> None:
         small = keras.initializers.RandomNormal(stddev=0.02)
@@ -151,29 +222,54 @@ class LanguageModel(keras.Model):
             "depth": self.depth,
             "heads": self.heads,
             "dropout": self.dropout,
+            "stochastic_depth": self.stochastic_depth,
+            "bias": self.bias,
+            "scaled": self.scaled,
             "separator": self.separator,
         }
 
 
 def build_vit(
-    spec: tasks.DataSpec, *, width: int = 64, depth: int = 4, heads: int = 4, dropout: float = 0.1, patch: int = 0
+    spec: tasks.DataSpec,
+    *,
+    width: int = 64,
+    depth: int = 4,
+    heads: int = 4,
+    dropout: float = 0.1,
+    patch: int = 0,
+    stochastic_depth: float = 0.0,
+    pool: str = "token",
+    embedding: str = "learned",
+    head: str = "linear",
 ) -> tuple[keras.Model, tasks.Task]:
-    """A small vision transformer. `patch`: its pixels; 0 = 2 for small images, 16 for large ones."""
+    """A vision transformer. `patch`: its pixels; 0 = 2 for small images, 16 for large ones."""
     _check(width, depth, heads)
     layers.check_sizes(0, patch=patch)
     patch = patch or (2 if min(spec.input_shape[:2]) < 64 else 16)
-    model = VisionTransformer(spec.num_classes, patch, width, depth, heads, dropout, name="vit")
+    kinds = (pool, embedding, head)
+    model = VisionTransformer(
+        spec.num_classes, patch, width, depth, heads, dropout, stochastic_depth, *kinds, name="vit"
+    )
     return model, tasks.classification(spec)
 
 
 def build_language_model(
-    spec: tasks.DataSpec, *, width: int = 96, depth: int = 3, heads: int = 4, dropout: float = 0.0
+    spec: tasks.DataSpec,
+    *,
+    width: int = 96,
+    depth: int = 3,
+    heads: int = 4,
+    dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+    bias: bool = True,
+    scaled: bool = False,
 ) -> tuple[keras.Model, tasks.Task]:
-    """A small language model for sequences of the data set's length."""
+    """A language model for sequences of the data set's length. `scaled`: smaller initial values of what is added."""
     _check(width, depth, heads)
     separator = spec.separator if spec.document_mask else None
     length = spec.input_shape[0]
-    model = LanguageModel(spec.num_classes, length, width, depth, heads, dropout, separator, name="transformer")
+    sizes = (spec.num_classes, length, width, depth, heads, dropout)
+    model = LanguageModel(*sizes, separator, stochastic_depth, bias, scaled, name="transformer")
     return model, tasks.language(spec)
 
 

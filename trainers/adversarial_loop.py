@@ -37,7 +37,7 @@ class Settings(Config):
     critic_steps: int = flag(5, "algorithm", "critic steps before each generator step", low=1, high=100, fixed=True)
     penalty: float = flag(10.0, "algorithm", "weight of the gradient penalty", low=0, fixed=True)
 
-    def recipe(self) -> Mapping[str, Any]:
+    def defaults(self) -> Mapping[str, Any]:
         recipe = Recipe(1600, "adam,beta_1=0.0,beta_2=0.9", 1e-3, "linear", ema=0.99, log_every=50)
         return dataclasses.asdict(recipe) | {"dataset": "digits"}
 
@@ -69,7 +69,7 @@ from trainers.run import saved_model, start, weight_groups
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import Source, Update
 from trainers.run.models_loop import ModelsLoop, gradients
-from trainers.run.replicas import MovingAverage, first_local, on_replicas, summed
+from trainers.run.replicas import first_local, on_replicas, summed
 from trainers.show import drawings
 from trainers.show.summaries import Summaries
 from trainers.world.devices import World
@@ -101,7 +101,7 @@ class Adversarial(ModelsLoop):
                 self.models[name](self.example(name))
                 self.groups[name] = weight_groups.group_of(config, self.models[name].trainable_variables, steps)
             self.optimizers = {f"{name}_optimizer": group.optimizer for name, group in self.groups.items()}
-            self.averages = {"ema": MovingAverage(self.generator.trainable_variables, config.ema)} if config.ema else {}
+            self.averages = weight_groups.averages_of(config, self.generator, self.groups["generator"])
 
     def generated(self, labels: tf.Tensor, stream: str, training: bool = False) -> tf.Tensor:
         """An image for each label, from noise of its own: that of the current place in the run, and of this stream."""

@@ -48,9 +48,9 @@ class Settings(Config):
     views: ClassVar[int] = 2
     needs_images: ClassVar[bool] = True
 
-    def recipe(self) -> Mapping[str, Any]:
+    def defaults(self) -> Mapping[str, Any]:
         """The model's, for twice as many steps. Words of `--augment` fit photographs, or digits."""
-        recipe = dict(super().recipe())
+        recipe = dict(super().defaults())
         dataset = self.dataset or recipe["dataset"]
         if data_card(dataset).images is False:
             raise BadConfiguration(f"--dataset {dataset} has no images, of which views are made; take one that has")

@@ -38,7 +38,7 @@ from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import Source, Update
 from trainers.run.loss_scale import LossScale
 from trainers.run.models_loop import ModelsLoop, filled
-from trainers.run.replicas import MovingAverage, assign, first_local, on_replicas, summed
+from trainers.run.replicas import assign, first_local, on_replicas, summed
 from trainers.settings import options
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
@@ -61,7 +61,7 @@ class Supervised(ModelsLoop):
             freezing.freeze(self.model, config.freeze)
             self.groups = weight_groups.groups_of(config, self.model)
             self.optimizer, self.schedules = self.groups[-1].optimizer, weight_groups.schedules_of(self.groups)
-            self.average = MovingAverage(self.model.trainable_variables, config.ema) if config.ema else None
+            self.average = weight_groups.average_of(config, self.model.trainable_variables, self.groups)
             self.loss_scale = LossScale() if config.precision == "float16" else None
         # Gradients are summed, clipped and applied as a few vectors of many weights.
         self.vectors = weight_groups.vectors_of(self.groups, self.model.trainable_variables)

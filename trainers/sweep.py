@@ -41,7 +41,7 @@ from typing import Any
 from models.options import split
 from trainers.record import reading
 from trainers.settings import paths
-from trainers.settings.config import NO_DIFFERENCE, Config
+from trainers.settings.config import EPOCHS, NO_DIFFERENCE, Config
 from trainers.settings.exit_codes import CRASHED, OK, PREEMPTED, BadConfiguration
 from trainers.settings.flags import config_from
 from trainers.show.tables import table
@@ -207,7 +207,8 @@ class Outcome:
 def has_flags(facts: Mapping[str, Any], config: Config) -> bool:
     """Whether a run.json is of a run with the flags of `config`, except for those that make no run differ."""
     flags = facts.get("flags", {})
-    return all(flags.get(k) == value for k, value in dataclasses.asdict(config).items() if k not in NO_DIFFERENCE)
+    unknown = {k for k in EPOCHS if getattr(config, k) is None} | set(NO_DIFFERENCE)  # steps that epochs stand for
+    return all(flags.get(k) == value for k, value in dataclasses.asdict(config).items() if k not in unknown)
 
 
 class Sweep:

@@ -235,6 +235,7 @@ def check(submission: Submission, allow_tag: bool) -> list[str]:
     share = check_batch(config, replicas)
     what = f"model      {config.model}" if submission.trainer == SUPERVISED else f"loop       {submission.trainer}"
     packages = own_packages(submission, config)
+    length = f"{config.train_steps} steps" if config.train_steps else f"{config.train_epochs:g} epochs"
     kind = "JobSet" if submission.backend == "jobset" else "Indexed Job"
     node = f"{submission.gpus} GPU{'s' if submission.gpus > 1 else ''}" if submission.gpus else f"{each} CPU devices"
     return [
@@ -243,7 +244,7 @@ def check(submission: Submission, allow_tag: bool) -> list[str]:
         + (", with an evaluator" if submission.evaluator else ""),
         f"nodes      {submission.nodes} × {node} = {replicas} replicas, --strategy={submission.strategy}",
         f"batch      {config.batch_size} examples = {replicas} × {share}",
-        f"{what} on {config.dataset}, {config.train_steps} steps",
+        f"{what} on {config.dataset}, {length}",
         f"run_dir    {submission.run_dir} on the claim runs",
         *(f"package    {name} must be in the image: launch/image.sh --with={name}" for name in packages),
     ]

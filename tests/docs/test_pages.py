@@ -8,7 +8,7 @@ import shlex
 import pytest
 from conftest import ROOT
 
-from models import cards, options
+from models import cards, options, recipes
 from trainers.settings.config import Config
 from trainers.settings.data_cards import DATASETS
 from trainers.settings.exit_codes import RETRY
@@ -182,7 +182,8 @@ def test_flags_stand_in_their_groups():
 
 def test_what_the_pages_offer_can_be_chosen():
     """`--help` lists everything; a model of one's own needs no line in a page."""
-    known = {*cards.MODELS, *cards.OPTIMIZERS, *cards.SCHEDULES, *itertools.chain(*cards.LOSSES.values())}
+    known = {*cards.MODELS, *cards.OPTIMIZERS, *cards.SCHEDULES, *recipes.RECIPES}
+    known |= {*itertools.chain(*cards.LOSSES.values())}
     offered = set(re.findall(r"^\| `(\w+)` \|", TEXTS["docs/models.md"], re.MULTILINE))
     assert len(offered) >= 9 and offered <= known
     kinds = {name.split(":")[0] for name in re.findall(r"`([a-z_]+(?::[A-Z]+)?)`", TEXTS["docs/data.md"])}

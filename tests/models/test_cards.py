@@ -62,8 +62,8 @@ def test_an_optimizer_of_the_registry_has_its_rate_and_its_weight_decay(name, de
 def test_a_schedule_of_the_registry_has_its_peak_and_its_steps(name):
     schedule = optimizers.schedule(name, 0.25, 3, 20)
     assert isinstance(schedule, optimizers.Schedule)
-    assert schedule.get_config() == {"peak": 0.25, "warmup_steps": 3, "total_steps": 20}
-    assert float(schedule(2 if name != "one_cycle" else 3)) == pytest.approx(0.25)
+    assert schedule.get_config().items() >= {"peak": 0.25, "warmup_steps": 3, "total_steps": 20}.items()
+    assert float(schedule(3 if name in ("one_cycle", "cyclic") else 2)) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("name", cards.MODELS)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import cards, optimizers
+from models import cards, optimizers, options
 
 TOTAL, PEAK, WARMUP = 100, 0.5, 10
 
@@ -55,7 +55,7 @@ def rates(name, warmup=WARMUP):
     return values
 
 
-@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt"])
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt", "stepwise", "warmup_stable_decay"])
 def test_a_schedule_warms_up_linearly_to_its_peak(name):
     np.testing.assert_allclose(rates(name)[:WARMUP], PEAK * np.arange(1, WARMUP + 1) / WARMUP, rtol=1e-6)
     assert rates(name, 0)[0] == pytest.approx(PEAK)
@@ -74,3 +74,48 @@ def test_schedules_follow_their_formulas():
     assert np.all(np.diff(cycle[:31]) > 0)
     assert np.all(np.diff(cycle[30:]) < 0)
     np.testing.assert_array_equal(rates("one_cycle", 0), cycle)
+
+
+# Rates by hand: the schedule's text, warm-up, steps, and step → share of the peak.
+TABLES = {
+    # Nine steps for each of ten epochs: ÷10 from the epochs 3, 6 and 8 on.
+    "stepwise,at=3x6x8,of=10": (
+        9,
+        90,
+        {0: 1 / 9, 8: 1, 26: 1, 27: 0.1, 53: 0.1, 54: 0.01, 71: 0.01, 72: 1e-3, 89: 1e-3},
+    ),
+    "stepwise,at=0.5,of=1,factor=0.5": (0, 7, {0: 1, 3: 1, 4: 0.5, 6: 0.5}),
+    "cosine,floor=0.1": (10, 110, {0: 0.1, 9: 1, 10: 1, 35: 0.1 + 0.9 * 0.853553391, 60: 0.55, 110: 0.1, 500: 0.1}),
+    "warmup_stable_decay": (10, 100, {4: 0.5, 9: 1, 80: 1, 81: 0.95, 90: 0.5, 99: 0.05, 100: 0}),
+    "warmup_stable_decay,cooldown=0.5,floor=0.2,power=0.5": (0, 8, {0: 1, 4: 1, 5: 0.6, 8: 0.2}),
+    "warmup_stable_decay,cooldown=1": (10, 30, {9: 1, 10: 1, 20: 0.5, 29: 0.05}),
+    "cyclic": (20, 880, {0: 1e-4, 10: 0.50005, 20: 1, 235: 0.75, 450: 0.5, 879: 1 / 860}),
+    "cyclic,cycles=2,start=0,floor=0.5": (0, 40, {0: 0, 5: 0.5, 10: 1, 15: 0.75, 19: 0.55, 20: 0, 30: 1, 39: 0.55}),
+}
+
+
+@pytest.mark.parametrize("text", TABLES)
+def test_a_schedule_has_the_rates_of_a_table(text):
+    warmup, total, table = TABLES[text]
+    schedule = optimizers.schedule(text, PEAK, warmup, total)
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
+    for step, share in table.items():
+        assert float(schedule(tf.constant(step, tf.int64))) == pytest.approx(PEAK * share, rel=1e-5, abs=1e-8), step
+        assert float(again(step)) == float(schedule(step))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("cosine,floor=1.5", "floor 1.5 is outside"),
+        ("stepwise,at=30x20,of=90", "at \\(30.0, 20.0\\) does not rise from above 0 to below 90.0"),
+        ("stepwise,at=30x90,of=90", "does not rise"),
+        ("stepwise,factor=0", "factor 0.0 is outside"),
+        ("warmup_stable_decay,cooldown=2", "cooldown 2.0 is outside"),
+        ("warmup_stable_decay,power=0", "power 0.0 is not above 0"),
+        ("cyclic,cycles=20", "cycles 20 of a warm-up of 10 do not fit into 100 steps"),
+    ],
+)
+def test_a_schedule_refuses_what_it_cannot_be(text, says):
+    with pytest.raises(options.OptionError, match=says):
+        optimizers.schedule(text, PEAK, WARMUP, TOTAL)

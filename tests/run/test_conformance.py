@@ -64,11 +64,11 @@ DEEP = ("resnet18", "resnet50")
 # Each model once more, at another size: of every option another value than the default.
 OTHER_SIZES = [
     "mlp,dropout=0.4,width=24x16x8",
-    "resnet,blocks=1x2,width=8",
-    "resnet18,blocks=1x1x2,width=8",
-    "resnet50,blocks=1x2,width=4",
-    "vit,depth=2,dropout=0.0,heads=2,patch=4,width=24",
-    "transformer,depth=1,dropout=0.2,heads=2,width=16",
+    "resnet,blocks=1x2,stochastic_depth=0.3,width=8",
+    "resnet18,blocks=1x1x2,stochastic_depth=0.3,width=8",
+    "resnet50,blocks=1x2,stochastic_depth=0.3,width=4",
+    "vit,depth=2,dropout=0.0,embedding=sincos,head=tanh,heads=2,patch=4,pool=mean,stochastic_depth=0.4,width=24",
+    "transformer,bias=false,depth=1,dropout=0.2,heads=2,scaled=true,stochastic_depth=0.5,width=16",
     "residual_regressor,depth=1,dropout=0.0,width=12",
     "wide_deep,dropout=0.3,width=12",
     "reconstructing_regressor,depth=2,penalty=0.2,width=12",
@@ -429,8 +429,8 @@ def test_an_optimizer_does_the_same_on_two_replicas_and_resumes(run, tmp_path, n
     run("resumed", replicas=2, train_steps=4, **flags)
     run("resumed", replicas=2, train_steps=8, **flags)
     one, two, resumed = (weights(tmp_path / run_dir) for run_dir in ("1", "2", "resumed"))
-    # Adam divides by the root of a squared gradient: rounding of a gradient near 0 shows.
-    assert largest_relative_difference(one, two) <= (1e-4 if name.startswith("adam") else 1e-5)
+    # Adam divides by the root of a squared gradient, and Muon makes small singular values large: rounding shows.
+    assert largest_relative_difference(one, two) <= (1e-4 if name in ("adam", "adamw", "muon") else 1e-5)
     assert all(np.array_equal(two[key], resumed[key]) for key in two)
 
 

@@ -91,3 +91,40 @@ def test_groups_are_the_same_at_every_size_and_resume_bit_for_bit(run, tmp_path)
 def test_an_optimizer_of_two_gradients_has_no_part(run):
     with pytest.raises(BadConfiguration, match="--optimizer_for does not go with an optimizer of two gradients"):
         run("sam", **WIDE_DEEP, optimizer_for="wide/.*=sam")
+
+
+FREE = {"model": "mlp", "optimizer": "schedule_free", "schedule": "constant", "learning_rate": 1e-2, "warmup_steps": 2}
+
+
+def test_an_optimizer_that_averages_is_evaluated_exported_and_taken_on_at_its_average(run, tmp_path):
+    flags = FREE | {"train_steps": 6, "log_every": 0, "eval_every": 0, "weight_decay": 0.1}
+    summary = run("free", **flags)
+    found = weights(tmp_path / "free")
+    averages = [found[name] for name in sorted(found) if name.startswith("ema/")]
+    trained = [found[name] for name in sorted(found) if name.startswith("model/")]
+    bases = [found[name] for name in sorted(found) if name.startswith("optimizer/") and name.endswith("_base")]
+    assert len(averages) == len(trained) == len(bases)
+    for average, weight, base in zip(averages, trained, bases, strict=True):
+        np.testing.assert_allclose(average, (weight - 0.1 * base) / 0.9, rtol=1e-4, atol=1e-6)
+        assert not np.array_equal(average, weight)
+    still = FREE | {"optimizer": "sgd", "learning_rate": 0.0, "train_steps": 1, "init_from": str(tmp_path / "free")}
+    assert run("again", **(still | {"warmup_steps": 0})).eval["loss"] == pytest.approx(summary.eval["loss"], rel=1e-5)
+
+
+def test_weights_that_another_optimizer_has_are_their_own_average(run, tmp_path):
+    run("both", **FREE, optimizer_for="logits=sgd,learning_rate=0.1")
+    found = weights(tmp_path / "both")
+    pairs = {
+        (a, b)
+        for a in found
+        for b in found
+        if a.startswith("ema/") and b.startswith("model/") and a.split("/", 2)[1] == b.split("/", 2)[1]
+    }
+    assert len(pairs) == 6
+    for average, weight in pairs:
+        assert np.array_equal(found[average], found[weight]) == ("/logits/" in weight), weight
+
+
+def test_two_averages_of_one_weight_are_refused(run):
+    with pytest.raises(BadConfiguration, match="--ema 0.9 averages weights that --optimizer schedule_free averages"):
+        run("two", **FREE, ema=0.9)

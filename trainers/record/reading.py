@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.settings import paths
-from trainers.settings.config import Config
+from trainers.settings.config import EPOCHS, Config
 from trainers.settings.exit_codes import NEVER_RETRIED, OK, BadConfiguration, PeerLost
 
 RUN = "run.json"
@@ -134,9 +134,13 @@ def completed(config: Config) -> dict[str, Any]:
         facts = read_json(directory / RUN)
     except (ValueError, OSError):
         return {}
-    before = begun_as(facts, type(config))
+    before, flags = begun_as(facts, type(config)), facts.get("flags", {})
+    # Steps that epochs stand for are known to the run alone.
+    unknown = {one: epochs for one, epochs in EPOCHS.items() if getattr(config, one) is None}
+    equal = [one for one, epochs in unknown.items() if flags.get(epochs) == getattr(config, epochs)]
+    config = dataclasses.replace(config, **{one: flags[one] for one in equal})
     same = bool(before) and not any(paths.differs(before, *part) for part in paths.identity(config).items())
-    done = facts.get("exit_code") == OK and facts.get("step", 0) >= config.train_steps
+    done = facts.get("exit_code") == OK and facts.get("step", 0) >= (config.train_steps or math.inf)
     exported = not config.export or is_exported(directory, config.export, facts.get("step", 0))
     return facts if same and done and exported and config.resume == "auto" else {}
 

@@ -134,7 +134,8 @@ class RunRecord:
         names = ("started", "host", "commit", "devices", "replicas", "parameters", "flops_per_step", "resumed_from")
         names += ("data_fingerprint",)
         card = {name: self.facts[name] for name in names if self.facts.get(name) is not None}
-        return card | self.facts["versions"] | {f"--{name}": value for name, value in self.facts["flags"].items()}
+        flags = {f"--{name}": value for name, value in self.facts["flags"].items() if value is not None}
+        return card | self.facts["versions"] | flags
 
     def write(self, **facts: Any) -> None:
         """Adds facts to run.json and writes it."""

@@ -1,6 +1,7 @@
 """What a run prints first, and `--dry_run` alone."""
 
 from trainers.run.inner_loop import InnerLoop
+from trainers.settings import recipes
 from trainers.settings.rules import check_batch
 
 
@@ -13,6 +14,7 @@ def plan(loop: InnerLoop) -> str:
     call = config.steps_per_call or "about a second's worth"
     devices = ", ".join(device.split("device:")[-1] for device in loop.world.strategy.extended.worker_devices)
     rows = {
+        **({"recipe": recipes.described(config)} if config.recipe else {}),
         "strategy": f"{config.strategy}, {replicas} replica{'s' if replicas > 1 else ''}: {devices}",
         "batch": f"{config.batch_size} examples = {replicas} × {share}"
         + (f", each in {config.parts} parts" if config.parts > 1 else ""),

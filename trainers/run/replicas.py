@@ -1,7 +1,7 @@
 """What a loop does on every replica: call a function there, and update what lies there."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -102,10 +102,15 @@ def assign(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
 
 
 class MovingAverage:
-    """A moving average of weights, `average += (1 - decay) (weight - average)`. Built in the strategy's scope."""
+    """A moving average of weights, `average += (1 - decay) (weight - average)`. Built in the strategy's scope.
 
-    def __init__(self, weights: Sequence[Any], decay: float):
-        self.weights, self.decay, self.vectors = list(weights), decay, vectors_of(weights)
+    `counter`: a Keras variable of the updates done. With it the decay of update `t`, from 1 on, is at most
+    `(1 + t) / (10 + t)`, so that the first weights are soon forgotten, as `tf.train.ExponentialMovingAverage` has it.
+    """
+
+    def __init__(self, weights: Sequence[Any], decay: float, counter: Any = None):
+        self.weights, self.decay, self.counter = list(weights), decay, counter
+        self.vectors = vectors_of(weights)
         # Of each weight, as checkpoints hold it: an average of its own, or a part of a vector of several weights'.
         self.variables: list[Any] = [None] * len(self.weights)
         self.averages = [self._begun(bundle) for bundle in self.vectors.bundles]
@@ -131,12 +136,19 @@ class MovingAverage:
             tf.distribute.get_replica_context().merge_call(self._update_all)
 
     def _update_all(self, strategy: tf.distribute.Strategy) -> None:
-        def move(_: tf.Variable, averages: list[tf.Variable], weights: list[list[tf.Variable]]) -> None:
+        def move(
+            _: tf.Variable, averages: list[tf.Variable], weights: list[list[tf.Variable]], *count: tf.Variable
+        ) -> None:
+            kept = self.decay
+            if count:
+                done = tf.cast(count[0], tf.float32)
+                kept = tf.minimum(kept, (1 + done) / (10 + done))
             for average, own in zip(averages, weights, strict=True):
-                average.assign_sub((1 - self.decay) * (average - joined(own)))
+                average.assign_sub(tf.cast(1 - kept, average.dtype) * (average - joined(own)))
 
         weights = [[native(self.weights[place]) for place in bundle] for bundle in self.vectors.bundles]
-        strategy.extended.update(self.averages[0], move, args=(self.averages, weights), group=False)
+        count = () if self.counter is None else (native(self.counter),)
+        strategy.extended.update(self.averages[0], move, args=(self.averages, weights, *count), group=False)
 
     @contextlib.contextmanager
     def exchanged(self) -> Iterator[None]:
@@ -151,3 +163,22 @@ class MovingAverage:
         averages, weights = (values_of(dict(enumerate(held))).values() for held in (self.variables, self.weights))
         put(zip(self.variables, weights, strict=True))
         put(zip(self.weights, averages, strict=True))
+
+
+class OptimizersAverage(MovingAverage):
+    """The average of weights that their optimizer keeps, see `models.further_optimizers.ScheduleFreeAdamW`.
+
+    `optimizers`: that of a weight by its place; a weight without one is its own average.
+    """
+
+    def __init__(self, weights: Sequence[Any], optimizers: Mapping[int, Any]):
+        self.weights, self.optimizers = list(weights), dict(optimizers)
+        self.variables = [tf.Variable(native(w), trainable=False, name=f"{w.path}/average") for w in self.weights]
+        self.averages = self.variables
+
+    def _update_all(self, strategy: tf.distribute.Strategy) -> None:
+        for place, (average, weight) in enumerate(zip(self.variables, self.weights, strict=True)):
+            optimizer = self.optimizers.get(place)
+            values = (weight.value, optimizer.base_of(weight).value) if optimizer else (weight.value,)
+            take = optimizer.average if optimizer else tf.identity
+            strategy.extended.update(average, lambda a, *v, take=take: a.assign(take(*v)), args=values, group=False)

@@ -87,7 +87,7 @@ class Reporter:
         """What TensorBoard shows of a run before its first update: what it is, and its graphs."""
         with only_warned("TensorBoard shows no graphs"):
             config = self.loop.config
-            flags = config.values(config.names("compared"))
+            flags = {k: value for k, value in config.values(config.names("compared")).items() if value is not None}
             # The loss stands last; an evaluation may have none.
             metrics = dict.fromkeys((*self.loop.sums.names, *self.loop.eval_names))
             metrics["loss"] = metrics.pop("loss")

@@ -20,7 +20,7 @@ from trainers.run.training import Summary, Training
 from trainers.settings import options
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import CRASHED, BadConfiguration, RunEnded
-from trainers.settings.rules import check_batch, check_task
+from trainers.settings.rules import check_batch, check_task, with_epochs
 from trainers.show.progress import words
 from trainers.world import cluster as clusters
 from trainers.world import devices, process
@@ -58,7 +58,7 @@ def train(config: Config, make_loop: MakeLoop, hooks: Hooks | None = None) -> Su
             options.warn_of_changes(before, config.chosen, f"--run_dir {config.run_dir}")
             line = evaluator.follow(loop, clock, watchdog)
             return Summary(line.get("step", 0), {}, line, Path(config.run_dir) / evaluator.FOLDER, 0)
-        record = RunRecord(config, writes=loop.world.chief)
+        record = RunRecord(loop.config, writes=loop.world.chief)
         with contextlib.closing(record), Preemption() as preemption, recorded_end(record, clock, cluster):
             return Training(loop, record, clock, preemption, watchdog, hooks).run()
 
@@ -82,6 +82,7 @@ def build(config: Config, cluster: Cluster | None, make_loop: MakeLoop, hooks: H
         check_batch(config, world.replicas)
     watchdog.feed("loading the data and building the model", allowed)
     dataset = load.load_for(config)
+    config = with_epochs(config, dataset.train.size)
     check_task(config, dataset.spec.task)
     with options.one_line():
         loop = make_loop(config, world, dataset)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from models import optimizers
 from trainers.run import depths
+from trainers.run.replicas import MovingAverage, OptimizersAverage
 from trainers.run.vector_optimizer import VectorOptimizer, takes_vectors
 from trainers.run.vectors import Vectors
 from trainers.settings.config import Config
@@ -85,7 +86,8 @@ def group_of(config: Config, weights: Sequence[keras.Variable], steps: int = 1) 
     `steps`: those that the optimizer takes in an update of the global batch; the schedule is spread over all of them.
 
     Raises:
-      BadConfiguration: the optimizer takes two gradients an update, which a loop of its own kind does not.
+      BadConfiguration: the optimizer takes two gradients an update or averages weights, which a loop of its own kind
+        does not.
     """
     warmup, total = config.warmup_steps * steps, config.train_steps * steps
     schedule = optimizers.schedule(config.schedule, config.learning_rate, warmup, total)
@@ -93,6 +95,11 @@ def group_of(config: Config, weights: Sequence[keras.Variable], steps: int = 1) 
     if hasattr(optimizer, "perturbation"):
         raise BadConfiguration(
             f"--optimizer {config.optimizer} takes two gradients an update, and the loop {config.loop} one; take adam"
+        )
+    if hasattr(optimizer, "average"):
+        raise BadConfiguration(
+            f"--optimizer {config.optimizer} averages weights by itself, which the loop {config.loop} does not show; "
+            "take adam with --ema"
         )
     return WeightGroup(list(range(len(weights))), optimizer, schedule).built(weights)
 
@@ -126,6 +133,36 @@ def groups_of(config: Config, model: keras.Model) -> list[WeightGroup]:
             "--optimizer_for does not go with an optimizer of two gradients an update (sam); pass another"
         )
     return [group.built(weights) for group in groups]
+
+
+def average_of(config: Config, weights: Sequence[keras.Variable], groups: Sequence[WeightGroup]) -> Any:
+    """The average of all trained weights that is evaluated: that of `--ema`, or of optimizers that keep one; or None.
+
+    Called in the strategy's scope, after the groups were built.
+
+    Raises:
+      BadConfiguration: there would be both.
+    """
+    own = {place: each.optimizer for each in groups if hasattr(each.optimizer, "average") for place in each.places}
+    if own and config.ema:
+        raise BadConfiguration(
+            f"--ema {config.ema:g} averages weights that --optimizer {config.optimizer} averages itself; pass --ema=0"
+        )
+    if own:
+        return OptimizersAverage(weights, own)
+    return _moving_average(config, weights, groups[-1])
+
+
+def averages_of(config: Config, model: keras.Model, group: WeightGroup) -> dict[str, MovingAverage]:
+    """The moving average of a model whose weights are one group, by its name in checkpoints; empty without `--ema`."""
+    average = _moving_average(config, model.trainable_variables, group)
+    return {"ema": average} if average else {}
+
+
+def _moving_average(config: Config, weights: Sequence[keras.Variable], group: WeightGroup) -> MovingAverage | None:
+    """With `--ema_warmup` its decay depends on the optimizer's count of updates."""
+    counter = group.optimizer.iterations if config.ema_warmup else None
+    return MovingAverage(weights, config.ema, counter) if config.ema else None
 
 
 def words(config: Config) -> list[str]:

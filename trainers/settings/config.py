@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from models.cards import MODELS, ModelCard, card_of_own
 from models.options import is_object
+from models.recipes import RECIPES
 from trainers.settings.augmentation import described
 from trainers.settings.data_cards import is_own
 from trainers.settings.exit_codes import BadConfiguration
@@ -21,9 +22,13 @@ DEFAULT_CPU_REPLICAS = 2
 MOST_SECONDS = 1e9
 # Flags that a loop leaves out which builds its models, its loss and its optimizers by itself.
 SUPERVISED_ALONE = frozenset(
-    {"model", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
+    {"model", "recipe", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
     | {"init_from", "init_skip", "init_optimizer", "freeze", "layer_decay", "learning_rate_for"}
 )
+
+
+# Numbers of updates, and what counts them in passes over the training split.
+EPOCHS = {"train_steps": "train_epochs", "warmup_steps": "warmup_epochs"}
 
 
 def flag(default: Any, group: str, text: str, **rules: Any) -> Any:
@@ -50,6 +55,8 @@ class Chosen(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides a run. A value of None means "the recipe's" until `resolve` fills it in.
+
+    Epochs that stay None are not used; steps that epochs stand for are None until the data are read.
 
     These are the flags of supervised training. Another loop has a subclass of its own: further fields made by `flag`,
     and what it overrides below. Fields marked `fixed` decide the mathematics: a run_dir that was begun with one value
@@ -105,6 +112,9 @@ class Config:
         "an embedded data set, a file or folder of your own, one of TensorFlow Datasets, or module:object of your own",
         fixed=True,
     )
+    recipe: str = flag(
+        "", "model and data", f"a published recipe, which flags override: {', '.join(RECIPES)}", compared=False
+    )
     label: str = flag("", "model and data", "for --dataset=csv:PATH: the column to predict", fixed=True)
     data_dir: str = flag(
         "~/tensorflow_datasets", "model and data", "where prepared data lies", distinct=False, compared=False
@@ -135,6 +145,9 @@ class Config:
     )
     batch_size: int = flag(128, "training", "the GLOBAL batch, over all replicas", low=1, fixed=True)
     train_steps: int | None = flag(None, "training", "optimizer updates in the whole run", low=1, shared=True)
+    train_epochs: float | None = flag(
+        None, "training", "passes over the training split, in place of --train_steps", low=0, shared=True
+    )
     loss: str = flag("", "training", "the loss, by name; default: the model's own", chosen="loss", fixed=True)
     optimizer: str | None = flag(None, "training", "the update rule", chosen="optimizer", fixed=True)
     optimizer_for: str = flag(
@@ -146,6 +159,9 @@ class Config:
     learning_rate: float | None = flag(None, "training", "peak learning rate", low=0, fixed=True)
     schedule: str | None = flag(None, "training", "learning rate after the warm-up", chosen="schedule", fixed=True)
     warmup_steps: int | None = flag(None, "training", "updates of linear warm-up", low=0, fixed=True)
+    warmup_epochs: float | None = flag(
+        None, "training", "passes of linear warm-up, in place of --warmup_steps", low=0, fixed=True
+    )
     weight_decay: float | None = flag(
         None, "training", "decoupled weight decay of matrices and kernels, times the learning rate", low=0, fixed=True
     )
@@ -159,6 +175,9 @@ class Config:
         low=0,
         high=1,
         fixed=True,
+    )
+    ema_warmup: bool = flag(
+        False, "training", "for --ema: the decay of update t is at most (1 + t) / (10 + t)", fixed=True
     )
     accumulate: int | None = flag(
         None,
@@ -274,8 +293,8 @@ class Config:
 
     # What a loop may override ------------------------------------------------------------------------------------
 
-    def recipe(self) -> Mapping[str, Any]:
-        """Values for flags that were not given and have no default."""
+    def defaults(self) -> Mapping[str, Any]:
+        """Values for flags that neither were given nor are in `--recipe`, and have no default."""
         return dataclasses.asdict(self.card.recipe) | {"dataset": self.card.dataset}
 
     @property
@@ -373,10 +392,12 @@ class Config:
         return {f.name: getattr(self, f.name) for f in self.fields() if names is None or f.name in names}
 
     def flag_lines(self, names: Collection[str] | None = None) -> list[str]:
-        """The configuration as lines of a flagfile."""
+        """The configuration as lines of a flagfile: without flags that have no value, or that epochs stand for."""
+        counted = [steps for steps, epochs in EPOCHS.items() if getattr(self, epochs) is not None]
         return [
             f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
             for name, value in self.values(names).items()
+            if value is not None and name not in counted
         ]
 
 

@@ -12,11 +12,11 @@ from absl import flags
 
 from models.cards import MODELS
 from models.options import registry
-from trainers.settings import options
+from trainers.settings import options, recipes
 from trainers.settings.config import Config
 from trainers.settings.data_cards import DATASETS
 from trainers.settings.exit_codes import OK, BadConfiguration
-from trainers.settings.rules import resolve
+from trainers.settings.rules import check_given, resolve
 
 T = typing.TypeVar("T")
 _DEFINERS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
@@ -127,9 +127,10 @@ def read(argv: Sequence[str], summary: str, kind: type[Config] = Config) -> tupl
     define(values, kind)
     fill(values, argv, lambda: help_page(summary, kind))
     names = [field.name for field in kind.fields()]
-    config = kind(**{name: values[name].value for name in names})
+    config, given = kind(**{name: values[name].value for name in names}), [n for n in names if values[n].present]
     _answer_help(config)
-    return config, [name for name in names if values[name].present]
+    check_given(given)
+    return recipes.applied(config, given), given
 
 
 def _answer_help(config: Config) -> None:

@@ -5,15 +5,16 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from models.cards import MODELS
 from models.names import nearest, unknown
+from models.recipes import RECIPES
 from trainers.settings import augmentation, optimizer_for, options, paths, weight_patterns
 from trainers.settings.augmentation import mixes
-from trainers.settings.config import EXPORTS, Config
+from trainers.settings.config import EPOCHS, EXPORTS, Config
 from trainers.settings.data_cards import DATASETS, DataCard, data_card, is_own, split_name
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -119,7 +120,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     for field in config.fields():
         _check_field(field, getattr(config, field.name))
     config = canonical(config)
-    filled = {name: value for name, value in config.recipe().items() if getattr(config, name) is None}
+    filled = _filled(config)
     config = canonical(dataclasses.replace(config, **filled))
     if filled.get("dataset") == "":
         raise BadConfiguration(f"--model {config.model} is of your own, without a recipe for its data; name --dataset")
@@ -128,9 +129,8 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
         raise BadConfiguration("--mode=evaluate runs in one process; use --strategy=mirrored")
     if config.strategy == "multi_worker" and not config.run_dir and not config.dry_run:
         raise BadConfiguration("--strategy=multi_worker needs --run_dir, one folder that all workers share; name it")
-    if config.ema == 1:
-        raise BadConfiguration("--ema 1 would never move; pass a decay below 1, e.g. 0.999")
-    config = _with_warmup(config, "warmup_steps" in filled, (begun or {}).get("warmup_steps"))
+    _check_average(config)
+    config = _with_warmup(config, _is_a_recipes(config, filled), (begun or {}).get("warmup_steps"))
     _check_dataset(config)
     weight_patterns.factors(config.learning_rate_for)
     for name in ("freeze", "init_skip"):
@@ -149,6 +149,13 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     _check_images(config, card)
     _check_documents(config, card.documents)
     return _local_paths(config)
+
+
+def _check_average(config: Config) -> None:
+    if config.ema == 1:
+        raise BadConfiguration("--ema 1 would never move; pass a decay below 1, e.g. 0.999")
+    if config.ema_warmup and not config.ema:
+        raise BadConfiguration("--ema_warmup is for --ema, which is 0; pass a decay, e.g. 0.9999, or leave this out")
 
 
 def canonical(config: Config) -> Config:
@@ -228,17 +235,77 @@ def check_task(config: Config, task: str) -> None:
         raise BadConfiguration(f"--model {config.model} does not take the {task} data of {config.dataset!r}; {remedy}")
 
 
+def _is_a_recipes(config: Config, filled: Mapping[str, Any]) -> bool:
+    """Whether the warm-up in steps is not the user's own. `filled`: what the model's recipe has filled in."""
+    named = RECIPES[config.recipe].flags if config.recipe in RECIPES else {}
+    return "warmup_steps" in filled or named.get("warmup_steps", -1) == config.warmup_steps
+
+
 def _with_warmup(config: Config, from_recipe: bool, begun: int | None) -> Config:
     """A recipe's warm-up gives way to that of the run and to a short run; one that the user named is an error."""
     if from_recipe and begun is not None:
         return dataclasses.replace(config, warmup_steps=begun)
-    if config.warmup_steps <= config.train_steps:
-        return config
+    if None in (config.warmup_steps, config.train_steps) or config.warmup_steps <= config.train_steps:
+        return config  # what epochs stand for is known, and looked at, once the data are read
     if from_recipe:
         return dataclasses.replace(config, warmup_steps=config.train_steps // 10)
     raise BadConfiguration(
         f"--warmup_steps {config.warmup_steps} is above --train_steps {config.train_steps}; pass fewer"
     )
+
+
+def _filled(config: Config) -> dict[str, Any]:
+    """The recipe's values for flags without one. Steps and epochs stand for each other: either leaves the other out."""
+    if config.train_epochs == 0:
+        raise BadConfiguration("--train_epochs 0 is no training; pass a number above 0, e.g. 90")
+    recipe = {name: value for name, value in config.defaults().items() if getattr(config, name) is None}
+    for steps, epochs in EPOCHS.items():
+        if getattr(config, epochs) is not None:
+            recipe.pop(steps, None)
+        elif getattr(config, steps) is not None:
+            recipe.pop(epochs, None)
+        elif recipe.get(epochs) is not None:
+            recipe.pop(steps, None)
+    return recipe
+
+
+def check_given(given: Collection[str]) -> None:
+    """Whether flags that stand for each other were given both. `given`: names of flags of a command line.
+
+    Raises:
+      BadConfiguration: they were.
+    """
+    for steps, epochs in EPOCHS.items():
+        if {steps, epochs} <= set(given):
+            raise BadConfiguration(f"--{steps} and --{epochs} both say how many updates; pass one of them")
+
+
+def with_epochs(config: Config, examples: int) -> Config:
+    """The configuration with the steps that its epochs are, rounded, of a training split of so many examples.
+
+    Raises:
+      BadConfiguration: the warm-up is longer than the training, or the training than any.
+    """
+    changes = {}
+    for steps, epochs in EPOCHS.items():
+        if (passes := getattr(config, epochs)) is not None:
+            changes[steps] = round(passes * examples * config.views / config.batch_size)
+    if not changes or (config.mode == "evaluate" and config.train_steps):  # which has those of the run
+        return config
+    if "train_steps" in changes:
+        changes["train_steps"] = max(changes["train_steps"], 1)
+        if changes["train_steps"] > MOST:
+            raise BadConfiguration(
+                f"--train_epochs {config.train_epochs:g} are {changes['train_steps']} steps, above {MOST}; pass fewer"
+            )
+    config = dataclasses.replace(config, **changes)
+    card = RECIPES[config.recipe].flags if config.recipe in RECIPES else config.defaults()
+    name = "warmup_steps" if config.warmup_epochs is None else "warmup_epochs"
+    try:
+        return _with_warmup(config, getattr(config, name) == card.get(name), None)
+    except BadConfiguration as error:
+        counted = [f"--{epochs} {getattr(config, epochs):g}" for steps, epochs in EPOCHS.items() if steps in changes]
+        raise BadConfiguration(f"{error} ({', '.join(counted)} of {examples} examples)") from None
 
 
 def check_batch(config: Config, replicas: int) -> int:
