@@ -63,8 +63,7 @@ class Supervised(ModelsLoop):
             self.optimizer, self.schedules = self.groups[-1].optimizer, weight_groups.schedules_of(self.groups)
             self.average = weight_groups.average_of(config, self.model.trainable_variables, self.groups)
             self.loss_scale = LossScale() if config.precision == "float16" else None
-        # Gradients are summed, clipped and applied as a few vectors of many weights.
-        self.vectors = weight_groups.vectors_of(self.groups, self.model.trainable_variables)
+        self.vectors = weight_groups.vectors_of(self.groups, self.model.trainable_variables)  # for gradients
         self.rate_names, self.models = tuple(self.schedules), {"model": self.model}
         self.optimizers = {group.name: group.optimizer for group in self.groups}
         self.averages = {"ema": self.average} if self.average else {}

@@ -247,7 +247,8 @@ def observe(page: Page, run: Mapping[str, Any], out: Path) -> int:
         if "export" in observation.look:
             facts["export"] = expected.write(out / f"{run['name']}.expected.npz", observation.loop)
         if "graph" in observation.look:
-            facts["gradients"] = observation.gradients()
+            with devices.full_float32():
+                facts["gradients"] = observation.gradients()
     except RunEnded as error:
         facts |= {"exit_code": error.exit_code, "message": str(error), "error": type(error).__name__}
     except Exception as error:

@@ -1,15 +1,16 @@
 """Compares TensorFlow's operations with NumPy's on each device: values within a tolerance, and speeds."""
 
-import contextlib
 import dataclasses
 import statistics
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from trainers.world.devices import full_float32
 
 # A replica's vector in the all-reduce: 32 bytes for each element of a matrix, and at most this many (256 MiB).
 LONGEST_VECTOR = 2**26
@@ -181,17 +182,6 @@ def _compare(operation: Operation, reference: _Reference, tensors: Sequence[Any]
         tolerance=operation.tolerance,
         error=error,
     )
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Within the block a GPU multiplies float32 in float32: TensorFloat-32 keeps three digits of each factor."""
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    try:
-        yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def compare(

@@ -15,7 +15,6 @@ import tensorflow as tf
 from trainers.custom_loop import Supervised
 from trainers.input import load
 from trainers.input.batches import batches
-from trainers.measure.comparison import full_float32
 from trainers.measure.traces import Timing, TraceLog, num_nodes
 from trainers.record import state
 from trainers.run import driver
@@ -25,7 +24,7 @@ from trainers.run.windows import Columns
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import Diverged, RunEnded
 from trainers.show import graphs
-from trainers.world.devices import World
+from trainers.world.devices import World, full_float32
 
 # Variants compute the same; they may differ by the rounding of fused operations.
 TOLERANCE = 1e-4

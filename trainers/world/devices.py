@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -177,6 +177,17 @@ def configure_devices(replicas: int) -> str:
             "start another process"
         ) from error
     return "CPU"
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Within the block a GPU multiplies float32 in float32: TensorFloat-32 keeps three digits of each factor."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def peak_flops(precision: str) -> float | None:
