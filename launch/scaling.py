@@ -34,9 +34,9 @@ from launch.workers import visible_gpus
 from trainers.measure.charts import new_figure, write_png
 from trainers.record import reading
 from trainers.settings import paths
-from trainers.settings.config import Config
+from trainers.settings.config import EPOCHS, Config
 from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
-from trainers.settings.flags import config_from
+from trainers.settings.flags import config_from, without
 from trainers.show.tables import table
 from trainers.world import files, process
 
@@ -85,7 +85,12 @@ def measure(point: Point, flags: list[str], steps: int) -> tuple[float, list[str
       BadConfiguration: the trainer ends with an error; its last line is the message.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = [*flags, f"--batch_size={point.batch_size}", f"--train_steps={steps}", f"--run_dir={folder}/run"]
+        run = [
+            *without(flags, EPOCHS.values()),
+            f"--batch_size={point.batch_size}",
+            f"--train_steps={steps}",
+            f"--run_dir={folder}/run",
+        ]
         run += ["--eval_every=0", "--checkpoint_every=0", "--warmup_steps=0"]
         if point.kind == "workers":
             command = [sys.executable, str(ROOT / "launch/workers.py"), f"--workers={point.count}", "--"]

@@ -15,8 +15,9 @@ import numpy as np
 
 from launch.workers import environments, free_ports
 from trainers.record import reading
-from trainers.settings.config import Config
+from trainers.settings.config import EPOCHS, Config
 from trainers.settings.exit_codes import CRASHED
+from trainers.settings.flags import without
 from trainers.settings.pages import SUPERVISED, Page, page_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +71,9 @@ class Prover:
     """Starts processes, as many at once as the machine has cores for, and keeps the results by the runs' names."""
 
     def __init__(self, flags: Sequence[str], steps: int, say: Callable[[str], None], page: Page | None = None):
-        self.flags, self.steps, self.page = list(flags), steps, page or page_of(SUPERVISED)
+        # Runs have as many steps as a row needs, not as many epochs as the user's.
+        self.flags = without(flags, EPOCHS.values())
+        self.steps, self.page = steps, page or page_of(SUPERVISED)
         self._names = {field.name for field in self.page.settings.fields()}
         self.folder = Path(tempfile.mkdtemp(prefix="prove-"))
         self.runs: dict[str, Run] = {}

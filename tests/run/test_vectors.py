@@ -19,6 +19,7 @@ OPTIONS = {
     "sgd": lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
     "plain sgd": lambda: keras.optimizers.SGD(optimizers.Linear(0.1, 0, 20)),
     "momentum": lambda: Momentum(0.1, weight_decay=0.1),
+    "coupled": lambda: Momentum(0.1, nesterov=False, coupled=True, weight_decay=0.1),
     "adam": lambda: keras.optimizers.Adam(0.01, amsgrad=True),
     "adamw": lambda: keras.optimizers.AdamW(optimizers.Cosine(0.01, 2, 20), weight_decay=0.1),
     "adamax": lambda: keras.optimizers.Adamax(0.01, weight_decay=0.1),

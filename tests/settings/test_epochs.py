@@ -5,11 +5,12 @@ import json
 
 import pytest
 
+from launch.proof.prover import Prover
 from trainers.record import reading
 from trainers.run import command
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.settings.flags import read
+from trainers.settings.flags import read, without
 from trainers.settings.rules import resolve, with_epochs
 
 IMAGENET = 1_281_167
@@ -66,3 +67,34 @@ def test_a_run_in_epochs_records_both_and_goes_on(run, tmp_path):
         run("epochs", **(flags | {"train_epochs": 0.3, "warmup_epochs": 0.05}))
     followed = command.config_from(["program", "--mode=evaluate", f"--run_dir={tmp_path / 'epochs'}"], "")
     assert (followed.train_steps, followed.warmup_steps) == (13, 4)
+
+
+def test_what_is_typed_replaces_its_counterpart_of_a_file(tmp_path):
+    flagfile = tmp_path / "flags.txt"
+    flagfile.write_text("--model=mlp\n--train_epochs=90\n--warmup_steps=7\n")
+    config, given = read(["program", f"--flagfile={flagfile}", "--train_steps=50", "--warmup_epochs=1"], "")
+    assert (config.train_steps, config.train_epochs) == (50, None)
+    assert (config.warmup_steps, config.warmup_epochs) == (None, 1)
+    assert not {"train_epochs", "warmup_steps"} & set(given)
+
+
+def test_who_counts_steps_leaves_out_epochs_however_they_are_written():
+    words = ["--model=mlp", "--train_epochs=3", "--warmup_epochs", "1.5", "--nodeterministic", "--seed", "4"]
+    assert without(words, ("train_epochs", "warmup_epochs")) == ["--model=mlp", "--nodeterministic", "--seed", "4"]
+    assert Prover(["--train_epochs=3"], 3, print).flags == []
+
+
+def test_a_recipes_warm_up_that_a_short_run_has_shortened_stays_when_the_run_goes_on():
+    asked = {"model": "mlp", "recipe": "resnet50", "batch_size": 100, "warmup_epochs": 5.0}
+    short = with_epochs(resolve(Config(**asked, train_steps=20)), 1000)
+    assert (short.train_steps, short.warmup_steps) == (20, 2)
+    longer = resolve(Config(**asked, train_steps=100))
+    assert with_epochs(longer, 1000).warmup_steps == 50
+    begun = {"warmup_steps": 2, "warmup_epochs": 5.0}
+    assert with_epochs(longer, 1000, begun).warmup_steps == 2
+    assert with_epochs(longer, 1000, begun | {"warmup_epochs": 4.0}).warmup_steps == 50
+
+
+def test_a_profile_after_the_last_epoch_is_one_line():
+    with pytest.raises(BadConfiguration, match="--profile 100:110 begins after --train_steps 20; begin sooner"):
+        steps(1000, batch_size=100, train_epochs=2, profile="100:110")

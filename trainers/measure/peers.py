@@ -18,6 +18,9 @@ from trainers import custom_loop
 from trainers.custom_loop import Supervised
 from trainers.measure.rounds import Contender, Steps, best_of, calibrated
 from trainers.record import reading
+from trainers.record.state import put
+from trainers.run import weight_groups
+from trainers.run.models_loop import filled
 from trainers.settings.config import Config
 
 
@@ -30,8 +33,7 @@ def from_the_start(variables: Sequence[keras.Variable | tf.Variable], steps: Ste
     start = [variable.numpy() for variable in variables]
 
     def steps_from_the_start(count: int) -> float:
-        for variable, value in zip(variables, start, strict=True):
-            variable.assign(value)
+        put(zip(variables, start, strict=True))
         return steps(count)
 
     return steps_from_the_start
@@ -184,7 +186,7 @@ def ceiling(loop: Supervised, jit: bool) -> Steps:
         with tf.GradientTape() as tape:
             losses = task.loss(targets, loop.model(inputs, training=True))
             loss = tf.reduce_sum(losses) / config.batch_size
-        return [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, weights)]
+        return loop.vectors.pack(filled(tape.gradient(loss, weights), weights))
 
     compiled = tf.function(gradients_of_batch, jit_compile=True) if jit else gradients_of_batch
 
@@ -195,7 +197,7 @@ def ceiling(loop: Supervised, jit: bool) -> Steps:
             gradients = context.all_reduce("sum", [tf.stop_gradient(gradient) for gradient in gradients])
         if config.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
-        loop.optimizer.apply(gradients, weights)
+        weight_groups.apply_vectors(loop.groups, gradients)
 
     @tf.function
     def call(count: tf.Tensor) -> None:

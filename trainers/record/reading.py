@@ -137,7 +137,7 @@ def completed(config: Config) -> dict[str, Any]:
     before, flags = begun_as(facts, type(config)), facts.get("flags", {})
     # Steps that epochs stand for are known to the run alone.
     unknown = {one: epochs for one, epochs in EPOCHS.items() if getattr(config, one) is None}
-    equal = [one for one, epochs in unknown.items() if flags.get(epochs) == getattr(config, epochs)]
+    equal = [one for one, each in unknown.items() if one in flags and flags.get(each) == getattr(config, each)]
     config = dataclasses.replace(config, **{one: flags[one] for one in equal})
     same = bool(before) and not any(paths.differs(before, *part) for part in paths.identity(config).items())
     done = facts.get("exit_code") == OK and facts.get("step", 0) >= (config.train_steps or math.inf)

@@ -139,12 +139,11 @@ class MovingAverage:
         def move(
             _: tf.Variable, averages: list[tf.Variable], weights: list[list[tf.Variable]], *count: tf.Variable
         ) -> None:
-            kept = self.decay
+            moved = 1 - self.decay
             if count:
-                done = tf.cast(count[0], tf.float32)
-                kept = tf.minimum(kept, (1 + done) / (10 + done))
+                moved = tf.maximum(moved, 9 / (10 + tf.cast(count[0], tf.float32)))
             for average, own in zip(averages, weights, strict=True):
-                average.assign_sub(tf.cast(1 - kept, average.dtype) * (average - joined(own)))
+                average.assign_sub(tf.cast(moved, average.dtype) * (average - joined(own)))
 
         weights = [[native(self.weights[place]) for place in bundle] for bundle in self.vectors.bundles]
         count = () if self.counter is None else (native(self.counter),)

@@ -82,7 +82,7 @@ def build(config: Config, cluster: Cluster | None, make_loop: MakeLoop, hooks: H
         check_batch(config, world.replicas)
     watchdog.feed("loading the data and building the model", allowed)
     dataset = load.load_for(config)
-    config = with_epochs(config, dataset.train.size)
+    config = with_epochs(config, dataset.train.size, reading.begun_with(config))
     check_task(config, dataset.spec.task)
     with options.one_line():
         loop = make_loop(config, world, dataset)

@@ -75,6 +75,10 @@ class VectorOptimizer:
             weights[bundle[0]] if len(bundle) == 1 else self._values(number)
             for number, bundle in enumerate(self.vectors.bundles)
         ]
+        # L2 is a part of the gradient. It is added here, since a vector decays in part.
+        self.coupled = getattr(optimizer, "coupled", False)
+        if self.coupled:
+            optimizer.exclude_from_weight_decay(var_list=owners)
         slots = private_api.build_recorded(optimizer, owners)
         held = {id(slot) for lists in slots for _, of_kind in lists for slot in of_kind}
         self.variables = [variable for variable in optimizer.variables if id(variable) not in held]
@@ -130,6 +134,8 @@ class VectorOptimizer:
     def _update_vector(self, number: int, gradient: tf.Tensor, own: list[tf.Variable], rate: tf.Tensor) -> None:
         """On a device: updates the weights of a vector, or a weight alone."""
         decaying = self.decaying[number] if self.optimizer.weight_decay else 0
+        if decaying and self.coupled:
+            gradient, decaying = gradient + self._penalty(own, decaying), 0
         if len(own) == 1:
             if decaying:
                 own[0].assign_sub(self._decay(own[0], rate), read_value=False)
@@ -144,6 +150,14 @@ class VectorOptimizer:
         parts = self.vectors.parts(self.vectors.bundles[number], target.value)
         for variable, value in zip(own, parts, strict=True):
             variable.assign(value, read_value=False)
+
+    def _penalty(self, own: list[tf.Variable], decaying: int) -> tf.Tensor:
+        """The gradient of L2 over a vector, or a weight alone, of which the first `decaying` weights have it."""
+        slope = self.optimizer.weight_decay * joined(own[:decaying])
+        if len(own) == 1:
+            return slope
+        slope = tf.reshape(slope, [-1])
+        return tf.concat([slope, tf.zeros([sum(v.shape.num_elements() for v in own[decaying:])], slope.dtype)], axis=0)
 
     def _decay(self, value: Any, rate: tf.Tensor) -> tf.Tensor:
         """What weight decay takes off values in an update."""

@@ -62,7 +62,7 @@ def vectors_of(variables: Sequence[Any]) -> Vectors:
         dtype = tf.as_dtype(variable.dtype)
         size = tf.TensorShape(shape).num_elements()
         bundle, filled = open_bundles.get(dtype, ([], most))
-        if size > most or filled + size > most:
+        if not bundle or size > most or filled + size > most:
             bundle, filled = [], 0
             bundles.append(bundle)
         bundle.append(place)

@@ -28,6 +28,8 @@ SUPERVISED_ALONE = frozenset(
 
 
 # Numbers of updates, and what counts them in passes over the training split.
+# Flags that mean nothing without another.
+NEEDED = {"recipe": "model", "ema_warmup": "ema"}
 EPOCHS = {"train_steps": "train_epochs", "warmup_steps": "warmup_epochs"}
 
 
@@ -379,8 +381,9 @@ class Config:
 
     @classmethod
     def fields(cls) -> tuple[dataclasses.Field, ...]:
-        """The flags: all fields but those that the loop leaves out."""
-        return tuple(field for field in dataclasses.fields(cls) if field.name not in cls.left_out)
+        """The flags: all fields but those that the loop leaves out, and those that mean nothing without these."""
+        left_out = cls.left_out | {name for name, needed in NEEDED.items() if needed in cls.left_out}
+        return tuple(field for field in dataclasses.fields(cls) if field.name not in left_out)
 
     @classmethod
     def names(cls, role: str, holds: bool = True) -> tuple[str, ...]:

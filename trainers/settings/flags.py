@@ -6,14 +6,14 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from absl import flags
 
 from models.cards import MODELS
 from models.options import registry
 from trainers.settings import options, recipes
-from trainers.settings.config import Config
+from trainers.settings.config import EPOCHS, Config
 from trainers.settings.data_cards import DATASETS
 from trainers.settings.exit_codes import OK, BadConfiguration
 from trainers.settings.rules import check_given, resolve
@@ -129,8 +129,28 @@ def read(argv: Sequence[str], summary: str, kind: type[Config] = Config) -> tupl
     names = [field.name for field in kind.fields()]
     config, given = kind(**{name: values[name].value for name in names}), [n for n in names if values[n].present]
     _answer_help(config)
+    # Of two flags that stand for each other, one that was typed replaces one of a file.
+    typed = {word.lstrip("-").partition("=")[0] for word in argv[1:]}
+    for pair in map(set, EPOCHS.items()):
+        if pair <= set(given) and len(pair & typed) == 1:
+            (other,) = pair - typed
+            config, given = dataclasses.replace(config, **{other: None}), [name for name in given if name != other]
     check_given(given)
     return recipes.applied(config, given), given
+
+
+def without(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """Flags of a command line, `--name=value` or `--name value`, but those of these names."""
+    left, dropped = [], False
+    for word in words:
+        name, equals, _ = word.lstrip("-").partition("=")
+        if dropped and not word.startswith("-"):
+            dropped = False
+            continue
+        dropped = name in names and not equals
+        if name not in names:
+            left.append(word)
+    return left
 
 
 def _answer_help(config: Config) -> None:

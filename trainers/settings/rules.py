@@ -280,11 +280,13 @@ def check_given(given: Collection[str]) -> None:
             raise BadConfiguration(f"--{steps} and --{epochs} both say how many updates; pass one of them")
 
 
-def with_epochs(config: Config, examples: int) -> Config:
+def with_epochs(config: Config, examples: int, begun: Mapping[str, Any] | None = None) -> Config:
     """The configuration with the steps that its epochs are, rounded, of a training split of so many examples.
 
+    `begun`: the flags with which the run has begun, whose warm-up a recipe's gives way to.
+
     Raises:
-      BadConfiguration: the warm-up is longer than the training, or the training than any.
+      BadConfiguration: the profile begins after the training, or the warm-up is longer than it, or it than any.
     """
     changes = {}
     for steps, epochs in EPOCHS.items():
@@ -299,10 +301,14 @@ def with_epochs(config: Config, examples: int) -> Config:
                 f"--train_epochs {config.train_epochs:g} are {changes['train_steps']} steps, above {MOST}; pass fewer"
             )
     config = dataclasses.replace(config, **changes)
+    _check_profile(config)
     card = RECIPES[config.recipe].flags if config.recipe in RECIPES else config.defaults()
     name = "warmup_steps" if config.warmup_epochs is None else "warmup_epochs"
+    same = name == "warmup_epochs" and (begun or {}).get(name) == config.warmup_epochs
     try:
-        return _with_warmup(config, getattr(config, name) == card.get(name), None)
+        return _with_warmup(
+            config, getattr(config, name) == card.get(name), begun.get("warmup_steps") if same else None
+        )
     except BadConfiguration as error:
         counted = [f"--{epochs} {getattr(config, epochs):g}" for steps, epochs in EPOCHS.items() if steps in changes]
         raise BadConfiguration(f"{error} ({', '.join(counted)} of {examples} examples)") from None
