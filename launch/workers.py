@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -31,6 +32,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from trainers.settings.exit_codes import NEVER_RETRIED, OK, PREEMPTED
 from trainers.settings.pages import SUPERVISED, Page, page_of, shipped
@@ -38,18 +40,30 @@ from trainers.world import nvidia, process
 
 GRACE_SECONDS = 30.0
 MOST_WORKERS = 256
+# Workers listen at ports from here to those that the system gives to connections, which are these where it does not say.
+FIRST_PORT, FIRST_PORT_OF_THE_SYSTEM = 10_000, 32_768
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing on this machine listens at."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports that nothing on this machine listens at, and that the system gives to no connection.
+
+    Workers listen seconds after they were started: of the system's own ports one may be taken by then.
+    """
+    first = FIRST_PORT_OF_THE_SYSTEM
+    with contextlib.suppress(OSError, ValueError):
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    tried, sockets, found = [*range(FIRST_PORT, first)], [], []
+    random.SystemRandom().shuffle(tried)
+    for port in [*tried, *[0] * count]:
+        if len(found) == count:
+            break
+        sockets.append(socket.socket())
+        with contextlib.suppress(OSError):
+            sockets[-1].bind(("127.0.0.1", port))
+            found.append(sockets[-1].getsockname()[1])
+    for each in sockets:
+        each.close()
+    return found
 
 
 def visible_gpus() -> list[str]:

@@ -1,6 +1,7 @@
 """The commands of launch/, and the rules that the code keeps."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -244,3 +245,11 @@ def test_models_know_nothing_of_trainers():
     assert len(paths) > 5
     for path in paths:
         assert "trainers" not in path.read_text(), path
+
+
+def test_workers_listen_where_the_system_puts_no_connection():
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = workers.free_ports(50)
+    assert len(set(ports)) == 50 and all(workers.FIRST_PORT <= port < first for port in ports)
+    with socket.create_server(("127.0.0.1", ports[0])):
+        assert ports[0] not in workers.free_ports(200)

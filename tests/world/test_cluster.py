@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from launch.workers import free_ports
 from trainers.settings.exit_codes import BadConfiguration, PeerLost
 from trainers.world import rendezvous
 from trainers.world.cluster import KUBERNETES as KUBERNETES_SOURCE
@@ -61,13 +62,7 @@ def test_a_wrong_description_is_named(environment, words):
 
 
 def free_addresses(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    addresses = tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in sockets)
-    for one in sockets:
-        one.close()
-    return addresses
+    return tuple(f"127.0.0.1:{port}" for port in free_ports(count))
 
 
 def outcomes(members, timeout=20.0):

@@ -71,7 +71,7 @@ def test_every_file_of_json_is_written_by_the_one_function():
     messages = {"world/cluster.py", "world/rendezvous.py", "record/checkpoints.py", "world/files.py"}
     messages |= {"measure/input_contenders.py", "measure/input_pipelines.py", "doctor.py"}
     messages |= {"health/probe.py", "health/libraries.py", "pack_tokens.py"}
-    messages |= {"workers.py", "environment.py", "proof/prover.py", "kube/submission.py"}
+    messages |= {"workers.py", "environment.py", "proof/prover.py", "proof/served.py", "kube/submission.py"}
     writers = {
         str(path.relative_to(ROOT / room))
         for room in ("trainers", "launch", "models")
