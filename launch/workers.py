@@ -40,7 +40,7 @@ from trainers.world import nvidia, process
 
 GRACE_SECONDS = 30.0
 MOST_WORKERS = 256
-# Workers listen at ports from here to those that the system gives to connections, which are these where it does not say.
+# Workers listen at ports from here to those that the system gives to connections (these, where it does not say).
 FIRST_PORT, FIRST_PORT_OF_THE_SYSTEM = 10_000, 32_768
 
 
