@@ -28,6 +28,7 @@ tf.config.set_logical_device_configuration(
 )
 
 from trainers import custom_loop
+from trainers.input import builders
 from trainers.record import checkpoints, reading
 from trainers.run import start
 from trainers.settings.config import Config
@@ -94,6 +95,25 @@ def custom_gradients_are_forgotten():
     kept = ops.gradient_registry._registry
     for name in [name for name in kept if name.startswith("CustomGradient-")]:
         del kept[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def prepared_images_are_decoded_once():
+    """The images of a builder are the same for every run of a process, as long as their files are."""
+    read, kept = builders.split_of, {}
+
+    def split_of(records, resident):
+        files = [(path, path.stat()) for path in records.shards.paths if path.exists()]
+        key = (*((path, stat.st_mtime_ns, stat.st_size) for path, stat in files), repr(records.pictures))
+        if not resident or len(files) < len(records.shards.paths):
+            return read(records, resident)
+        if key not in kept:
+            kept[key] = read(records, resident)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builders, "split_of", split_of)
+        yield
 
 
 @pytest.fixture(scope="session")
