@@ -8,13 +8,14 @@ import sys
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 from conftest import short
 
 from models.cards import MODELS
 from trainers import predict
 from trainers.settings.exit_codes import OK, ROWS_UNUSABLE, BadConfiguration
 from trainers.show.progress import words
-from trainers.use import predictions
+from trainers.use import answers, predictions
 
 SMALL = {"train_steps": 2, "eval_every": 0, "log_every": 0, "checkpoint_every": 0, "replicas": 2}
 HEADER = "when,colour,size,grade,price"
@@ -237,3 +238,39 @@ def test_saved_model_cli_answers(run, tmp_path):
     np.save(tmp_path / "images.npy", np.zeros([1, 8, 8, 1], np.uint8))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "Result for output key probability" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("model", "label"), [("residual_regressor", "price"), ("mlp", "grade")])
+def test_a_row_whose_answer_is_no_number_is_told_and_spoils_no_metric(run, table, tmp_path, capsys, model, label):
+    def small(i):  # so that the largest numbers of float32 are not finite in deviations
+        return [f"{0.001 * i:g}" if at == 2 else cell for at, cell in enumerate(cells_of(i))]
+
+    table.write_text("\n".join([HEADER, *(",".join(small(i)) for i in range(60))]) + "\n")
+    summary = run(model=model, dataset=f"csv:{table}", label=label, export=True, **SMALL)
+    target = HEADER.split(",").index(label)
+    rows = [small(i) for i in range(8)]
+    usable = [row for i, row in enumerate(rows) if i not in (3, 5)]
+    rows[3][2] = rows[5][2] = "3e38"
+    rows[5][target] = ""
+    for name, chosen in (("all", rows), ("usable", usable)):
+        (tmp_path / f"{name}.csv").write_text("\n".join([HEADER, *map(",".join, chosen)]) + "\n")
+    for source in (summary.run_dir, summary.run_dir / "export"):
+        output = tmp_path / f"{source.name}.csv"
+        assert answer(source, f"csv:{tmp_path / 'all.csv'}", output) == ROWS_UNUSABLE
+        found = rows_in(output)
+        assert [row["error"] for row in found] == ["" if i not in (3, 5) else answers.NOT_FINITE for i in range(8)]
+        metrics = capsys.readouterr().out
+        assert "nan" not in metrics and "nan" not in output.read_text()
+        assert answer(source, f"csv:{tmp_path / 'usable.csv'}", tmp_path / f"usable_{source.name}.csv") == OK
+        assert capsys.readouterr().out == metrics
+    served = tf.saved_model.load(str(summary.run_dir / "export"))
+    columns = dict(zip(HEADER.split(","), zip(*rows, strict=True), strict=True))
+    numbers = ("when", "size", "price")
+    batch = {
+        name: tf.constant([float(cell) for cell in cells] if name in numbers else cells)
+        for name, cells in columns.items()
+        if name != label
+    }
+    batch = {key: tf.cast(value, tf.float64) if value.dtype != tf.string else value for key, value in batch.items()}
+    errors = served.serve(batch)["error"].numpy().tolist()
+    assert [bool(error) for error in errors] == [i in (3, 5) for i in range(8)]

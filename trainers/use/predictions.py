@@ -112,17 +112,18 @@ def _lines(source: Predictor, compute: Any, rows: list[Row], before: int, counte
         arrays = np.stack([row.inputs for row in usable]), counts, np.stack(targets).astype(kind), weights
         found, sums = compute(*arrays)
         counted.sums += sums
-        counted.labelled += int(weights.sum())
+        for row, finite in zip(usable, found[predictor.FINITE], strict=True):
+            row.reason = "" if finite else answers.NOT_FINITE
+            counted.labelled += row.target is not None and bool(finite)
     counted.doubts += sum(bool(row.doubt) for row in rows)
-    lines, at = [], 0
+    lines, places = [], {id(row): at for at, row in enumerate(usable)}
     for number, row in enumerate(rows, before + 1):
         line = {"row": number, "input": row.where}
         if row.reason:
             counted.unusable += 1
             counted.reason = counted.reason or f"{row.where}: {row.reason}"
         else:
-            line |= _cells(source, {name: values[at] for name, values in found.items()}, row)
-            at += 1
+            line |= _cells(source, {name: values[places[id(row)]] for name, values in found.items()}, row)
         lines.append(line | {"error": row.reason})
     return lines
 

@@ -28,6 +28,8 @@ from trainers.world import devices, process
 # Rows that an export answers at once.
 ROWS_AT_ONCE = 64
 BEST, LAST = "best", "last"
+# Among answers: whether a row's are finite.
+FINITE = "finite"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +60,19 @@ class Predictor:
     def compiled(self) -> Callable[..., tuple[answers.Answer, np.ndarray]]:
         """The function `(inputs, counts, targets, weights) -> answers by name, sums of loss and metrics`.
 
-        All `[rows, …]`, at most `size`. A weight of 0 leaves a row out of the sums.
+        All `[rows, …]`, at most `size`. A weight of 0 leaves a row out of the sums, and so does an answer that is not
+        finite: `FINITE` among the answers says which are.
         """
         sums_of, answer, strategy = self.sums, answers.answering(self.kind, self.raw), self.strategy
 
         def in_replica(inputs: Any, counts: Any, targets: Any, weights: Any) -> tuple[answers.Answer, tf.Tensor]:
             outputs = self.outputs(inputs)
-            losses = self.task.loss(targets, outputs)
             answered = answer(outputs, {"count": counts})
-            return answered, sums_of.of_examples(targets, outputs, losses, weights)
+            finite = answers.are_finite(inputs, answered)
+            weights = tf.where(finite, weights, 0)
+            outputs = tf.nest.map_structure(lambda each: _without(weights, each), outputs)  # 0 times NaN is NaN
+            losses = self.task.loss(targets, outputs)
+            return answered | {FINITE: finite}, sums_of.of_examples(targets, outputs, losses, weights)
 
         compute = tf.function(lambda *arguments: strategy.run(in_replica, args=arguments))
 
@@ -93,6 +99,11 @@ class Predictor:
             return tf.constant(array[number * share : (number + 1) * share])
 
         return self.strategy.experimental_distribute_values_from_function(of_replica)
+
+
+def _without(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """`values [batch, …]`, zeros where an example has no weight."""
+    return tf.where(tf.reshape(weights > 0, [-1, *[1] * (values.shape.rank - 1)]), values, tf.zeros_like(values))
 
 
 def of(path: Path, asked: Any) -> Predictor:
