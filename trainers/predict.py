@@ -91,7 +91,11 @@ def _check_input(text: str) -> None:
             f"--input {text!r} is not known; write eval, csv:PATH, images:DIR, text:PATH or tfds:NAME/SPLIT"
         )
     path = paths.local(f"--input={kind}:", argument)
-    if not (path.exists() if kind == "images" else path.is_file()):
+    try:
+        is_there = path.exists() if kind == "images" else path.is_file()
+    except OSError as error:
+        raise BadConfiguration(f"--input {text} cannot be read: {error.strerror}; name another") from None
+    if not is_there:
         raise BadConfiguration(f"--input {text}: {path} is not there; name another")
 
 

@@ -134,7 +134,7 @@ def values_of(flags: Sequence[str], spec: Path | None) -> dict[str, list[str]]:
 
 def _values_of_file(spec: Path) -> dict[str, list[str]]:
     try:
-        content = json.loads(spec.read_text())
+        content = json.loads(spec.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadConfiguration(f"--spec {spec} cannot be read: {error}; name a file with a JSON object") from None
     if not isinstance(content, dict):

@@ -18,9 +18,16 @@ SMALL = 0.01
 VARIABLE = 1e-3
 # Eager, graph and XLA order sums differently.
 REORDERED = 1e-4
+# Of outputs in half precision, which compilers round elsewhere.
+HALF_PRECISION = 3e-2
 METRICS = 1e-3
 # Relative distance from a ratio that is recognized: 2 replicas, a gradient 1.98 to 2.02 times as large.
 RATIO = 0.02
+
+
+def of_outputs(precision: str) -> float:
+    """How far outputs may be apart, over the largest, where they are computed in a precision."""
+    return REORDERED if precision == "float32" else HALF_PRECISION
 
 
 def is_weight(name: str, value: np.ndarray) -> bool:

@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from launch.proof import differences
 from trainers.use import answers
 
 # As many rows as the largest batch that is served.
 ROWS = 64
+# How often outputs are changed by what rounding may, to see which of their classes or tokens stay.
+_ROUNDINGS = 8
 
 
 def write(path: Path, loop: Any) -> bool:
@@ -31,11 +34,34 @@ def write(path: Path, loop: Any) -> bool:
     batch = raw.of_stored({key: value.numpy() for key, value in stored.items()}) if kind else None
     if batch is not None:
         count = tf.fill([ROWS], dataset.spec.input_shape[0])
-        answer = answers.answering(kind, raw)(outputs, {"count": count})
-        arrays |= {f"answer/{name}": each.numpy() for name, each in answer.items() if each.dtype.is_floating}
+        answering = answers.answering(kind, raw)
+        answer = {
+            name: each.numpy()
+            for name, each in answering(outputs, {"count": count}).items()
+            if each.dtype.is_floating or each.dtype.is_integer
+        }
+        arrays |= {f"answer/{name}": each for name, each in answer.items()}
+        arrays |= {f"sure/{name}": np.ones(each.shape, bool) for name, each in answer.items() if each.dtype.kind == "i"}
+        allowed = differences.of_outputs(getattr(loop.config, "precision", "float32"))
+        for seed in range(_ROUNDINGS):
+            near = answering(_rounded(outputs, allowed, seed), {"count": count})
+            for name in [name for name in answer if f"sure/{name}" in arrays]:
+                arrays[f"sure/{name}"] &= near[name].numpy() == answer[name]
         arrays |= _named(raw, batch)
     np.savez(path, **arrays)
     return True
+
+
+def _rounded(outputs: Any, allowed: float, seed: int) -> Any:
+    """The outputs, each off by up to `allowed` of the largest: what rounding may make of them."""
+
+    def near(values: tf.Tensor) -> tf.Tensor:
+        if not values.dtype.is_floating:
+            return values
+        noise = tf.random.stateless_uniform(tf.shape(values), [seed, 0], -allowed, allowed)
+        return values + tf.cast(noise, values.dtype) * tf.reduce_max(tf.abs(values))
+
+    return tf.nest.map_structure(near, outputs)
 
 
 def _named(raw: Any, batch: tuple[Any, ...]) -> dict[str, np.ndarray]:

@@ -18,8 +18,6 @@ NOT_ENDED = "the run itself does not end well"
 NOT_RESTORED = "no checkpoint is restored"
 OTHER_INPUT = "the order of the data depends on the number of replicas or workers"
 NOT_SERVED = "the export does not compute what evaluation does"
-# Of outputs in half precision, which compilers round elsewhere.
-HALF_PRECISION = 3e-2
 INEXACT = "inexact by --batch_norm=per_replica"
 # What a line of metrics holds beside metrics of the global batch.
 NO_METRICS = ("step", "split", "learning_rate")
@@ -219,12 +217,13 @@ def compare_export(prover: Prover, config: Config) -> Verdict:
     found = prover.served(name)
     if not found:
         return Verdict("export", False, "it could not be loaded without the project", NOT_SERVED)
-    allowed = REORDERED if getattr(config, "precision", "float32") == "float32" else HALF_PRECISION
+    allowed = differences.of_outputs(getattr(config, "precision", "float32"))
     signatures = {name: found[name] for name in ("serve", "serve_prepared") if found[name]}
     parts = [f"{name} {max(each.values()):.0e}" for name, each in signatures.items()]
     worst = max(value for each in signatures.values() for value in each.values())
-    holds = worst <= allowed and not found["misnamed"] and not found["project"]
+    holds = worst <= allowed and not any(found[name] for name in ("misnamed", "refused", "project"))
     wrong = f"; {found['misnamed']} classes misnamed" if found["misnamed"] else ""
+    wrong += f"; {found['refused']} rows refused, the first: {found['reason']}" if found["refused"] else ""
     text = f"{', '.join(parts)} from the evaluation, at batch {' and '.join(found['serve_prepared'])}{wrong}"
     return Verdict("export", holds, f"{text}; allowed {allowed:.0e}", "" if holds else NOT_SERVED)
 

@@ -5,6 +5,7 @@ import pytest
 
 from trainers.input import load as data
 from trainers.input.kinds import csv_table
+from trainers.input.raw.rows import RawRows, Scale
 from trainers.settings.exit_codes import BadConfiguration
 
 HEADER = "size,colour,price\n"
@@ -204,3 +205,14 @@ def test_the_fingerprint_tells_columns_apart_that_are_held_standardized(tmp_path
         (tmp_path / "table.csv").write_text("t,y\n" + rows)
         fingerprints.add(data.load(f"csv:{tmp_path / 'table.csv'}", "", label="y").fingerprint)
     assert len(fingerprints) == 3
+
+
+def test_classes_of_large_numbers_stay_apart_and_keep_their_names(tmp_path):
+    values = ["1000001", "1000002", "999999", "123456789012", "7"]
+    read = csv_table.read(table(tmp_path, [f"{i},red,{values[i % 5]}\n" for i in range(30)]), "price")
+    assert read.classes == ("7", "999999", "1000001", "1000002", "123456789012")
+    raw = RawRows(read.layout, Scale((0.0,), (1.0,), (False,)))
+    assert [raw.target_of({"price": f"{name}.0"}) for name in read.classes] == [0, 1, 2, 3, 4]
+    for other in ("1000001.5", "7.0000001", "inf"):
+        with pytest.raises(ValueError, match=f"'{other}' is not one of the 5 classes"):
+            raw.target_of({"price": other})

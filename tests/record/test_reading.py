@@ -3,8 +3,12 @@
 import contextlib
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 from trainers.record import reading
 from trainers.record.run_record import RunRecord
@@ -88,3 +92,25 @@ def test_an_end_counts_when_it_is_final_and_late_enough():
     assert reading.has_ended(ended) and reading.has_ended(ended | {"exit_code": 65})
     assert not reading.has_ended(ended | {"exit_code": 75}) and not reading.has_ended({"ended": None})
     assert not reading.has_ended(ended, after="2026-01-03T00:00:00+00:00")
+
+
+def test_files_are_read_in_utf8_whatever_the_locale(tmp_path):
+    (tmp_path / "metadata.json").write_bytes('{"classes": ["café"]}'.encode())
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom trainers.record import reading\n"
+        "print(ascii(reading.read_json(Path(sys.argv[1]))['classes']))\n"
+    )
+    env = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", code, str(tmp_path / "metadata.json")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "['caf\\xe9']\n", done.stderr
+
+
+def test_an_export_without_metadata_is_not_written(tmp_path):
+    folder = tmp_path / "export"
+    assert not reading.is_exported(tmp_path, "saved_model", 3)
+    folder.mkdir()
+    (folder / "saved_model.pb").write_bytes(b"")
+    assert not reading.is_exported(tmp_path, "saved_model", 3)
+    (folder / "metadata.json").write_text('{"step": 3, "formats": ["saved_model"]}')
+    assert reading.is_exported(tmp_path, "saved_model", 3) and not reading.is_exported(tmp_path, "keras", 3)

@@ -58,6 +58,52 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) != []
 
 
+@pytest.mark.parametrize("dies_in", ["shutil.rmtree", "os.replace"])
+def test_a_process_that_is_killed_while_it_replaces_a_folder_leaves_no_half_of_one(tmp_path, dies_in):
+    path = tmp_path / "folder"
+    path.mkdir()
+    for name in ("one", "two"):
+        (path / name).write_text("old")
+    code = (
+        "import os, shutil, signal, sys\nfrom pathlib import Path\nfrom trainers.world import files\n"
+        "def dies(place, *_, **__):\n"
+        "    if sys.argv[2] == 'shutil.rmtree':\n        os.unlink(Path(place) / 'one')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "module, name = sys.argv[2].split('.')\nsetattr(sys.modules[module], name, dies)\n"
+        "with files.aside(Path(sys.argv[1])) as place:\n"
+        "    place.mkdir()\n    (place / 'one').write_text('new')\n    (place / 'two').write_text('new')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path), dies_in], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    found = {file.name: file.read_text() for file in path.iterdir()} if path.exists() else {}
+    assert found in ({}, {"one": "new", "two": "new"}, {"one": "old", "two": "old"})
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text("")
+
+    def refuses(*arguments):
+        raise OSError("refused")
+
+    monkeypatch.setattr(files.os, "replace", refuses)
+    with pytest.raises(OSError, match="refused"), files.aside(path) as place:
+        place.mkdir()
+    assert [file.name for file in path.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_to_a_folder_is_replaced_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/old").write_text("")
+    path = tmp_path / "link"
+    path.symlink_to("elsewhere")
+    with files.aside(path) as place:
+        place.mkdir()
+    assert path.is_dir() and not path.is_symlink() and (tmp_path / "elsewhere/old").exists()
+    assert {each.name for each in tmp_path.iterdir()} == {"elsewhere", "link"}
+
+
 def test_what_is_not_finite_is_null_in_json_and_no_number_when_it_is_read():
     facts = {"loss": math.nan, "final": {"eval": {"r2": -math.inf}, "all": (1.5, np.float64("inf"), True, None, "NaN")}}
     text = files.to_json(facts)

@@ -237,11 +237,13 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
     return read_whole(lambda: builder.as_dataset(split=split, shuffle_files=False, read_config=order))
 
 
-def examples_of(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
-    """The examples of a split in the order of its files; images as the bytes of files, where they are encoded."""
+def examples_of(builder: tfds.core.DatasetBuilder, split: str, skip: int = 0) -> Iterator[dict[str, Any]]:
+    """The examples of a split in the order of its files; images as the bytes of files, where they are encoded.
+
+    `skip`: how many of the first are left out.
+    """
     encoded = "image" in builder.info.features and isinstance(builder.info.features["image"], tfds.features.Image)
     decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
     order = tfds.ReadConfig(interleave_cycle_length=1)
-    return builder.as_dataset(
-        split=split, shuffle_files=False, read_config=order, decoders=decoders
-    ).as_numpy_iterator()
+    examples = builder.as_dataset(split=split, shuffle_files=False, read_config=order, decoders=decoders)
+    return examples.skip(skip).as_numpy_iterator()

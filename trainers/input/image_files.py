@@ -20,7 +20,10 @@ from trainers.world import files
 
 # What TensorFlow decodes, by Pillow's names. Phones and drones write MPO: a JPEG, and more behind it.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP")
-INDEX_VERSION = 1
+# Headers alone are read, so no image can be too large.
+PIL.Image.MAX_IMAGE_PIXELS = None
+# Raised where what `header` refuses changes.
+INDEX_VERSION = 2
 _ORIENTATION_TAG = 274
 _LOOKS_AT_ONCE = 16
 # Bad files that a message names.
@@ -52,7 +55,6 @@ def look_at(root: Path, names: Sequence[str], kept_in: Path) -> Look:
     Raises:
       BadConfiguration: a file is not an image that can be decoded; the message names the first ones.
     """
-    PIL.Image.MAX_IMAGE_PIXELS = None  # headers alone are read, so no image can be too large
     place = kept_in / f"images-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"
     stats = [os.stat(root / name) for name in names]
     facts = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats], np.int64).reshape(-1, 2)
@@ -85,6 +87,8 @@ def header(path: Path) -> tuple[int, int, int] | str:
         with PIL.Image.open(path, formats=None) as image:
             if image.format not in FORMATS:
                 return f"{image.format} is not one of {', '.join(FORMATS)}"
+            if image.format == "BMP" and not _is_plain(image):
+                return "a BMP of indices into a palette, or of other colours than TensorFlow reads; save it as PNG"
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
             height, width = image.height, image.width
     except PIL.UnidentifiedImageError:
@@ -93,6 +97,11 @@ def header(path: Path) -> tuple[int, int, int] | str:
         return str(error) or type(error).__name__
     orientation = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
     return (width, height, orientation) if orientation >= 5 else (height, width, orientation)
+
+
+def _is_plain(image: PIL.Image.Image) -> bool:
+    """Whether a BMP holds grey levels, or 8 bits of blue, green and red: TensorFlow would show others as these."""
+    return all(tile[0] == "raw" and tile[3][0] in ("L", "BGR", "BGRX", "BGRA") for tile in image.tile)
 
 
 def _check(root: Path, count: int, looks: Sequence[tuple[str, tuple[int, int, int] | str]]) -> None:

@@ -40,6 +40,8 @@ class Pictures:
         """
         crop = crop or self.evaluation_crop
         is_jpeg = tf.io.is_jpeg(encoded)
+        if self.channels == 1:
+            is_jpeg &= self._decodes_as_grey(encoded)
         if orientation is not None:
             is_jpeg &= orientation == 1
         image = tf.cond(
@@ -95,11 +97,27 @@ class Pictures:
         return self._resized(tf.slice(images, [0, top, left, 0], [-1, height, width, -1]), averaged=True)
 
     def _from_common(self, encoded: tf.Tensor) -> tf.Tensor:
-        return tf.io.decode_image(encoded, channels=self.channels, expand_animations=False)
+        def decoded(channels: int) -> tf.Tensor:
+            return tf.io.decode_image(encoded, channels=channels, expand_animations=False)
+
+        if self.channels != 1:
+            return decoded(self.channels)
+        return tf.cond(
+            self._decodes_as_grey(encoded), lambda: decoded(1), lambda: tf.image.rgb_to_grayscale(decoded(3))
+        )
+
+    def _decodes_as_grey(self, encoded: tf.Tensor) -> tf.Tensor:
+        """Whether the decoder makes grey of it itself: of PNG, and of JPEG that has no four colours of print."""
+        is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
+        of_print = tf.cond(
+            tf.io.is_jpeg(encoded), lambda: tf.image.extract_jpeg_shape(encoded)[2] == 4, lambda: ~is_png
+        )
+        return ~of_print
 
     def _from_webp(self, encoded: tf.Tensor) -> tf.Tensor:
-        image = tf.image.decode_webp(encoded, channels=3)[0]
-        return image if self.channels == 3 else tf.image.rgb_to_grayscale(image)
+        """The first frame; the transparency that each frame of an animation has is left out, as that of other files."""
+        image = tf.image.decode_webp(encoded, channels=0)[0, :, :, : max(self.channels, 3)]
+        return image if self.channels != 1 else tf.image.rgb_to_grayscale(tf.ensure_shape(image, [None, None, 3]))
 
     def _resized(self, images: tf.Tensor, averaged: bool) -> tf.Tensor:
         def bilinear() -> tf.Tensor:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 import shlex
 import time
@@ -31,7 +32,7 @@ _STEP_FOLDER = re.compile(r"step-(\d{10})$")
 def read_json(path: Path) -> dict[str, Any]:
     """An object of JSON; empty if there is no such file. Raises ValueError and OSError."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
 
@@ -76,7 +77,7 @@ def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl. One that a killed process left unfinished is left out."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
-        for line in (run_dir / METRICS).read_text().splitlines():
+        for line in (run_dir / METRICS).read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):
                 lines.append(numbers(json.loads(line)))
     return lines
@@ -116,7 +117,7 @@ def has_checkpoint(run_dir: Path, step: int) -> bool:
 
 def manifest(run_dir: Path, step: int) -> dict[str, Any]:
     """The manifest of a step's checkpoint. Raises OSError and ValueError."""
-    return json.loads((checkpoint_folder(run_dir, step) / MANIFEST).read_text())
+    return json.loads((checkpoint_folder(run_dir, step) / MANIFEST).read_text(encoding="utf-8"))
 
 
 def has_ended(facts: Mapping[str, Any], after: str = "") -> bool:
@@ -146,15 +147,26 @@ def completed(config: Config) -> dict[str, Any]:
 
 
 def is_exported(run_dir: Path, formats: str, step: int) -> bool:
-    """Whether a run has written what `--export` names, of a step. What has no metadata, somebody's own loop wrote."""
+    """Whether a run has written what `--export` names, of a step. A file, somebody's own loop wrote."""
     folder = run_dir / EXPORT
+    if folder.is_file():
+        return True
     try:
         facts = read_json(folder / METADATA)
     except (ValueError, OSError):
         return False
-    if not facts:
-        return folder.exists()
     return facts.get("step") == step and set(formats.split(",")) <= set(facts.get("formats", ()))
+
+
+def dataset_of(before: Mapping[str, Any]) -> str:
+    """The data set of a record of `begun_as`, as this process finds it.
+
+    The run may have begun in another directory, to which its path is relative.
+    """
+    name, where = before.get("dataset", Config.dataset), before.get(paths.DATASET_PATH)
+    if where and where != paths.location(name) and os.path.exists(where):
+        return f"{name.partition(':')[0]}:{where}"
+    return name
 
 
 def config_of_run(config: Config, given: Collection[str]) -> Config:
@@ -189,9 +201,8 @@ def config_of_run(config: Config, given: Collection[str]) -> Config:
             )
     if "dataset" in given:
         flags["dataset"] = config.dataset  # as it is written for this place
-    elif (where := before.get(paths.DATASET_PATH)) and not Path(paths.location(flags["dataset"])).exists():
-        # The run began in another directory, to which its path is relative.
-        flags["dataset"] = f"{flags['dataset'].partition(':')[0]}:{where}"
+    elif before.get(paths.DATASET_PATH):
+        flags["dataset"] = dataset_of(before)
     if "data_dir" not in given:
         flags["data_dir"] = before["data_dir"]
     followed = dataclasses.replace(config, **flags)

@@ -45,7 +45,7 @@ class Page(NamedTuple):
         module = types.ModuleType(f"settings of {self.module}")
         sys.modules[module.__name__], module.__file__ = module, str(self.path)
         try:
-            tree = ast.parse(self.path.read_text())
+            tree = ast.parse(self.path.read_text(encoding="utf-8"))
             blocks = [index for index, node in enumerate(tree.body) if _is_main(node)]
             if blocks:
                 exec(compile(ast.Module(tree.body[: blocks[-1]], []), str(self.path), "exec"), module.__dict__)

@@ -15,6 +15,7 @@ Answer = dict[str, tf.Tensor]
 # `(outputs, features of the examples) -> tensors by name`, each `[batch, …]`.
 Answering = Callable[[Any, Features], Answer]
 ERROR = "error"
+NOT_FINITE = "the model answers with what is no finite number; a number of the row may be too large"
 KINDS = ("classes", "numbers", "masks", "text")
 _OUTPUTS = {
     "classes": {
@@ -106,8 +107,21 @@ def _next_tokens(logits: tf.Tensor, features: Features, raw: Raw) -> Answer:
     return answer | ({"text": tf.gather(tf.constant(raw.pieces), found.indices)} if raw.pieces else {})
 
 
-def without_errors(answer: Mapping[str, tf.Tensor], errors: tf.Tensor) -> Answer:
-    """The answer with `errors [batch]` beside it; an example that has one is answered by nothing, NaN or -1."""
+def are_finite(inputs: tf.Tensor, answer: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Whether prepared inputs and all numbers of the answer are finite, `[batch]` booleans."""
+    finite = tf.fill(tf.shape(inputs)[:1], True)
+    for values in (inputs, *answer.values()):
+        if values.dtype.is_floating:
+            finite &= tf.reduce_all(tf.math.is_finite(values), axis=range(1, values.shape.rank))
+    return finite
+
+
+def without_errors(answer: Mapping[str, tf.Tensor], errors: tf.Tensor, inputs: tf.Tensor) -> Answer:
+    """The answer with `errors [batch]` beside it; an example that has one is answered by nothing, NaN or -1.
+
+    One whose prepared `inputs` or answer are not finite has one too.
+    """
+    errors = tf.where(tf.equal(errors, "") & ~are_finite(inputs, answer), NOT_FINITE, errors)
 
     def blank(values: tf.Tensor) -> tf.Tensor:
         nothing = tf.constant("" if values.dtype == tf.string else -1 if values.dtype.is_integer else float("nan"))

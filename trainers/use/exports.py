@@ -70,7 +70,8 @@ def _serving(dataset: Dataset, outputs: Callable[[tf.Tensor], Any], answer: Answ
 
     def serve(*batch: Any) -> answers.Answer:
         features = raw.features(*batch)
-        return answers.without_errors(answer(outputs(raw.inputs(features)), features), raw.errors(*batch))
+        inputs = raw.inputs(features)
+        return answers.without_errors(answer(outputs(inputs), features), raw.errors(*batch), inputs)
 
     endpoints = {"serve": Endpoint(serve, raw.signature())}
     if hasattr(raw, "decoded"):
@@ -78,8 +79,8 @@ def _serving(dataset: Dataset, outputs: Callable[[tf.Tensor], Any], answer: Answ
         def serve_encoded(encoded: tf.Tensor) -> answers.Answer:
             pixels = tf.TensorSpec(raw.pictures.shape, tf.uint8)
             features = {"image": tf.map_fn(raw.decoded, encoded, fn_output_signature=pixels)}
-            found = answer(outputs(raw.inputs(features)), features)
-            return answers.without_errors(found, tf.fill(tf.shape(encoded), ""))
+            inputs = raw.inputs(features)
+            return answers.without_errors(answer(outputs(inputs), features), tf.fill(tf.shape(encoded), ""), inputs)
 
         endpoints["serve_encoded"] = Endpoint(serve_encoded, (tf.TensorSpec([None], tf.string, name="encoded"),))
     return endpoints

@@ -11,12 +11,13 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
+from trainers.input.errors import one_line
 from trainers.settings.exit_codes import OK, ROWS_UNUSABLE, BadConfiguration
 from trainers.show.progress import words
 from trainers.use import answers, predictor, row_sources
 from trainers.use.answer_files import AnswerFile
+from trainers.use.input_rows import Row
 from trainers.use.predictor import Predictor
-from trainers.use.row_sources import Row
 from trainers.world import process
 
 # Seconds between what is kept for going on.
@@ -32,11 +33,11 @@ def predict(asked: Any) -> int:
     source = predictor.of(asked.model_path, asked)
     if source.kind == "masks" and asked.output.suffix == ".csv":
         raise BadConfiguration(f"--output {asked.output}: a mask does not fit into a cell; name a file .jsonl")
-    chunks = row_sources.rows_of(asked.input, source, str(asked.data_dir or _data_dir()))
-    chunks = _begun(chunks)
-    identity = {**source.identity, "input": asked.input, **_state_of(asked.input)}
-    out = AnswerFile(asked.output, columns_of(source), identity)
+    rows = row_sources.source_of(asked.input, source, str(asked.data_dir or _data_dir()))
+    out = AnswerFile(asked.output, columns_of(source), {**source.identity, "input": asked.input, **rows.state})
+    chunks = _begun(rows.rows(out.rows)) if not out.complete else iter(())
     with contextlib.closing(out):
+        out.begin()
         process.say(
             f"{source.what}: {asked.input} → {asked.output}" + (f", from row {out.rows + 1}" if out.rows else "")
         )
@@ -64,20 +65,38 @@ class Counted:
         self.source = source
         self.sums = np.array(before.get("sums", [0.0] * source.sums.width), np.float64)
         self.labelled, self.unusable = before.get("labelled", 0), before.get("unusable", 0)
-        self.doubts, self.reason = before.get("doubts", 0), before.get("reason", "")
+        self.doubts, self.doubt = before.get("doubts", 0), before.get("doubt", "")
+        self.reason = before.get("reason", "")
+
+    def add(self, row: Row) -> None:
+        """Counts a row that is answered, or has a reason why not."""
+        where = one_line(row.where)
+        if row.reason:
+            self.unusable += 1
+            self.reason = self.reason or f"{where}: {row.reason}"
+        self.labelled += row.target is not None and not row.reason
+        if row.doubt:
+            self.doubts += 1
+            self.doubt = self.doubt or f"{where}: {one_line(row.doubt)}"
 
     def facts(self) -> dict[str, Any]:
         """For going on."""
-        names = ("labelled", "unusable", "doubts", "reason")
-        return {"sums": self.sums.tolist()} | {name: getattr(self, name) for name in names}
+        names = ("labelled", "unusable", "doubts", "doubt", "reason")
+        sums = [str(value) for value in self.sums.tolist()]  # JSON has no word for what is not finite
+        return {"sums": sums} | {name: getattr(self, name) for name in names}
 
     def told(self, rows: int) -> int:
         """Prints the metrics, and what could not be used. Returns the exit code."""
         if self.labelled:
-            values = self.source.sums.values(tf.constant(self.sums)).numpy().tolist()
-            print(words(dict(zip(self.source.sums.names, values, strict=True))), flush=True)
+            sums = self.source.sums
+            values = dict(zip(sums.names, sums.values(tf.constant(self.sums)).numpy().tolist(), strict=True))
+            if not self.source.has_loss:
+                del values["loss"]
+            process.show(words(values))
         if self.doubts:
-            process.say(f"{self.doubts} labels could not be used and are not measured")
+            process.say(f"{self.doubts} labels could not be used and are not measured, the first: {self.doubt}")
+        if 0 < self.labelled < rows:
+            process.say(f"measured on {self.labelled} of {rows} rows")
         if self.unusable:
             process.say(f"{self.unusable} of {rows} rows could not be used, the first: {self.reason}")
         process.say(f"{rows} rows answered" if not self.unusable else f"{rows - self.unusable} of {rows} rows answered")
@@ -86,21 +105,19 @@ class Counted:
 
 def _answer(source: Predictor, chunks: Iterator[list[Row]], out: AnswerFile, counted: Counted) -> None:
     """Answers the rows that the file does not have yet."""
-    compute, skip, kept = source.compiled(), out.rows, time.monotonic()
+    compute, kept = source.compiled(), time.monotonic()
     with tqdm.tqdm(unit="row", initial=out.rows, disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
         for rows in chunks:
-            left, skip = rows[skip:], max(skip - len(rows), 0)
-            if not left:
-                continue
-            out.write(_lines(source, compute, left, out.rows, counted))
-            bar.update(len(left))
+            out.write(_lines(source, compute, rows, out.rows, counted))
+            bar.update(len(rows))
             if time.monotonic() - kept > _KEEP_EVERY:
                 out.keep(counted.facts())
                 kept = time.monotonic()
     out.keep(counted.facts(), complete=True)
 
 
-def _lines(source: Predictor, compute: Any, rows: list[Row], before: int, counted: Counted) -> list[dict[str, Any]]:
+def _lines(source: Predictor, compute: Any, rows: list[Row], before: int, counted: Counted) -> Iterator[dict[str, Any]]:
+    """A line for each row; one at a time, since that of a mask is a hundred times as large as its array."""
     usable = [row for row in rows if not row.reason]
     found: dict[str, np.ndarray] = {}
     if usable:
@@ -112,19 +129,16 @@ def _lines(source: Predictor, compute: Any, rows: list[Row], before: int, counte
         arrays = np.stack([row.inputs for row in usable]), counts, np.stack(targets).astype(kind), weights
         found, sums = compute(*arrays)
         counted.sums += sums
-        counted.labelled += int(weights.sum())
-    counted.doubts += sum(bool(row.doubt) for row in rows)
-    lines, at = [], 0
+        for row, finite in zip(usable, found[predictor.FINITE], strict=True):
+            row.reason = "" if finite else answers.NOT_FINITE
+    places = {id(row): at for at, row in enumerate(usable)}
     for number, row in enumerate(rows, before + 1):
+        row.reason = one_line(row.reason)
+        counted.add(row)
         line = {"row": number, "input": row.where}
-        if row.reason:
-            counted.unusable += 1
-            counted.reason = counted.reason or f"{row.where}: {row.reason}"
-        else:
-            line |= _cells(source, {name: values[at] for name, values in found.items()}, row)
-            at += 1
-        lines.append(line | {"error": row.reason})
-    return lines
+        if not row.reason:
+            line |= _cells(source, {name: values[places[id(row)]] for name, values in found.items()}, row)
+        yield line | {"error": row.reason}
 
 
 def columns_of(source: Predictor) -> list[str]:
@@ -165,14 +179,6 @@ def _cells(source: Predictor, answer: Mapping[str, np.ndarray], row: Row) -> dic
     line = {"next": texts[0] if texts else "", "token": tokens[0], "probability": shares[0]}
     others = [{"token": token, "probability": share} for token, share in zip(tokens, shares, strict=True)]
     return line | {"most likely": [one | ({"text": texts[i]} if texts else {}) for i, one in enumerate(others)]}
-
-
-def _state_of(text: str) -> dict[str, Any]:
-    """What tells a file from one of the same name that holds something else."""
-    path = Path(text.partition(":")[2]).expanduser()
-    if text.partition(":")[0] not in ("csv", "text") or not path.is_file():
-        return {}
-    return {"bytes": path.stat().st_size, "changed": path.stat().st_mtime_ns}
 
 
 def _data_dir() -> Path:

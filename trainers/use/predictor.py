@@ -1,7 +1,7 @@
 """What answers: the checkpoint of a run, on all replicas, or an export alone."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from models.sums import Sums
 from models.tasks import DataSpec, Task
 from trainers.input import load
 from trainers.input.dataset import Dataset
+from trainers.input.errors import reason_of
 from trainers.input.raw.described import raw_of
 from trainers.input.raw.form import Raw
 from trainers.record import reading
@@ -28,6 +29,8 @@ from trainers.world import devices, process
 # Rows that an export answers at once.
 ROWS_AT_ONCE = 64
 BEST, LAST = "best", "last"
+# Among answers: whether a row's are finite.
+FINITE = "finite"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Predictor:
     """A model, how its examples look, and what its outputs mean.
 
     `what`: how people call it. `identity`: what tells it from another. `outputs(inputs)`: of prepared inputs, in a
-    replica. `size`: rows at once, over all replicas. `dataset`: that of the run; None for an export.
+    replica. `size`: rows at once, over all replicas. `dataset`: that of the run; None for an export. `has_loss`:
+    whether the loss of the task is that of the run; one of the user's own is not imported.
     """
 
     what: str
@@ -49,6 +53,7 @@ class Predictor:
     spec: DataSpec
     dataset: Dataset | None = None
     held: Any = None
+    has_loss: bool = True
 
     @property
     def sums(self) -> Sums:
@@ -58,15 +63,19 @@ class Predictor:
     def compiled(self) -> Callable[..., tuple[answers.Answer, np.ndarray]]:
         """The function `(inputs, counts, targets, weights) -> answers by name, sums of loss and metrics`.
 
-        All `[rows, …]`, at most `size`. A weight of 0 leaves a row out of the sums.
+        All `[rows, …]`, at most `size`. A weight of 0 leaves a row out of the sums, and so does an answer that is not
+        finite: `FINITE` among the answers says which are.
         """
         sums_of, answer, strategy = self.sums, answers.answering(self.kind, self.raw), self.strategy
 
         def in_replica(inputs: Any, counts: Any, targets: Any, weights: Any) -> tuple[answers.Answer, tf.Tensor]:
             outputs = self.outputs(inputs)
-            losses = self.task.loss(targets, outputs)
             answered = answer(outputs, {"count": counts})
-            return answered, sums_of.of_examples(targets, outputs, losses, weights)
+            finite = answers.are_finite(inputs, answered)
+            weights = tf.where(finite, weights, 0)
+            outputs = tf.nest.map_structure(lambda each: _without(weights, each), outputs)  # 0 times NaN is NaN
+            losses = self.task.loss(targets, outputs)
+            return answered | {FINITE: finite}, sums_of.of_examples(targets, outputs, losses, weights)
 
         compute = tf.function(lambda *arguments: strategy.run(in_replica, args=arguments))
 
@@ -95,6 +104,11 @@ class Predictor:
         return self.strategy.experimental_distribute_values_from_function(of_replica)
 
 
+def _without(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """`values [batch, …]`, zeros where an example has no weight."""
+    return tf.where(tf.reshape(weights > 0, [-1, *[1] * (values.shape.rank - 1)]), values, tf.zeros_like(values))
+
+
 def of(path: Path, asked: Any) -> Predictor:
     """The predictor of a run directory or an export. `asked`: the options of `trainers/predict.py`.
 
@@ -113,9 +127,7 @@ def _of_run(run_dir: Path, asked: Any) -> Predictor:
             f"run {run_dir} is trained on {own.dataset}, of which only you know what an example is; use serve_prepared "
             "of its export"
         )
-    config = dataclasses.replace(own, strategy=asked.strategy, replicas=asked.replicas, export="")
-    if asked.data_dir:
-        config = dataclasses.replace(config, data_dir=str(asked.data_dir))
+    config = _found_here(own, facts, asked)
     wanting = dataclasses.replace(config, model=asked.model) if asked.model else config
     if is_object(options.name_of(own.model)) and not asked.model:
         raise BadConfiguration(
@@ -137,7 +149,8 @@ def _of_run(run_dir: Path, asked: Any) -> Predictor:
         found = trained.model_of("run", run_dir, wanting, dataset, (lambda best: chosen) if chosen is not None else int)
     model, task = found.model, found.task
     kind = _known(f"run {run_dir}", answers.kind_of(task, dataset.raw))
-    share = max(own.batch_size // max(own.accumulate or 1, 1) // world.replicas, 1)
+    # As many at once as a replica of the run had: the whole batch may be too much for a device.
+    share = max(own.batch_size // facts.get("replicas", 1) // max(own.parts or 1, 1), 1)
     identity = {"run": str(run_dir.resolve()), "checkpoint": found.checkpoint.name, "started": facts.get("started")}
     return Predictor(
         f"{found.checkpoint.name} of {run_dir}, on {world.replicas} replica{'s' * (world.replicas > 1)}",
@@ -150,7 +163,16 @@ def _of_run(run_dir: Path, asked: Any) -> Predictor:
         share * world.replicas,
         dataset.spec,
         dataset,
+        has_loss=not is_object(options.name_of(own.loss)),
     )
+
+
+def _found_here(own: Config, facts: Mapping[str, Any], asked: Any) -> Config:
+    """The flags of a run with what the options `asked` say of devices, and where its data lie for this process."""
+    data_dir = str(asked.data_dir) if asked.data_dir else own.data_dir
+    dataset = reading.dataset_of(reading.begun_as(facts, Config))
+    here = {"strategy": asked.strategy, "replicas": asked.replicas, "data_dir": data_dir, "dataset": dataset}
+    return dataclasses.replace(own, export="", **here)
 
 
 def _of_export(path: Path) -> Predictor:
@@ -159,21 +181,29 @@ def _of_export(path: Path) -> Predictor:
         if not facts.get("data"):
             _known(f"export {path}", "")
         raw, spec, flags = raw_of(facts["data"]), DataSpec(**facts["spec"]), facts["flags"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        step, name, loss = facts["step"], options.name_of(flags["model"]), flags.get("loss") or ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadConfiguration(f"{path / reading.METADATA} cannot be read: {error}; export again") from None
     kind = _known(f"export {path}", facts.get("answers", ""))
     if not (path / "saved_model.pb").exists():
         raise BadConfiguration(f"{path} holds no SavedModel; export again with --export=saved_model")
-    name, loss = options.name_of(flags["model"]), flags.get("loss") or ""
     spec = dataclasses.replace(spec, loss="" if is_object(options.name_of(loss)) else loss)
     make = {"classes": tasks.classification, "numbers": tasks.regression, "masks": tasks.segmentation}
     task = tasks.model_of(flags["model"], spec)[1] if name in cards.MODELS else make.get(kind, tasks.language)(spec)
     world = devices.set_up(Config(strategy="one_device"), None, process.say)
-    loaded = tf.saved_model.load(str(path))
-    identity = {"export": str(path.resolve()), "step": facts["step"], "started": facts.get("started")}
-    what = f"export {path} of step {facts['step']}"
-    outputs, strategy = loaded.serve_prepared, world.strategy
-    return Predictor(what, identity, raw, kind, task, outputs, strategy, ROWS_AT_ONCE, spec, None, loaded)
+    try:
+        loaded = tf.saved_model.load(str(path))
+        outputs = loaded.serve_prepared
+    except Exception as error:  # a damaged or half-copied file raises whatever the reader runs into
+        raise BadConfiguration(
+            f"export {path} cannot be loaded: {reason_of(error)}; copy it again or export again"
+        ) from error
+    identity = {"export": str(path.resolve()), "step": step, "started": facts.get("started")}
+    what = f"export {path} of step {step}"
+    has_loss = name in cards.MODELS and not is_object(options.name_of(loss))
+    return Predictor(
+        what, identity, raw, kind, task, outputs, world.strategy, ROWS_AT_ONCE, spec, None, loaded, has_loss
+    )
 
 
 def _known(what: str, kind: str) -> str:

@@ -25,22 +25,30 @@ def aside(path: Path) -> Iterator[Path]:
     """A place beside `path`, for a file or a folder that becomes `path` when the block ends.
 
     A reader sees the old content or the new. After an error in the block nothing is left of the new one. A file is
-    brought to the disk before it is renamed; of a folder that is here already, all is replaced.
+    brought to the disk before it is renamed; of a folder that is here already, all is replaced: a process that is
+    killed between two renames leaves none, and never a part of one.
     """
     # Containers that share a folder may share the numbers of processes too.
     place = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}")
+    old = place.with_name(f"{place.name}.old")
     try:
         yield place
-        if place.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+        if not place.is_dir():
             sync(place)
-        os.replace(place, path)
+        elif os.path.lexists(path):
+            os.rename(path, old)
+        try:
+            os.replace(place, path)
+        except OSError:
+            if os.path.lexists(old):
+                os.rename(old, path)
+            raise
     finally:
-        if place.is_dir():
-            shutil.rmtree(place, ignore_errors=True)
-        else:
-            place.unlink(missing_ok=True)
+        for left in (place, old):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -56,6 +56,12 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def show(line: str) -> None:
+    """As `say`, on standard output: for what a script is asked for, beside what it writes."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, flush=True)
+
+
 def run(work: Callable[[], int | None]) -> int:
     """Does the work and returns the exit code: an error that the user can act on is one line, any other a traceback."""
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from trainers.input.dataset import Dataset, Request, Split, standardized_rows
-from trainers.input.raw.rows import LARGEST_NUMBER, NUMBER, WITH_COMMA, Layout, number_of
+from trainers.input.raw.rows import LARGEST_NUMBER, NUMBER, WITH_COMMA, Layout, class_name, number_of
 from trainers.settings.exit_codes import BadConfiguration
 
 # A column with more different words than this is an identifier, not a category.
@@ -100,7 +100,7 @@ def _target(label: "_Column") -> tuple[np.ndarray, tuple[str, ...]]:
         )
     if numeric and (np.any(values != np.round(values)) or len(keys) > MOST_CLASSES):
         return values, ()
-    return target.astype(np.int64), tuple(f"{key:g}" if numeric else str(key) for key in keys)
+    return target.astype(np.int64), tuple(class_name(key) if numeric else str(key) for key in keys)
 
 
 @dataclasses.dataclass(frozen=True)

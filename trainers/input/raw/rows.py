@@ -25,6 +25,11 @@ def number_of(cell: str, decimal_comma: bool) -> float | None:
     return float(cell) if NUMBER.fullmatch(cell) else None
 
 
+def class_name(value: float) -> str:
+    """The name of a class whose label is a whole number: all of its digits. Another number is the name of none."""
+    return str(int(value)) if float(value).is_integer() else str(float(value))
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The columns of a table. `words`: by name, those of a column of words; none for numbers.
@@ -161,7 +166,7 @@ class RawRows(Raw):
         texts = [cells[name] for name in self.layout.targets]
         numbers = [number_of(text, decimal_comma) for text in texts]
         if self.classes:
-            plain = texts[0] if texts[0] in self.classes or numbers[0] is None else f"{numbers[0]:g}"
+            plain = texts[0] if texts[0] in self.classes or numbers[0] is None else class_name(numbers[0])
             return self.class_number(plain)
         for name, text, number in zip(self.layout.targets, texts, numbers, strict=True):
             if number is None or not math.isfinite(number):
