@@ -27,6 +27,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
 
+from models.cards import MODELS
 from trainers import custom_loop
 from trainers.input import builders
 from trainers.record import checkpoints, reading
@@ -44,6 +45,20 @@ def short(names, chosen):
     return [name if name in chosen else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
+# Every model at a size that is trained in a moment.
+SMALL_MODELS = [
+    "mlp",
+    "resnet,width=8",
+    "resnet18,blocks=1x1x2,width=8",
+    "resnet50,blocks=1x2,width=4",
+    "vit,depth=1",
+    "transformer,depth=1,heads=2,width=16",
+    "residual_regressor",
+    "wide_deep",
+    "reconstructing_regressor",
+    "unet,depth=1,width=4",
+]
+assert [model.partition(",")[0] for model in SMALL_MODELS] == list(MODELS)
 EXIT_STATUS = pytest.StashKey[int]()
 
 

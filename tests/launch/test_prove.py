@@ -12,12 +12,11 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, short
+from conftest import ROOT, SMALL_MODELS, short
 
 from launch.proof.prover import Prover, Run
 from launch.proof.rows import ROWS, scope_of
 from launch.proof.verdicts import compare_graphs
-from models.cards import MODELS
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.rules import resolve
@@ -414,7 +413,7 @@ def children_of(pid):
     return [int(word) for word in listed.stdout.split()]
 
 
-@pytest.mark.parametrize("model", short(MODELS, {"mlp"}))
+@pytest.mark.parametrize("model", short(SMALL_MODELS, {"mlp"}))
 def test_an_export_without_the_project_answers_what_evaluation_computes(tmp_path, data_dir, model):
     flags = ("--rows=export", "--steps=2", "--batch_size=16")
     command = [sys.executable, str(ROOT / "launch/prove.py"), f"--model={model}", *flags, f"--data_dir={data_dir}"]

@@ -16,9 +16,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from conftest import short
+from conftest import SMALL_MODELS, short
 
-from models.cards import MODELS
 from trainers import predict
 from trainers.input.raw.texts import RawText
 from trainers.settings.exit_codes import OK, ROWS_UNUSABLE, BadConfiguration
@@ -63,7 +62,7 @@ def told(summary):
     return words({name: value for name, value in summary.eval.items() if name != "step"})
 
 
-@pytest.mark.parametrize("model", short(MODELS, {"mlp", "wide_deep", "transformer", "unet"}))
+@pytest.mark.parametrize("model", short(SMALL_MODELS, {"mlp", "wide_deep", "unet,depth=1,width=4"}))
 def test_the_metrics_on_the_evaluation_split_are_those_of_the_run(run, tmp_path, capsys, model):
     summary = run(model=model, batch_size=16, **SMALL)
     assert answer(summary.run_dir, "eval", tmp_path / "out.jsonl") == OK
