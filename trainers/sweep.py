@@ -207,8 +207,7 @@ class Outcome:
 def has_flags(facts: Mapping[str, Any], config: Config) -> bool:
     """Whether a run.json is of a run with the flags of `config`, except for those that make no run differ."""
     flags = facts.get("flags", {})
-    # Steps that epochs stand for, and a warm-up that may have given way to a training of so few.
-    unknown = {k for k in EPOCHS if None in (config.train_steps, getattr(config, k))} | set(NO_DIFFERENCE)
+    unknown = {k for k in EPOCHS if None in (config.train_steps, getattr(config, k))} | set(NO_DIFFERENCE)  # of epochs
     return all(flags.get(k) == value for k, value in dataclasses.asdict(config).items() if k not in unknown)
 
 
