@@ -165,6 +165,20 @@ def test_lines_of_text_are_continued(run, tmp_path):
     assert len(rows[0]["most likely"]) == 5 and rows[0]["token"] == rows[0]["most likely"][0]["token"]
 
 
+def test_a_run_on_tokens_is_measured_and_its_numbers_are_continued(run, tmp_path, capsys):
+    tokens = np.random.default_rng(0).integers(0, 30, 60 * 16 + 1).astype(np.uint16)
+    (tmp_path / "packed").write_bytes(tokens.tobytes())
+    (tmp_path / "packed.json").write_text(json.dumps({"dtype": "uint16", "vocabulary": 30, "length": 16}))
+    model = "transformer,depth=1,heads=2,width=16"
+    summary = run(model=model, dataset=f"tokens:{tmp_path / 'packed'}", batch_size=4, **SMALL)
+    assert answer(summary.run_dir, "eval", tmp_path / "out.jsonl") == OK
+    assert capsys.readouterr().out.splitlines()[-1] == told(summary)
+    (tmp_path / "lines.txt").write_text("1 2 3\n1 2 30\n")
+    assert answer(summary.run_dir, f"text:{tmp_path / 'lines.txt'}", tmp_path / "more.jsonl") == ROWS_UNUSABLE
+    first, second = rows_in(tmp_path / "more.jsonl")
+    assert not first["error"] and "30" in second["error"]
+
+
 def test_a_call_that_was_killed_goes_on_and_ends_with_the_same_bytes_and_metrics(run, tmp_path, monkeypatch, capsys):
     summary = run(batch_size=32, **SMALL)
     capsys.readouterr()
