@@ -127,7 +127,7 @@ def test_the_package_that_stays_outside_of_the_repository(tmp_path, monkeypatch,
 
 def test_the_task_of_its_own_is_found_through_the_model(tmp_path, monkeypatch, run):
     (tmp_path / "tags_of_page.py").write_text(
-        blocks("docs/models.md", "python")[5]
+        block_with("docs/models.md", "Any number of labels for each example")
         + """
 
 def load():
