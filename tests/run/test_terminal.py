@@ -29,7 +29,9 @@ def test_a_run_completes_whoever_reads_what_it_prints(case, data_dir, tmp_path):
 
 def test_a_terminal_that_closes_costs_no_step(trainer, tmp_path):
     flags = ("--model=mlp", "--train_steps=100000", "--checkpoint_every=50", f"--run_dir={tmp_path / 'run'}")
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, as it should
     started = trainer(*flags)
+    signal.signal(signal.SIGHUP, inherited)
     while not list((tmp_path / "run").glob("checkpoints/step-*/manifest.json")):
         assert started.process.poll() is None
     started.process.stdout.close()
