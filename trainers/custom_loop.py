@@ -141,8 +141,7 @@ class Supervised(ModelsLoop):
         """In a replica: its share's gradients, summed over all replicas, then clipped. Also the sums and the norm.
 
         `compute`: `vectors_of_part`, compiled or not; gradients are vectors here, of which `self.vectors` knows what is
-        where. Clipping follows the sum: clipped before it, the result would
-        depend on the number of replicas.
+        where. Clipping follows the sum: clipped before it, the result would depend on the number of replicas.
         """
         config, gradients, sums = self.config, None, None
         for part in range(config.accumulate):

@@ -17,7 +17,7 @@ from launch.workers import environments, free_ports
 from trainers.record import reading
 from trainers.settings.config import EPOCHS, Config
 from trainers.settings.exit_codes import CRASHED
-from trainers.settings.flags import without
+from trainers.settings.flags import name_of, without
 from trainers.settings.pages import SUPERVISED, Page, page_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,7 +142,7 @@ class Prover:
 
     def _known(self, flags: Sequence[str]) -> list[str]:
         """Those flags that the loop has."""
-        return [flag for flag in flags if flag.lstrip("-").partition("=")[0] in self._names]
+        return [flag for flag in flags if name_of(flag) in self._names]
 
     def observe(self, specs: Sequence[Mapping[str, Any]], workers: int = 1) -> None:
         """Makes runs one after another in one process, or in one for each worker, and keeps the results."""

@@ -117,13 +117,12 @@ class MovingAverage:
 
     def _begun(self, bundle: Sequence[int]) -> tf.Variable:
         """A variable that holds the weights of a bundle as they are."""
-        names, first = [f"{weight.path}/average" for weight in self.weights], 0
+        names = [f"{weight.path}/average" for weight in self.weights]
         value = joined([native(self.weights[place]) for place in bundle])
         average = tf.Variable(value, trainable=False, name=names[bundle[0]] if len(bundle) == 1 else "averages")
-        for place in bundle:
+        for place, first in self.vectors.begins(bundle):
             part = Part(average, first, self.vectors.shapes[place], f"{names[place]}:0")
             self.variables[place] = average if len(bundle) == 1 else part
-            first += self.vectors.sizes[place]
         return average
 
     def begin_anew(self) -> None:

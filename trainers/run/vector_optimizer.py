@@ -98,12 +98,10 @@ class VectorOptimizer:
         found: dict[tuple[int, int], Any] = {}
         for order, (kind, of_kind) in enumerate(slots):
             for bundle, slot in zip(self.vectors.bundles, of_kind, strict=True):
-                first, scope = 0, slot.path.rpartition("/")[0]
-                for place in bundle:
+                scope, alone = slot.path.rpartition("/")[0], len(bundle) == 1
+                for place, first in self.vectors.begins(bundle):
                     path = f"{scope}/{self.weights[place].path.replace('/', '_')}_{kind}"
-                    alone = len(bundle) == 1
                     found[place, order] = slot if alone else Part(slot, first, self.vectors.shapes[place], path)
-                    first += self.vectors.sizes[place]
         return [found[key] for key in sorted(found)]
 
     def apply(self, gradients: Sequence[tf.Tensor], weights: Sequence[keras.Variable] | None = None) -> None:

@@ -3,6 +3,7 @@
 A large variable stays as it is: copying it into a vector would cost more than its operations do.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,11 @@ class Vectors:
     def __init__(self, shapes: Sequence[Sequence[int]], bundles: Sequence[Sequence[int]]):
         self.shapes, self.bundles = [tuple(shape) for shape in shapes], [list(bundle) for bundle in bundles]
         self.sizes = [tf.TensorShape(shape).num_elements() for shape in self.shapes]
+
+    def begins(self, bundle: Sequence[int]) -> list[tuple[int, int]]:
+        """The variables of one bundle by their places, each with its first element in the vector."""
+        ends = itertools.accumulate((self.sizes[place] for place in bundle), initial=0)
+        return list(zip(bundle, ends, strict=False))
 
     def pack(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """The vectors of values of the variables: `[elements]`, or the value itself of a variable alone."""

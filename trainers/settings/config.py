@@ -27,9 +27,9 @@ SUPERVISED_ALONE = frozenset(
 )
 
 
-# Numbers of updates, and what counts them in passes over the training split.
 # Flags that mean nothing without another.
 NEEDED = {"recipe": "model", "ema_warmup": "ema"}
+# Numbers of updates, and what counts them in passes over the training split.
 EPOCHS = {"train_steps": "train_epochs", "warmup_steps": "warmup_epochs"}
 
 

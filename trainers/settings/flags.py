@@ -130,7 +130,7 @@ def read(argv: Sequence[str], summary: str, kind: type[Config] = Config) -> tupl
     config, given = kind(**{name: values[name].value for name in names}), [n for n in names if values[n].present]
     _answer_help(config)
     # Of two flags that stand for each other, one that was typed replaces one of a file.
-    typed = {word.lstrip("-").partition("=")[0] for word in argv[1:]}
+    typed = {name_of(word) for word in argv[1:]}
     for pair in map(set, EPOCHS.items()):
         if pair <= set(given) and len(pair & typed) == 1:
             (other,) = pair - typed
@@ -139,16 +139,20 @@ def read(argv: Sequence[str], summary: str, kind: type[Config] = Config) -> tupl
     return recipes.applied(config, given), given
 
 
+def name_of(word: str) -> str:
+    """The name of the flag that a word of a command line sets."""
+    return word.lstrip("-").partition("=")[0]
+
+
 def without(words: Sequence[str], names: Collection[str]) -> list[str]:
     """Flags of a command line, `--name=value` or `--name value`, but those of these names."""
     left, dropped = [], False
     for word in words:
-        name, equals, _ = word.lstrip("-").partition("=")
         if dropped and not word.startswith("-"):
             dropped = False
             continue
-        dropped = name in names and not equals
-        if name not in names:
+        dropped = name_of(word) in names and "=" not in word
+        if name_of(word) not in names:
             left.append(word)
     return left
 
