@@ -116,6 +116,10 @@ class Choice:
             if getattr(error, "name", None) != self.entry.partition(":")[2]:
                 raise
             raise OptionError(f"--{self.kind} {self.name}: {error}; name what it defines") from error
+        if not callable(value):
+            raise OptionError(
+                f"--{self.kind} {self.name} is a {type(value).__name__} and cannot be called; name a function"
+            )
         if self.values is not None:
             return value, self.values
         try:

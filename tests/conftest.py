@@ -112,6 +112,18 @@ def custom_gradients_are_forgotten():
         del kept[name]
 
 
+@pytest.fixture(autouse=True)
+def modules_of_a_test_are_forgotten(tmp_path_factory: pytest.TempPathFactory):
+    """A module that a test has written and imported is not what the next one imports under the same name."""
+    temporary, imported = str(tmp_path_factory.getbasetemp()), set(sys.modules)
+    yield
+    sys.path[:] = [place for place in sys.path if not place.startswith(temporary)]
+    for name in set(sys.modules) - imported:
+        places = [getattr(sys.modules[name], "__file__", None) or "", *getattr(sys.modules[name], "__path__", ())]
+        if any(place.startswith(temporary) for place in places):
+            del sys.modules[name]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def prepared_images_are_decoded_once():
     """The images of a builder are the same for every run of a process, as long as their files are."""

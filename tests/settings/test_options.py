@@ -269,6 +269,12 @@ def test_an_object_made_at_run_time_is_checked_after_its_import(module):
         import_objects([of_model(f"{name}:number")])
 
 
+def test_a_name_that_the_import_binds_to_something_else_is_answered_in_one_line(module):
+    name = module("def build(spec, width: int = 3):\n    pass\n\n\nglobals()['build'] = (1, 2)\n")
+    with pytest.raises(BadConfiguration, match=f"--model {name}:build is a tuple and cannot be called; name a func"):
+        import_objects([of_model(f"{name}:build,width=4")])
+
+
 def test_a_name_that_only_the_import_misses_is_answered_in_one_line(module):
     name = module("def __getattr__(name):\n    raise AttributeError(f'nothing is called {name}', name=name)\n")
     with pytest.raises(BadConfiguration, match="nothing is called build"):
