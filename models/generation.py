@@ -8,56 +8,30 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from models.sampling import Sampling
+
 Cache = Mapping[str, tf.Tensor]
 # Tokens that are drawn in one call of the compiled loop.
 AT_ONCE = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn: with probabilities that are the softmax of `logits / temperature`, of some tokens alone.
-
-    `temperature`: 0 for the most likely token always. `top_k`: of the k most likely tokens, 0 for all. `top_p`: of the
-    fewest most likely tokens whose probabilities have this sum at least, after `top_k`. `seed`: of the chance; token
-    number n is a function of it, of n and of the logits alone. Source of `top_p`: Holtzman et al., "The curious case
-    of neural text degeneration", ICLR 2020.
-
-    Raises:
-      ValueError: a value that cannot be.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature {self.temperature:g} is not a number from 0 on; pass 1, or 0 for no chance")
-        if self.top_k < 0:
-            raise ValueError(f"top_k {self.top_k} is below 0; pass how many of the likeliest tokens, or 0 for all")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p:g} is outside (0, 1]; pass a probability, or 1 for all tokens")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed {self.seed} is outside [0, 2^63); pass a whole number from 0 on")
-
-    def drawn(self, logits: tf.Tensor, number: Any) -> tf.Tensor:
-        """Token number `number`: logits `[batch, vocabulary]` → int32 `[batch]`."""
-        if not self.temperature:
-            return tf.argmax(logits, axis=-1, output_type=tf.int32)
-        # Logits below the largest, so that no small temperature makes several of them infinite.
-        scores = (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) / max(self.temperature, 1e-30)
-        seed = tf.stack([tf.constant(self.seed, tf.int64), tf.cast(number, tf.int64)])
-        # The largest of scores with Gumbel noise is drawn with the probabilities of their softmax.
-        noise = -tf.math.log(-tf.math.log(tf.random.stateless_uniform(tf.shape(logits), seed, alg="philox")))
-        if not self.top_k and self.top_p == 1:
-            return tf.argmax(scores + noise, axis=-1, output_type=tf.int32)
-        size = tf.shape(logits)[-1]
-        best, tokens = tf.math.top_k(scores, tf.minimum(self.top_k, size) if self.top_k else size)
-        likelier = tf.cumsum(tf.nn.softmax(best), axis=-1, exclusive=True)
-        best = tf.where(likelier < self.top_p, best, -math.inf)
-        place = tf.argmax(best + tf.gather(noise, tokens, batch_dims=1), axis=-1)
-        return tf.gather(tokens, place, batch_dims=1)
+def drawn(sampling: Sampling, logits: tf.Tensor, number: Any) -> tf.Tensor:
+    """Token number `number`: logits `[batch, vocabulary]` → int32 `[batch]`."""
+    if not sampling.temperature:
+        return tf.argmax(logits, axis=-1, output_type=tf.int32)
+    # Logits below the largest, so that no small temperature makes several of them infinite.
+    scores = (logits - tf.reduce_max(logits, axis=-1, keepdims=True)) / max(sampling.temperature, 1e-30)
+    seed = tf.stack([tf.constant(sampling.seed, tf.int64), tf.cast(number, tf.int64)])
+    # The largest of scores with Gumbel noise is drawn with the probabilities of their softmax.
+    noise = -tf.math.log(-tf.math.log(tf.random.stateless_uniform(tf.shape(logits), seed, alg="philox")))
+    if not sampling.top_k and sampling.top_p == 1:
+        return tf.argmax(scores + noise, axis=-1, output_type=tf.int32)
+    size = tf.shape(logits)[-1]
+    best, tokens = tf.math.top_k(scores, tf.minimum(sampling.top_k, size) if sampling.top_k else size)
+    likelier = tf.cumsum(tf.nn.softmax(best), axis=-1, exclusive=True)
+    best = tf.where(likelier < sampling.top_p, best, -math.inf)
+    place = tf.argmax(best + tf.gather(noise, tokens, batch_dims=1), axis=-1)
+    return tf.gather(tokens, place, batch_dims=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +86,10 @@ def check_prompt(prompt: Sequence[int], length: int, vocabulary: int) -> None:
         raise ValueError(f"the prompt has {len(prompt)} tokens, and the model sees {length} at once; shorten it")
     for place, token in enumerate(prompt, 1):
         if not 0 <= token < vocabulary:
-            raise ValueError(f"token {place} of the prompt is {token}, outside of the vocabulary of {vocabulary}")
+            raise ValueError(
+                f"token {place} of the prompt is {token}, outside of the vocabulary of {vocabulary}; pass "
+                f"tokens from 0 to {vocabulary - 1}"
+            )
 
 
 class Generation:
@@ -127,18 +104,21 @@ class Generation:
         number, tokens = tf.TensorSpec([], tf.int32), tf.TensorSpec([1, None], tf.int32)
         logits, cache = tf.TensorSpec([1, None], tf.float32), dict(steps.specs)
         self._read = tf.function(steps.step, input_signature=[tokens, cache], autograph=False)
-        self._drawn = tf.function(sampling.drawn, input_signature=[logits, number], autograph=False)
+        self._draw = tf.function(self._one, input_signature=[logits, number], autograph=False)
         self._more = tf.function(self._several, input_signature=[logits, cache, number, number], autograph=False)
+
+    def _one(self, logits: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        return drawn(self.sampling, logits, number)
 
     def _several(
         self, logits: tf.Tensor, cache: Cache, count: tf.Tensor, number: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, Cache]:
         """Draws `count` tokens from token number `number` on and reads each: these `[count]`, and as `Steps.step`."""
 
-        def body(i: tf.Tensor, logits: tf.Tensor, cache: Cache, drawn: tf.TensorArray) -> tuple[Any, ...]:
-            token = self.sampling.drawn(logits, number + i)
+        def body(i: tf.Tensor, logits: tf.Tensor, cache: Cache, found: tf.TensorArray) -> tuple[Any, ...]:
+            token = self._one(logits, number + i)
             logits, cache = self.steps.step(token[:, None], cache)
-            return i + 1, logits, dict(cache), drawn.write(i, token[0])
+            return i + 1, logits, dict(cache), found.write(i, token[0])
 
         begin = (0, logits, dict(cache), tf.TensorArray(tf.int32, count, element_shape=[]))
         shapes = {name: spec.shape for name, spec in self.steps.specs.items()}
@@ -158,11 +138,11 @@ class Generation:
         while done < count:
             room = length - len(seen)
             if room:
-                drawn, logits, cache = self._more(logits, cache, min(room, AT_ONCE, count - done), done)
-                new = np.asarray(drawn).tolist()
+                found, logits, cache = self._more(logits, cache, min(room, AT_ONCE, count - done), done)
+                new = np.asarray(found).tolist()
                 seen += new
             else:
-                new = np.asarray(self._drawn(logits, done)).tolist()
+                new = np.asarray(self._draw(logits, done)).tolist()
                 seen = [*seen, *new][-max(length // 2, 1) :]
                 logits, cache = self._read(tf.constant([seen], tf.int32), self.steps.empty())
             done += len(new)

@@ -24,9 +24,9 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
 
 from trainers.settings import paths
+from trainers.settings.arguments import Parser
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import process, quiet
 
@@ -35,42 +35,28 @@ EVALUATION, _SETS = "eval", "tfds"
 _FILES = ("csv", "images", "text")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Its errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises BadConfiguration."""
-        raise BadConfiguration(f"{message}; see --help")
-
-
 def settings_from(argv: Sequence[str]) -> argparse.Namespace:
     """The command line (`argv[0]` is the program).
 
     Raises:
       BadConfiguration: a path is an address, or the output is neither .csv nor .jsonl.
-      SystemExit: `--help` was given, or a flag is malformed.
+      SystemExit: `--help` was given.
     """
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("model_path", metavar="RUN_DIR_OR_EXPORT", help="a run directory, or the folder export/ of one")
+    parser = Parser(__doc__)
     parser.add_argument(
         "--input",
         required=True,
         help="csv:PATH, images:DIR, text:PATH (a line is a text), tfds:NAME/SPLIT, or eval, the run's evaluation split",
     )
     parser.add_argument("--output", required=True, help="a file .csv or .jsonl")
-    parser.add_argument("--checkpoint", default="best", help="of a run: best, last, or a step (default: best)")
     parser.add_argument(
         "--strategy", default="mirrored", choices=("one_device", "mirrored"), help="of a run (default: mirrored)"
     )
     parser.add_argument(
         "--replicas", type=int, default=0, help="of a run; 0 = every GPU, or 2 virtual CPU devices (default: 0)"
     )
-    parser.add_argument("--data_dir", help="where prepared data lie (default: that of the run)")
-    parser.add_argument("--model", default="", help="the model again, if it is module:object of your own")
-    options = parser.parse_args(argv[1:])
-    options.model_path = paths.local("RUN_DIR_OR_EXPORT", options.model_path)
+    options = parser.read(argv[1:])
     options.output = paths.local("--output", options.output)
-    options.data_dir = paths.local("--data_dir", options.data_dir) if options.data_dir else None
     if options.output.suffix not in _FORMATS:
         raise BadConfiguration(f"--output {options.output} is neither .csv nor .jsonl; name such a file")
     _check_input(options.input)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -35,7 +36,8 @@ class Predictor:
     """A model, how its examples look, and what its outputs mean.
 
     `what`: how people call it. `identity`: what tells it from another. `outputs(inputs)`: of prepared inputs, in a
-    replica. `size`: rows at once, over all replicas. `dataset`: that of the run; None for an export.
+    replica. `size`: rows at once, over all replicas. `dataset`, `model`: those of the run; None for an export.
+    `exported`: what an export holds; None for a run.
     """
 
     what: str
@@ -48,7 +50,8 @@ class Predictor:
     size: int
     spec: DataSpec
     dataset: Dataset | None = None
-    held: Any = None
+    model: keras.Model | None = None
+    exported: Any = None
 
     @property
     def sums(self) -> Sums:
@@ -139,17 +142,16 @@ def _of_run(run_dir: Path, asked: Any) -> Predictor:
     kind = _known(f"run {run_dir}", answers.kind_of(task, dataset.raw))
     share = max(own.batch_size // max(own.accumulate or 1, 1) // world.replicas, 1)
     identity = {"run": str(run_dir.resolve()), "checkpoint": found.checkpoint.name, "started": facts.get("started")}
+    what = f"{found.checkpoint.name} of {run_dir}, on {world.replicas} replica{'s' * (world.replicas > 1)}"
+    rest = (world.strategy, share * world.replicas, dataset.spec, dataset, model)
     return Predictor(
-        f"{found.checkpoint.name} of {run_dir}, on {world.replicas} replica{'s' * (world.replicas > 1)}",
+        what,
         identity,
         dataset.raw,
         kind,
         task,
         lambda inputs: model(task.inputs(inputs), training=False),
-        world.strategy,
-        share * world.replicas,
-        dataset.spec,
-        dataset,
+        *rest,
     )
 
 
@@ -173,7 +175,7 @@ def _of_export(path: Path) -> Predictor:
     identity = {"export": str(path.resolve()), "step": facts["step"], "started": facts.get("started")}
     what = f"export {path} of step {facts['step']}"
     outputs, strategy = loaded.serve_prepared, world.strategy
-    return Predictor(what, identity, raw, kind, task, outputs, strategy, ROWS_AT_ONCE, spec, None, loaded)
+    return Predictor(what, identity, raw, kind, task, outputs, strategy, ROWS_AT_ONCE, spec, exported=loaded)
 
 
 def _known(what: str, kind: str) -> str:
