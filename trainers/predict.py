@@ -3,6 +3,7 @@
 python trainers/predict.py runs/first --input=images:photos --output=predictions.csv
 python trainers/predict.py runs/prices --input=csv:new.csv --output=predictions.jsonl
 python trainers/predict.py runs/first --input=eval --output=predictions.csv
+python trainers/predict.py runs/books --input=documents --output=perplexity.csv
 
 Each row of the input gets its line, in order; one that cannot be used gets the reason. The same command goes on where
 it was left. Where the input has labels, the metrics of the evaluation are printed. Exit code 0: every row is answered;
@@ -31,7 +32,7 @@ from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import process, quiet
 
 _FORMATS = (".csv", ".jsonl")
-EVALUATION, _SETS = "eval", "tfds"
+OWN_SPLIT, _SETS = ("eval", "documents"), "tfds"
 _FILES = ("csv", "images", "text")
 
 
@@ -46,7 +47,8 @@ def settings_from(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--input",
         required=True,
-        help="csv:PATH, images:DIR, text:PATH (a line is a text), tfds:NAME/SPLIT, or eval, the run's evaluation split",
+        help="csv:PATH, images:DIR, text:PATH (a line is a text), tfds:NAME/SPLIT, or of the run's evaluation split: "
+        "eval, or documents (the perplexity of each)",
     )
     parser.add_argument("--output", required=True, help="a file .csv or .jsonl")
     parser.add_argument(
@@ -68,13 +70,13 @@ def settings_from(argv: Sequence[str]) -> argparse.Namespace:
 def _check_input(text: str) -> None:
     """Raises BadConfiguration if it is none, or a file that is not there."""
     kind, _, argument = text.partition(":")
-    if text == EVALUATION or (kind == _SETS and argument.rpartition("/")[0]):
+    if text in OWN_SPLIT or (kind == _SETS and argument.rpartition("/")[0]):
         return
     if kind == _SETS:
         raise BadConfiguration(f"--input {text!r} names no split; write tfds:NAME/SPLIT")
     if kind not in _FILES or not argument:
         raise BadConfiguration(
-            f"--input {text!r} is not known; write eval, csv:PATH, images:DIR, text:PATH or tfds:NAME/SPLIT"
+            f"--input {text!r} is not known; write eval, documents, csv:PATH, images:DIR, text:PATH or tfds:NAME/SPLIT"
         )
     path = paths.local(f"--input={kind}:", argument)
     if not (path.exists() if kind == "images" else path.is_file()):

@@ -13,7 +13,7 @@ import tqdm
 
 from trainers.settings.exit_codes import OK, ROWS_UNUSABLE, BadConfiguration
 from trainers.show.progress import words
-from trainers.use import answers, predictor, row_sources
+from trainers.use import answers, documents, predictor, row_sources
 from trainers.use.answer_files import AnswerFile
 from trainers.use.predictor import Predictor
 from trainers.use.row_sources import Row
@@ -30,6 +30,8 @@ def predict(asked: Any) -> int:
       BadConfiguration: the model, the input or the output is unusable.
     """
     source = predictor.of(asked.model_path, asked)
+    if asked.input == documents.DOCUMENTS:
+        return documents.measure(asked, source)
     if source.kind == "masks" and asked.output.suffix == ".csv":
         raise BadConfiguration(f"--output {asked.output}: a mask does not fit into a cell; name a file .jsonl")
     chunks = row_sources.rows_of(asked.input, source, str(asked.data_dir or _data_dir()))

@@ -63,7 +63,7 @@ class Predictor:
 
         All `[rows, …]`, at most `size`. A weight of 0 leaves a row out of the sums.
         """
-        sums_of, answer, strategy = self.sums, answers.answering(self.kind, self.raw), self.strategy
+        sums_of, answer = self.sums, answers.answering(self.kind, self.raw)
 
         def in_replica(inputs: Any, counts: Any, targets: Any, weights: Any) -> tuple[answers.Answer, tf.Tensor]:
             outputs = self.outputs(inputs)
@@ -71,11 +71,20 @@ class Predictor:
             answered = answer(outputs, {"count": counts})
             return answered, sums_of.of_examples(targets, outputs, losses, weights)
 
+        return self.on_replicas(in_replica)
+
+    def on_replicas(self, in_replica: Callable[..., Any]) -> Callable[..., tuple[answers.Answer, np.ndarray]]:
+        """The function of arrays `[rows, …]`, at most `size`, that computes with a share of them in each replica.
+
+        `in_replica(*shares)` → values `[share, …]` by name, and a vector of sums. Rows that fill up repeat the first;
+        their last array is 0.
+        """
+        strategy = self.strategy
         compute = tf.function(lambda *arguments: strategy.run(in_replica, args=arguments))
 
         def call(*arrays: np.ndarray) -> tuple[answers.Answer, np.ndarray]:
             count = len(arrays[0])
-            # Always as many rows, so that there is one trace; those that fill up have weight 0.
+            # Always as many rows, so that there is one trace.
             filled = [np.concatenate([a, np.repeat(a[:1], self.size - count, axis=0)]) for a in arrays]
             filled[-1][count:] = 0
             answered, sums = compute(*(self._shared(array) for array in filled))
