@@ -3,12 +3,30 @@
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from models.batch_norm import BatchNormalization
 from models.layers import Dense, Dropout, LayerNormalization, StochasticDepth
 
 register = keras.saving.register_keras_serializable("lockstep")
+# Keys and values of the positions before, `[batch, heads, past, size]` each.
+Past = tuple[tf.Tensor, tf.Tensor]
+
+
+def rotated(x: tf.Tensor, first: Any = 0) -> tf.Tensor:
+    """Vectors turned by an angle for each pair of features that grows with their position: `x` of the same shape.
+
+    `x: [..., time, size]`, `size` even; `first`: the number of the first position. A pair is a feature and the one
+    `size / 2` after it; it turns by 1 radian a position for the first pair, down to almost 1/10,000 for the last. The
+    product of two vectors then depends on how far apart they stand. Source: Su et al., "RoFormer", 2021.
+    """
+    half = x.shape[-1] // 2
+    rates = tf.constant(10_000.0 ** -(np.arange(half) / half), tf.float32)
+    angles = tf.cast(first + tf.range(tf.shape(x)[-2]), tf.float32)[:, None] * rates
+    sine, cosine = tf.sin(angles), tf.cos(angles)
+    a, b = tf.split(tf.cast(x, tf.float32), 2, axis=-1)
+    return tf.cast(tf.concat([a * cosine - b * sine, a * sine + b * cosine], axis=-1), x.dtype)
 
 
 @register
@@ -18,8 +36,9 @@ class AttentionBlock(keras.layers.Layer):
     `x: [batch, time, features]` → the same shape. With `causal`, a position sees itself and those before it; with
     `documents: [batch, time]`, only those of the document that it belongs to. Attention scores are float32 under every
     dtype policy. `bias`: whether dense layers and normalizations have one; `residual_scale`: of the initial values of
-    what is added to `x`. Sources: Vaswani et al., "Attention is all you need", 2017; normalization first: Xiong et al.,
-    ICML 2020.
+    what is added to `x`; `rotary`: whether queries and keys are `rotated`. With the `past`, positions follow those that
+    it holds, `documents` are `[batch, past + time]`, and what is returned has the past of the next call beside it.
+    Sources: Vaswani et al., "Attention is all you need", 2017; normalization first: Xiong et al., ICML 2020.
     """
 
     def __init__(
@@ -31,10 +50,11 @@ class AttentionBlock(keras.layers.Layer):
         stochastic_depth: float = 0.0,
         bias: bool = True,
         residual_scale: float = 1.0,
+        rotary: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.bias, self.residual_scale = bias, residual_scale
+        self.bias, self.residual_scale, self.rotary = bias, residual_scale, rotary
         self.heads, self.expansion, self.dropout, self.causal = heads, expansion, dropout, causal
         self.stochastic_depth = stochastic_depth
         self.skip_attention, self.skip_dense = (
@@ -50,6 +70,11 @@ class AttentionBlock(keras.layers.Layer):
         features = input_shape[-1]
         if features % self.heads:
             raise ValueError(f"{features} features do not divide over {self.heads} heads; choose a divisor")
+        if self.rotary and features // self.heads % 2:
+            raise ValueError(
+                f"{features} features over {self.heads} heads are {features // self.heads} each, and rotary positions "
+                "need an even number; choose another"
+            )
         small = keras.initializers.RandomNormal(stddev=0.02)
         added = keras.initializers.RandomNormal(stddev=0.02 * self.residual_scale)
         same = {"use_bias": self.bias, "dtype": self.dtype_policy}
@@ -66,33 +91,42 @@ class AttentionBlock(keras.layers.Layer):
         self.contract.build((*input_shape[:-1], self.expansion * features))
         self.built = True
 
-    def attention(self, x: tf.Tensor, documents: tf.Tensor | None = None) -> tf.Tensor:
-        """Attention of all heads, projected: `[batch, time, features]`."""
+    def attention(self, x: tf.Tensor, documents: tf.Tensor | None, past: Past | None) -> tuple[tf.Tensor, Past]:
+        """Attention of all heads, projected: `[batch, time, features]`; and keys and values, those before with them."""
         batch, time, features = tf.shape(x)[0], tf.shape(x)[1], x.shape[-1]
         size = features // self.heads
+        first = 0 if past is None else tf.shape(past[0])[2]
         qkv = tf.reshape(self.queries_keys_values(x), [batch, time, 3, self.heads, size])
         query, key, value = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
+        if self.rotary:
+            query, key = rotated(query, first), rotated(key, first)
+        if past is not None:
+            key, value = (tf.concat(pair, axis=2) for pair in zip(past, (key, value), strict=True))
         scores = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32) * size**-0.5
         if self.causal:
-            scores += -1e9 * (1 - tf.linalg.band_part(tf.ones([time, time]), -1, 0))
+            scores += -1e9 * (1 - tf.linalg.band_part(tf.ones([time, first + time]), -1, first))
         if documents is not None:
-            other = tf.not_equal(documents[:, None, :, None], documents[:, None, None, :])
+            other = tf.not_equal(documents[:, None, first:, None], documents[:, None, None, :])
             scores += -1e9 * tf.cast(other, tf.float32)
         mixed = tf.matmul(tf.cast(tf.nn.softmax(scores), value.dtype), value)
-        return self.projection(tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [batch, time, features]))
+        mixed = tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [batch, time, features])
+        return self.projection(mixed), (key, value)
 
-    def call(self, x: tf.Tensor, documents: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
-        y = self.drop_attention(self.attention(self.attention_norm(x), documents), training=training)
-        x = x + self.skip_attention(y, training=training)
+    def call(
+        self, x: tf.Tensor, documents: tf.Tensor | None = None, past: Past | None = None, training: bool = False
+    ) -> tf.Tensor | tuple[tf.Tensor, Past]:
+        y, now = self.attention(self.attention_norm(x), documents, past)
+        x = x + self.skip_attention(self.drop_attention(y, training=training), training=training)
         y = self.drop_dense(self.contract(self.expand(self.dense_norm(x))), training=training)
-        return x + self.skip_dense(y, training=training)
+        x = x + self.skip_dense(y, training=training)
+        return x if past is None else (x, now)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
         config = {"heads": self.heads, "expansion": self.expansion, "dropout": self.dropout, "causal": self.causal}
-        config |= {"bias": self.bias, "residual_scale": self.residual_scale}
+        config |= {"bias": self.bias, "residual_scale": self.residual_scale, "rotary": self.rotary}
         return super().get_config() | config | {"stochastic_depth": self.stochastic_depth}
 
 

@@ -13,14 +13,21 @@ from models.blocks import AttentionBlock
 register = keras.saving.register_keras_serializable("lockstep")
 
 
-_KINDS = {"pool": ("token", "mean"), "embedding": ("learned", "sincos"), "head": ("linear", "tanh")}
+_KINDS = {
+    "pool": ("token", "mean"),
+    "embedding": ("learned", "sincos"),
+    "head": ("linear", "tanh"),
+    "positions": ("learned", "rotary"),
+}
+# What attention knows of the tokens so far, by name: see `LanguageModel.cache_specs`.
+Cache = dict[str, tf.Tensor]
 
 
 def _check_words(features: int, **words: str) -> None:
     for name, word in words.items():
         if word not in _KINDS[name]:
             raise ValueError(f"{name} {word} is none of: {', '.join(_KINDS[name])}; choose one")
-    if words["embedding"] == "sincos" and (features % 4 or features < 8):
+    if words.get("embedding") == "sincos" and (features % 4 or features < 8):
         raise ValueError(f"width {features} is no multiple of 4 from 8 on, which embedding=sincos needs; choose one")
 
 
@@ -147,10 +154,14 @@ class VisionTransformer(keras.Model):
 class LanguageModel(keras.Model):
     """A decoder-only transformer: the next token at every position, from those up to it.
 
-    `tokens: [batch, time]` integers, `time` at most `length` → logits `[batch, time, vocabulary]`, float32. The output
-    shares the embedding's weights. With a `separator`, the token that ends a document, a position sees its own document
-    alone. `bias`: whether dense layers and normalizations have one; `scaled`: what is added to the shortcut begins
-    smaller by `√(2 · depth)`. Source: Radford et al., "Language models are unsupervised multitask learners", 2019.
+    `tokens: [batch, time]` integers, `time` at most `length` → logits `[batch, time, vocabulary]`, float32. With a
+    `separator`, the token that ends a document, a position sees its own document alone. `bias`: whether dense layers
+    and normalizations have one; `scaled`: what is added to the shortcut begins smaller by `√(2 · depth)`. `positions`:
+    `learned`, a vector for each, or `rotary`, in attention. `tied`: whether the output shares the embedding's weights.
+    Source: Radford et al., "Language models are unsupervised multitask learners", 2019.
+
+    With a `cache` (`cache_specs`) the tokens follow those that it holds, at most `length` in all, and what is returned
+    is the logits of the token after them, `[batch, vocabulary]`, and the cache that holds them too.
     """
 
     def __init__(
@@ -165,10 +176,14 @@ class LanguageModel(keras.Model):
         stochastic_depth: float = 0.0,
         bias: bool = True,
         scaled: bool = False,
+        positions: str = "learned",
+        tied: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        _check_words(features, positions=positions)
         self.separator, self.bias, self.scaled = separator, bias, scaled
+        self.position_kind, self.tied = positions, tied
         self.vocabulary, self.length, self.features = vocabulary, length, features
         self.depth, self.heads, self.dropout, self.stochastic_depth = depth, heads, dropout, stochastic_depth
         self.drop = layers.Dropout(dropout, name="drop")
@@ -180,18 +195,23 @@ class LanguageModel(keras.Model):
                 stochastic_depth=rate,
                 bias=bias,
                 residual_scale=(2 * depth) ** -0.5 if scaled else 1.0,
+                rotary=positions == "rotary",
                 name=f"block_{i}",
             )
             for i, rate in enumerate(layers.rates_by_depth(stochastic_depth, depth), 1)
         ]
         self.norm = layers.LayerNormalization(center=bias, name="norm")
+        small = keras.initializers.RandomNormal(stddev=0.02)
+        self.head = None if tied else layers.Dense(vocabulary, None, small, use_bias=False, name="logits")
 
     def build(self, input_shape: Any) -> None:
         small = keras.initializers.RandomNormal(stddev=0.02)
         self.embedding = self.add_weight(shape=(self.vocabulary, self.features), initializer=small, name="embedding")
-        self.positions = self.add_weight(shape=(self.length, self.features), initializer=small, name="positions")
+        self.positions = None
+        if self.position_kind == "learned":
+            self.positions = self.add_weight(shape=(self.length, self.features), initializer=small, name="positions")
         shape = (input_shape[0], input_shape[1], self.features)
-        for part in (self.drop, *self.blocks, self.norm):
+        for part in (self.drop, *self.blocks, self.norm, *([] if self.tied else [self.head])):
             part.build(shape)
         self.built = True
 
@@ -200,19 +220,49 @@ class LanguageModel(keras.Model):
         fits = value.ndim == 2 and value.shape[1] == self.features and value.shape[0] > self.length
         return value[: self.length] if weight is self.positions and fits else None
 
-    def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def cache_specs(self) -> dict[str, tf.TensorSpec]:
+        """What a cache consists of: each with the batch and the number of tokens so far, `past`, left open.
+
+        `seen [batch, past]`: the tokens, int32. `keys_1`, `values_1`, … `[batch, heads, past, features / heads]`: those
+        of each block. The cache of no tokens has a `past` of 0.
+        """
+        shape = [None, self.heads, None, self.features // self.heads]
+        names = [f"{kind}_{i}" for i in range(1, self.depth + 1) for kind in ("keys", "values")]
+        specs = {name: tf.TensorSpec(shape, self.compute_dtype, name) for name in names}
+        return {"seen": tf.TensorSpec([None, None], tf.int32, "seen")} | specs
+
+    def call(
+        self, tokens: tf.Tensor, training: bool = False, cache: Cache | None = None
+    ) -> tf.Tensor | tuple[tf.Tensor, Cache]:
         table = tf.convert_to_tensor(self.embedding)
-        positions = tf.convert_to_tensor(self.positions)[: tf.shape(tokens)[1]]
-        # As a matrix product, the gradient is dense: an all-reduce of sparse slices would depend on the replicas.
-        x = tf.one_hot(tf.cast(tokens, tf.int32), self.vocabulary, dtype=table.dtype) @ table + positions
+        tokens = tf.cast(tokens, tf.int32)
+        if cache is None:
+            first, seen = 0, tokens
+            # As a matrix product, the gradient is dense: an all-reduce of sparse slices would depend on the replicas.
+            x = tf.one_hot(tokens, self.vocabulary, dtype=table.dtype) @ table
+        else:
+            first, seen = tf.shape(cache["seen"])[1], tf.concat([cache["seen"], tokens], axis=1)
+            x = tf.gather(table, tokens)
+        if self.positions is not None:
+            x += tf.convert_to_tensor(self.positions)[first : first + tf.shape(tokens)[1]]
         x = self.drop(x, training=training)
         documents = None
         if self.separator is not None:
             # A separator belongs to the document that it ends.
-            documents = tf.cumsum(tf.cast(tf.equal(tokens, self.separator), tf.int32), axis=1, exclusive=True)
-        for block in self.blocks:
-            x = block(x, documents, training=training)
-        return tf.cast(tf.matmul(self.norm(x), table, transpose_b=True), tf.float32)
+            documents = tf.cumsum(tf.cast(tf.equal(seen, self.separator), tf.int32), axis=1, exclusive=True)
+        if cache is None:
+            for block in self.blocks:
+                x = block(x, documents, training=training)
+            return self._logits(x, table)
+        now = {"seen": seen}
+        for i, block in enumerate(self.blocks, 1):
+            past = cache[f"keys_{i}"], cache[f"values_{i}"]
+            x, (now[f"keys_{i}"], now[f"values_{i}"]) = block(x, documents, past, training=training)
+        return self._logits(x[:, -1:], table)[:, 0], now
+
+    def _logits(self, x: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
+        x = self.norm(x)
+        return tf.cast(tf.matmul(x, table, transpose_b=True) if self.tied else self.head(x), tf.float32)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {
@@ -226,6 +276,8 @@ class LanguageModel(keras.Model):
             "bias": self.bias,
             "scaled": self.scaled,
             "separator": self.separator,
+            "positions": self.position_kind,
+            "tied": self.tied,
         }
 
 
@@ -263,13 +315,21 @@ def build_language_model(
     stochastic_depth: float = 0.0,
     bias: bool = True,
     scaled: bool = False,
+    positions: str = "learned",
+    tied: bool = True,
 ) -> tuple[keras.Model, tasks.Task]:
-    """A language model for sequences of the data set's length. `scaled`: smaller initial values of what is added."""
+    """A language model for sequences of the data set's length: `LanguageModel`."""
     _check(width, depth, heads)
+    if positions == "rotary" and width // heads % 2:
+        raise ValueError(
+            f"width {width} over {heads} heads is {width // heads} each, and positions=rotary needs an even number; "
+            f"choose a multiple of {2 * heads}"
+        )
     separator = spec.separator if spec.document_mask else None
     length = spec.input_shape[0]
     sizes = (spec.num_classes, length, width, depth, heads, dropout)
-    model = LanguageModel(*sizes, separator, stochastic_depth, bias, scaled, name="transformer")
+    kinds = (bias, scaled, positions, tied)
+    model = LanguageModel(*sizes, separator, stochastic_depth, *kinds, name="transformer")
     return model, tasks.language(spec)
 
 

@@ -93,7 +93,7 @@ def test_trainers_holds_what_a_user_starts_and_the_rooms_alone():
     scripts = {path.stem for path in (ROOT / "trainers").glob("*.py")} - {"__init__"}
     loops = {script for script in scripts if script.endswith("_loop")}
     assert loops >= {"custom_loop", "run_loop", "distillation_loop", "contrastive_loop"}
-    assert scripts - loops == {"benchmark", "graph_benchmark", "tensor_check", "sweep", "report", "predict"}
+    assert scripts - loops == {"benchmark", "graph_benchmark", "tensor_check", "sweep", "report", "predict", "generate"}
     for script in scripts:
         assert 'if __name__ == "__main__":' in (ROOT / f"trainers/{script}.py").read_text()
     rooms = {path.name for path in (ROOT / "trainers").iterdir() if path.is_dir()} - {"__pycache__"}

@@ -3,6 +3,7 @@
 python trainers/predict.py runs/first --input=images:photos --output=predictions.csv
 python trainers/predict.py runs/prices --input=csv:new.csv --output=predictions.jsonl
 python trainers/predict.py runs/first --input=eval --output=predictions.csv
+python trainers/predict.py runs/books --input=documents --output=perplexity.csv
 
 Each row of the input gets its line, in order; one that cannot be used gets the reason. The same command goes on where
 it was left. Where the input has labels, the metrics of the evaluation are printed. Exit code 0: every row is answered;
@@ -24,23 +25,15 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
 
 from trainers.settings import paths
+from trainers.settings.arguments import Parser
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import process, quiet
 
 _FORMATS = (".csv", ".jsonl")
-EVALUATION, _SETS = "eval", "tfds"
+OWN_SPLIT, _SETS = ("eval", "documents"), "tfds"
 _FILES = ("csv", "images", "text")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Its errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises BadConfiguration."""
-        raise BadConfiguration(f"{message}; see --help")
 
 
 def settings_from(argv: Sequence[str]) -> argparse.Namespace:
@@ -48,29 +41,24 @@ def settings_from(argv: Sequence[str]) -> argparse.Namespace:
 
     Raises:
       BadConfiguration: a path is an address, or the output is neither .csv nor .jsonl.
-      SystemExit: `--help` was given, or a flag is malformed.
+      SystemExit: `--help` was given.
     """
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("model_path", metavar="RUN_DIR_OR_EXPORT", help="a run directory, or the folder export/ of one")
+    parser = Parser(__doc__)
     parser.add_argument(
         "--input",
         required=True,
-        help="csv:PATH, images:DIR, text:PATH (a line is a text), tfds:NAME/SPLIT, or eval, the run's evaluation split",
+        help="csv:PATH, images:DIR, text:PATH (a line is a text), tfds:NAME/SPLIT, or of the run's evaluation split: "
+        "eval, or documents (the perplexity of each)",
     )
     parser.add_argument("--output", required=True, help="a file .csv or .jsonl")
-    parser.add_argument("--checkpoint", default="best", help="of a run: best, last, or a step (default: best)")
     parser.add_argument(
         "--strategy", default="mirrored", choices=("one_device", "mirrored"), help="of a run (default: mirrored)"
     )
     parser.add_argument(
         "--replicas", type=int, default=0, help="of a run; 0 = every GPU, or 2 virtual CPU devices (default: 0)"
     )
-    parser.add_argument("--data_dir", help="where prepared data lie (default: that of the run)")
-    parser.add_argument("--model", default="", help="the model again, if it is module:object of your own")
-    options = parser.parse_args(argv[1:])
-    options.model_path = paths.local("RUN_DIR_OR_EXPORT", options.model_path)
+    options = parser.read(argv[1:])
     options.output = paths.local("--output", options.output)
-    options.data_dir = paths.local("--data_dir", options.data_dir) if options.data_dir else None
     if options.output.suffix not in _FORMATS:
         raise BadConfiguration(f"--output {options.output} is neither .csv nor .jsonl; name such a file")
     _check_input(options.input)
@@ -82,13 +70,13 @@ def settings_from(argv: Sequence[str]) -> argparse.Namespace:
 def _check_input(text: str) -> None:
     """Raises BadConfiguration if it is none, or a file that is not there."""
     kind, _, argument = text.partition(":")
-    if text == EVALUATION or (kind == _SETS and argument.rpartition("/")[0]):
+    if text in OWN_SPLIT or (kind == _SETS and argument.rpartition("/")[0]):
         return
     if kind == _SETS:
         raise BadConfiguration(f"--input {text!r} names no split; write tfds:NAME/SPLIT")
     if kind not in _FILES or not argument:
         raise BadConfiguration(
-            f"--input {text!r} is not known; write eval, csv:PATH, images:DIR, text:PATH or tfds:NAME/SPLIT"
+            f"--input {text!r} is not known; write eval, documents, csv:PATH, images:DIR, text:PATH or tfds:NAME/SPLIT"
         )
     path = paths.local(f"--input={kind}:", argument)
     try:

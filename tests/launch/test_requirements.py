@@ -21,6 +21,7 @@ WORDS = {
     "launch/scaling.py": ("--", "--model=mlp"),
     "launch/workers.py": ("--", "--model=mlp"),
     "trainers/report.py": ("runs/first",),
+    "trainers/generate.py": ("runs/first", "--prompt=x"),
     "trainers/predict.py": ("runs/first", "--input=eval", "--output=out.csv"),
 }
 # Standard library only, and what they say: their page, or how they are called.

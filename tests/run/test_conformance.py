@@ -68,7 +68,8 @@ OTHER_SIZES = [
     "resnet18,blocks=1x1x2,stochastic_depth=0.3,width=8",
     "resnet50,blocks=1x2,stochastic_depth=0.3,width=4",
     "vit,depth=2,dropout=0.0,embedding=sincos,head=tanh,heads=2,patch=4,pool=mean,stochastic_depth=0.4,width=24",
-    "transformer,bias=false,depth=1,dropout=0.2,heads=2,scaled=true,stochastic_depth=0.5,width=16",
+    "transformer,bias=false,depth=1,dropout=0.2,heads=2,positions=rotary,scaled=true,stochastic_depth=0.5,tied=false,"
+    "width=16",
     "residual_regressor,depth=1,dropout=0.0,width=12",
     "wide_deep,dropout=0.3,width=12",
     "reconstructing_regressor,depth=2,penalty=0.2,width=12",
@@ -207,6 +208,7 @@ LAYERS = {
     "batch normalization of images": (lambda: batch_norm.BatchNormalization(name="x"), (5, 5, 6)),
     "gated merge": (lambda: layers.GatedMerge(name="x"), ((6,), (6,))),
     "attention": (lambda: blocks.AttentionBlock(2, dropout=0.1, causal=True, name="x"), (5, 8)),
+    "attention with rotary positions": (lambda: blocks.AttentionBlock(2, causal=True, rotary=True, name="x"), (5, 8)),
     "residual dense": (lambda: blocks.ResidualDense(name="x"), (6,)),
     "residual block": (lambda: blocks.ResidualBlock(4, name="x"), (6, 6, 4)),
     "residual block with a projection": (lambda: blocks.ResidualBlock(8, 2, name="x"), (6, 6, 4)),

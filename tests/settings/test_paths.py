@@ -18,6 +18,7 @@ SCRIPTS = {
     "trainers/predict.py": ["gs://bucket/run", "--input=eval", "--output=out.csv"],
     "trainers/predict.py --output": ["runs/first", "--input=eval", "--output=gs://bucket/out.csv"],
     "trainers/predict.py --input": ["runs/first", "--input=csv:gs://bucket/rows.csv", "--output=out.csv"],
+    "trainers/generate.py": ["gs://bucket/run", "--prompt=x"],
     "trainers/sweep.py": ["--sweep_dir=gs://bucket/sweep"],
     "trainers/sweep.py --spec": ["--spec=gs://bucket/sweep.json"],
     "trainers/sweep.py --data_dir": ["--data_dir=gs://bucket/data"],

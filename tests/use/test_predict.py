@@ -226,8 +226,9 @@ def test_another_checkpoint_can_be_named(run, tmp_path, capsys):
         (f"csv:{__file__}", "out.csv", "the model takes images; pass images:… or tfds:…"),
         ("csv:nowhere", "out.csv", "is not there; name another"),
         ("images:nowhere", "out.csv", "is not there; name another"),
-        ("parquet:x", "out.csv", "is not known; write eval, csv:PATH"),
+        ("parquet:x", "out.csv", "is not known; write eval, documents, csv:PATH"),
         ("tfds:digits", "out.csv", "names no split"),
+        ("documents", "out.csv", "--input=documents: digits has no separator that ends a document"),
         ("eval", "out.txt", "is neither .csv nor .jsonl"),
     ],
 )

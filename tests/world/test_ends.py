@@ -149,6 +149,7 @@ SCRIPTS = [
         "trainers/sweep.py",
         "trainers/report.py",
         "trainers/predict.py",
+        "trainers/generate.py",
         "launch/prove.py",
         "launch/workers.py",
         "launch/k8s.py",

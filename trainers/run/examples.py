@@ -1,11 +1,15 @@
 """What a model does with examples of the evaluation split, for people to look at."""
 
+import itertools
 from collections.abc import Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from models import generation
+from models.generation import Generation
+from models.sampling import Sampling
 from models.tasks import Predictions, Task
 from trainers.input.dataset import Dataset, Features, Split
 from trainers.show import drawings
@@ -55,13 +59,10 @@ def _first_window(split: Split) -> np.ndarray:
 def continued_text(model: keras.Model, task: Task, dataset: Dataset) -> str:
     """How a language model continues the beginning of the evaluation split, each time with its most likely token."""
     length = dataset.spec.input_shape[0]
-    tokens = [int(token) for token in _first_window(dataset.eval)[:PROMPT]]
-    given = len(tokens)
-    for _ in range(CONTINUATION):
-        window = np.zeros([1, length], np.int32)
-        recent = tokens[-length:]
-        window[0, : len(recent)] = recent
-        logits = model(task.inputs(tf.constant(window)), training=False)
-        tokens.append(int(np.argmax(logits[0, len(recent) - 1])))
-    prompt, rest = dataset.as_text(tokens[:given]), dataset.as_text(tokens[given:])
+    steps = generation.with_cache(model)
+    steps = steps or generation.without_cache(lambda tokens: model(task.inputs(tokens), training=False), length)
+    prompt = [int(token) for token in _first_window(dataset.eval)[: min(PROMPT, length)]]
+    loop = Generation(steps, Sampling(temperature=0))
+    parts = loop.continued(prompt, CONTINUATION)
+    prompt, rest = dataset.as_text(prompt), dataset.as_text(list(itertools.chain(*parts)))
     return f"Given:\n\n```\n{prompt}\n```\n\nContinued with:\n\n```\n{rest}\n```"

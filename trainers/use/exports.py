@@ -4,11 +4,13 @@ A SavedModel has these signatures, `serve` is the default:
 
 - `serve`: a batch as its user has it → answers, see `trainers.use.answers`, and `error`, why a row cannot be used
 - `serve_encoded`, for images: the bytes of files `[batch]` → the same
+- `generate_step`, for language models that keep a cache: tokens and the cache → logits of the next token, and the cache
 - `serve_prepared`: inputs as the data set prepares them → the model's own outputs
 
 Where only the owner of the model or of the data knows what inputs or outputs mean, there is `serve_prepared` alone.
 """
 
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from models import generation
 from models.tasks import Task
 from trainers.input.dataset import Dataset
 from trainers.run import saved_model
@@ -24,7 +27,7 @@ from trainers.run.saved_model import Endpoint
 from trainers.use import answers
 from trainers.use.answers import Answering
 
-PREPARED = "serve_prepared"
+PREPARED, STEP = "serve_prepared", "generate_step"
 
 
 def write(path: Path, formats: str, model: keras.Model, task: Task, dataset: Dataset) -> None:
@@ -34,7 +37,20 @@ def write(path: Path, formats: str, model: keras.Model, task: Task, dataset: Dat
         what = "the data" if dataset.raw is None else "the outputs of the model's Task"
         logging.warning("--export: only you know what %s mean, so the export has %s alone", what, PREPARED)
     answer = answers.answering(kind, dataset.raw) if kind else None
-    write_with(path, formats, model, task.inputs, dataset, answer)
+    write_with(path, formats, model, task.inputs, dataset, answer, _reading(model) if kind == "text" else {})
+
+
+def _reading(model: keras.Model) -> dict[str, Endpoint]:
+    """How a language model reads tokens one after another, if it keeps a cache."""
+    steps = generation.with_cache(model)
+    if steps is None:
+        return {}
+
+    def generate_step(tokens: tf.Tensor, cache: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        logits, now = steps.step(tokens, cache)
+        return {"logits": logits, **now}
+
+    return {STEP: Endpoint(generate_step, (tf.TensorSpec([None, None], tf.int32, "tokens"), dict(steps.specs)))}
 
 
 def write_features(
@@ -52,8 +68,9 @@ def write_with(
     inputs_of: Callable[[Any], Any],
     dataset: Dataset,
     answer: Answering | None,
+    more: Mapping[str, Endpoint] = types.MappingProxyType({}),
 ) -> None:
-    """As `write`, with another answer. `inputs_of`: from the data set's inputs to those of the model."""
+    """As `write`, with another answer, and `more` endpoints. `inputs_of`: from the data set's inputs to the model's."""
     spec = dataset.spec
     prepared = tf.TensorSpec([None, *spec.input_shape], spec.input_dtype, name="inputs")
 
@@ -61,6 +78,7 @@ def write_with(
         return model(inputs_of(inputs), training=False)
 
     endpoints = _serving(dataset, outputs, answer) if answer else {}
+    endpoints |= more
     endpoints[PREPARED] = Endpoint(outputs, (prepared,))
     saved_model.write_all(path, formats, model, endpoints)
 

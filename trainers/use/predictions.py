@@ -14,7 +14,7 @@ import tqdm
 from trainers.input.errors import one_line
 from trainers.settings.exit_codes import OK, ROWS_UNUSABLE, BadConfiguration
 from trainers.show.progress import words
-from trainers.use import answers, predictor, row_sources
+from trainers.use import answers, documents, predictor, row_sources
 from trainers.use.answer_files import AnswerFile
 from trainers.use.input_rows import Row
 from trainers.use.predictor import Predictor
@@ -31,6 +31,8 @@ def predict(asked: Any) -> int:
       BadConfiguration: the model, the input or the output is unusable.
     """
     source = predictor.of(asked.model_path, asked)
+    if asked.input == documents.DOCUMENTS:
+        return documents.measure(asked, source)
     if source.kind == "masks" and asked.output.suffix == ".csv":
         raise BadConfiguration(f"--output {asked.output}: a mask does not fit into a cell; name a file .jsonl")
     rows = row_sources.source_of(asked.input, source, str(asked.data_dir or _data_dir()))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -38,8 +39,9 @@ class Predictor:
     """A model, how its examples look, and what its outputs mean.
 
     `what`: how people call it. `identity`: what tells it from another. `outputs(inputs)`: of prepared inputs, in a
-    replica. `size`: rows at once, over all replicas. `dataset`: that of the run; None for an export. `has_loss`:
-    whether the loss of the task is that of the run; one of the user's own is not imported.
+    replica. `size`: rows at once, over all replicas. `dataset`, `model`: those of the run; None for an export.
+    `exported`: what an export holds; None for a run. `has_loss`: whether the loss of the task is that of the run; one
+    of the user's own is not imported.
     """
 
     what: str
@@ -52,7 +54,8 @@ class Predictor:
     size: int
     spec: DataSpec
     dataset: Dataset | None = None
-    held: Any = None
+    model: keras.Model | None = None
+    exported: Any = None
     has_loss: bool = True
 
     @property
@@ -66,7 +69,7 @@ class Predictor:
         All `[rows, …]`, at most `size`. A weight of 0 leaves a row out of the sums, and so does an answer that is not
         finite: `FINITE` among the answers says which are.
         """
-        sums_of, answer, strategy = self.sums, answers.answering(self.kind, self.raw), self.strategy
+        sums_of, answer = self.sums, answers.answering(self.kind, self.raw)
 
         def in_replica(inputs: Any, counts: Any, targets: Any, weights: Any) -> tuple[answers.Answer, tf.Tensor]:
             outputs = self.outputs(inputs)
@@ -77,11 +80,20 @@ class Predictor:
             losses = self.task.loss(targets, outputs)
             return answered | {FINITE: finite}, sums_of.of_examples(targets, outputs, losses, weights)
 
+        return self.on_replicas(in_replica)
+
+    def on_replicas(self, in_replica: Callable[..., Any]) -> Callable[..., tuple[answers.Answer, np.ndarray]]:
+        """The function of arrays `[rows, …]`, at most `size`, that computes with a share of them in each replica.
+
+        `in_replica(*shares)` → values `[share, …]` by name, and a vector of sums. Rows that fill up repeat the first;
+        their last array is 0.
+        """
+        strategy = self.strategy
         compute = tf.function(lambda *arguments: strategy.run(in_replica, args=arguments))
 
         def call(*arrays: np.ndarray) -> tuple[answers.Answer, np.ndarray]:
             count = len(arrays[0])
-            # Always as many rows, so that there is one trace; those that fill up have weight 0.
+            # Always as many rows, so that there is one trace.
             filled = [np.concatenate([a, np.repeat(a[:1], self.size - count, axis=0)]) for a in arrays]
             filled[-1][count:] = 0
             answered, sums = compute(*(self._shared(array) for array in filled))
@@ -152,17 +164,16 @@ def _of_run(run_dir: Path, asked: Any) -> Predictor:
     # As many at once as a replica of the run had: the whole batch may be too much for a device.
     share = max(own.batch_size // facts.get("replicas", 1) // max(own.parts or 1, 1), 1)
     identity = {"run": str(run_dir.resolve()), "checkpoint": found.checkpoint.name, "started": facts.get("started")}
+    what = f"{found.checkpoint.name} of {run_dir}, on {world.replicas} replica{'s' * (world.replicas > 1)}"
+    rest = (world.strategy, share * world.replicas, dataset.spec, dataset, model)
     return Predictor(
-        f"{found.checkpoint.name} of {run_dir}, on {world.replicas} replica{'s' * (world.replicas > 1)}",
+        what,
         identity,
         dataset.raw,
         kind,
         task,
         lambda inputs: model(task.inputs(inputs), training=False),
-        world.strategy,
-        share * world.replicas,
-        dataset.spec,
-        dataset,
+        *rest,
         has_loss=not is_object(options.name_of(own.loss)),
     )
 
@@ -201,9 +212,8 @@ def _of_export(path: Path) -> Predictor:
     identity = {"export": str(path.resolve()), "step": step, "started": facts.get("started")}
     what = f"export {path} of step {step}"
     has_loss = name in cards.MODELS and not is_object(options.name_of(loss))
-    return Predictor(
-        what, identity, raw, kind, task, outputs, world.strategy, ROWS_AT_ONCE, spec, None, loaded, has_loss
-    )
+    rest = (world.strategy, ROWS_AT_ONCE, spec)
+    return Predictor(what, identity, raw, kind, task, outputs, *rest, exported=loaded, has_loss=has_loss)
 
 
 def _known(what: str, kind: str) -> str:
