@@ -23,7 +23,7 @@ MOST_SECONDS = 1e9
 # Flags that a loop leaves out which builds its models, its loss and its optimizers by itself.
 SUPERVISED_ALONE = frozenset(
     {"model", "recipe", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
-    | {"init_from", "init_skip", "init_optimizer", "freeze", "layer_decay", "learning_rate_for"}
+    | {"init_from", "init_skip", "init_optimizer", "freeze", "layer_decay", "learning_rate_for", "skip_spikes"}
 )
 
 
@@ -168,6 +168,13 @@ class Config:
     clip_norm: float | None = flag(
         None, "training", "largest global norm of the summed gradient; 0 = no clipping", low=0, fixed=True
     )
+    skip_spikes: float = flag(
+        0.0,
+        "training",
+        "leave out an update whose gradient norm is so many times the median of the last 128; 0 = none",
+        low=0,
+        fixed=True,
+    )
     ema: float | None = flag(
         None,
         "training",
@@ -251,6 +258,13 @@ class Config:
         0,
         "cadences",
         "updates inside one compiled call; 0 = about a second's worth, ending at each cadence",
+        low=0,
+        shared=True,
+    )
+    rewind: int = flag(
+        0,
+        "cadences",
+        "how often a run whose loss is not finite goes back to its last checkpoint, and over the data since",
         low=0,
         shared=True,
     )
