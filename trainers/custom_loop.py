@@ -29,7 +29,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from models import batch_norm, randomness, tasks
+from models import randomness, tasks
 from models.sums import Sums
 from models.tasks import Task
 from trainers.input.dataset import Dataset
@@ -53,7 +53,7 @@ class Supervised(ModelsLoop):
 
     def __init__(self, config: Config, world: World, dataset: Dataset):
         super().__init__(config, world, dataset)
-        with world.strategy.scope(), batch_norm.batch_statistics(config.batch_norm == "synchronized"):
+        with self.building():
             self.model, self.task = self.build_model()
             # One call on zeros: `build(shape)` leaves a subclassed model without variables.
             with options.blamed("model", config.model):
@@ -211,6 +211,7 @@ class Supervised(ModelsLoop):
         Raises:
           BadConfiguration: no weight gets a gradient.
         """
+        super().check_traced()
         names, count = self.ungraded or [], len(self.weights)
         if len(names) == count:
             what = f"none of the {count} weights of the model gets a gradient" if count else "the model has no weight"

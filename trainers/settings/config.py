@@ -23,7 +23,8 @@ MOST_SECONDS = 1e9
 # Flags that a loop leaves out which builds its models, its loss and its optimizers by itself.
 SUPERVISED_ALONE = frozenset(
     {"model", "recipe", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
-    | {"init_from", "init_skip", "init_optimizer", "freeze", "layer_decay", "learning_rate_for", "skip_spikes"}
+    | {"init_from", "init_skip", "init_optimizer", "freeze", "layer_decay", "learning_rate_for"}
+    | {"skip_spikes", "recompute"}
 )
 
 
@@ -176,12 +177,7 @@ class Config:
         fixed=True,
     )
     ema: float | None = flag(
-        None,
-        "training",
-        "decay of a moving average of the weights, used to evaluate; 0 = none",
-        low=0,
-        high=1,
-        fixed=True,
+        None, "training", "decay of the weights' average that is evaluated; 0 = none", low=0, high=1, fixed=True
     )
     ema_warmup: bool = flag(
         False, "training", "for --ema: the decay of update t is at most (1 + t) / (10 + t)", fixed=True
@@ -192,6 +188,9 @@ class Config:
         "parts that each replica's share of the batch is computed in, one after another",
         low=1,
         fixed=True,
+    )
+    recompute: bool = flag(
+        False, "training", "compute blocks again in the backward pass: less memory, more time", shared=True
     )
     batch_norm: str = flag(
         "synchronized",
@@ -262,11 +261,7 @@ class Config:
         shared=True,
     )
     rewind: int = flag(
-        0,
-        "cadences",
-        "how often a run whose loss is not finite goes back to its last checkpoint, and over the data since",
-        low=0,
-        shared=True,
+        0, "cadences", "times to go back to the last checkpoint where the loss is not finite", low=0, shared=True
     )
     keep_checkpoints: int = flag(3, "cadences", "newest checkpoints to keep, beside the best", low=1)
     run_dir: str = flag(
