@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from models.batch_norm import BatchNormalization
 from models.layers import Dense, Dropout, LayerNormalization, StochasticDepth
+from models.recompute import Block
 
 register = keras.saving.register_keras_serializable("lockstep")
 # Keys and values of the positions before, `[batch, heads, past, size]` each.
@@ -30,7 +31,7 @@ def rotated(x: tf.Tensor, first: Any = 0) -> tf.Tensor:
 
 
 @register
-class AttentionBlock(keras.layers.Layer):
+class AttentionBlock(Block):
     """A transformer block: multi-head attention, then two dense layers, each on the normalized input and added to it.
 
     `x: [batch, time, features]` → the same shape. With `causal`, a position sees itself and those before it; with
@@ -160,7 +161,7 @@ class ResidualDense(keras.layers.Layer):
         return super().get_config() | {"layers": self.num_layers}
 
 
-class _ConvolutionBlock(keras.layers.Layer):
+class _ConvolutionBlock(Block):
     """`relu(f(x) + shortcut(x))` with `f` a chain of convolutions, each followed by batch normalization.
 
     The shortcut is the identity where the shape stays, else a 1×1 convolution with the block's stride.

@@ -13,7 +13,7 @@ import contextvars
 import dataclasses
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -45,6 +45,26 @@ def at(seed: int, step: tf.Tensor, first: tf.Tensor) -> Iterator[None]:
         yield
     finally:
         _PLACE.reset(token)
+
+
+def is_placed() -> bool:
+    """Whether this is within `at`."""
+    return _PLACE.get() is not None
+
+
+def here() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A function whose block is in the place where this is called, whenever it is entered: `with again():`."""
+    place = _PLACE.get()
+
+    @contextlib.contextmanager
+    def again() -> Iterator[None]:
+        token = _PLACE.set(place)
+        try:
+            yield
+        finally:
+            _PLACE.reset(token)
+
+    return again
 
 
 def _bits(place: Place, shape: tf.Tensor, stream: str, dtype: tf.DType) -> tf.Tensor:

@@ -12,10 +12,11 @@ import tensorflow as tf
 from models import tasks
 from models.batch_norm import BatchNormalization
 from models.layers import check_sizes
+from models.recompute import Block
 
 
 @keras.saving.register_keras_serializable("lockstep")
-class ConvolutionPair(keras.layers.Layer):
+class ConvolutionPair(Block):
     """Two 3×3 convolutions, each normalized and rectified: `[batch, height, width, …]` → `[…, filters]`."""
 
     def __init__(self, filters: int, **kwargs: Any):

@@ -61,7 +61,7 @@ if __name__ == "__main__":
 
 import tensorflow as tf
 
-from models import batch_norm, frechet, randomness
+from models import frechet, randomness
 from models.adversarial import Critic, Generator, slope_norms
 from models.sums import Sums
 from trainers.input.dataset import Dataset
@@ -92,7 +92,7 @@ class Adversarial(ModelsLoop):
             raise BadConfiguration(f"{what} are no images; give images [size, height, width, channels]")
         if self.shape[0] % 4 or self.shape[1] % 4:
             raise BadConfiguration(f"{what} have sides that 4 does not divide; set --image_size=32, or give others")
-        with world.strategy.scope(), batch_norm.batch_statistics(config.batch_norm == "synchronized"):
+        with self.building():
             self.generator, self.critic = Generator(self.shape, self.classes), Critic(self.shape, self.classes)
             self.models = {"generator": self.generator, "critic": self.critic}
             self.inputs = {name: model.inputs_spec for name, model in self.models.items()}

@@ -29,14 +29,14 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from models import batch_norm, randomness, tasks
+from models import randomness, tasks
 from models.sums import Sums
 from models.tasks import Task
 from trainers.input.dataset import Dataset
 from trainers.run import examples, freezing, initial, start, weight_groups
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import Source, Update
-from trainers.run.loss_scale import LossScale
+from trainers.run.left_out import LeftOut
 from trainers.run.models_loop import ModelsLoop, filled
 from trainers.run.replicas import assign, first_local, on_replicas, summed
 from trainers.settings import options
@@ -53,7 +53,7 @@ class Supervised(ModelsLoop):
 
     def __init__(self, config: Config, world: World, dataset: Dataset):
         super().__init__(config, world, dataset)
-        with world.strategy.scope(), batch_norm.batch_statistics(config.batch_norm == "synchronized"):
+        with self.building():
             self.model, self.task = self.build_model()
             # One call on zeros: `build(shape)` leaves a subclassed model without variables.
             with options.blamed("model", config.model):
@@ -62,12 +62,14 @@ class Supervised(ModelsLoop):
             self.groups = weight_groups.groups_of(config, self.model)
             self.optimizer, self.schedules = self.groups[-1].optimizer, weight_groups.schedules_of(self.groups)
             self.average = weight_groups.average_of(config, self.model.trainable_variables, self.groups)
-            self.loss_scale = LossScale() if config.precision == "float16" else None
+            self.left_out = LeftOut(config, world)
         self.vectors = weight_groups.vectors_of(self.groups, self.model.trainable_variables)  # for gradients
+        self.loss_scale = self.left_out.loss_scale
+        self.norm_names = ("gradient_norm", *self.left_out.norm_names)
         self.rate_names, self.models = tuple(self.schedules), {"model": self.model}
         self.optimizers = {group.name: group.optimizer for group in self.groups}
         self.averages = {"ema": self.average} if self.average else {}
-        self.others = {"loss_scale": self.loss_scale.variables} if self.loss_scale else {}
+        self.others = self.left_out.variables
         self.inputs = {"model": self.inputs_spec}
         self.ungraded: list[str] | None = None
         self.initial: dict[str, Any] = {}
@@ -194,18 +196,11 @@ class Supervised(ModelsLoop):
                 gradients, _, _ = gradients_of_batch(feed, order, step)
                 put_back(weights)
             norm, sums = first_local(strategy, norms), first_local(strategy, sums)
-            finite = tf.math.is_finite(sums[0])
-            if self.loss_scale:
-                # Gradients that overflow are left out, and the scale made smaller.
-                whole = tf.math.is_finite(norm)
-                if whole:
-                    apply(gradients)
-                self.loss_scale.adjust(whole)
-            else:
-                finite &= tf.math.is_finite(norm)
+            made, finite = self.left_out.decide(norm, sums[0])
+            if made:
                 apply(gradients)
             applied = self.first_gradients(gradients) if self.config.histogram_every else ()
-            return Update(sums, (norm,), finite, applied)
+            return Update(sums, (norm, *self.left_out.counts()), finite, applied)
 
         return update
 
@@ -215,6 +210,7 @@ class Supervised(ModelsLoop):
         Raises:
           BadConfiguration: no weight gets a gradient.
         """
+        super().check_traced()
         names, count = self.ungraded or [], len(self.weights)
         if len(names) == count:
             what = f"none of the {count} weights of the model gets a gradient" if count else "the model has no weight"
@@ -227,8 +223,12 @@ class Supervised(ModelsLoop):
             logging.warning("the loss does not depend on %s: no gradient trains it", shown)
 
     def rates(self, step: tf.Tensor) -> Sequence[tf.Tensor]:
-        """The learning rate, and those of the groups of `--optimizer_for`; without factors."""
-        return tuple(schedule(step) for schedule in self.schedules.values())
+        """The learning rate, and those of the groups of `--optimizer_for`; without factors.
+
+        Optimizers count the updates that were made.
+        """
+        made = step - tf.cast(self.left_out.count(), step.dtype)
+        return tuple(schedule(made) for schedule in self.schedules.values())
 
     def gradients_of(self, features: Any, step: tf.Tensor, first: tf.Tensor) -> Sequence[tf.Tensor]:
         """Those of `gradients_of_part`."""
@@ -303,8 +303,8 @@ class Supervised(ModelsLoop):
         examples.show(summaries, step, self.model, self.task, self.dataset, self.examples_of_part)
 
     def final_facts(self) -> dict[str, Any]:
-        """How many steps float16 has skipped."""
-        return {"skipped_steps": int(self.loss_scale.skipped.numpy())} if self.loss_scale else {}
+        """How many updates were left out."""
+        return self.left_out.facts()
 
     def export(self, path: Path) -> None:
         """Writes the model as `--export` names, see `trainers.use.exports`: what answers in the user's own terms."""

@@ -120,7 +120,7 @@ def test_values_that_were_read_stay_when_the_compiled_loop_updates_the_variables
     for _ in range(3):
         state = read()
         copied = {name: np.array(value) for name, value in state.items()}
-        call(step, step + 2, sums, news)
+        call(step, step + 2, sums, news, ZERO)
         step += 2
         after = read()
         for name, value in state.items():

@@ -139,7 +139,7 @@ class _Caller:
     def __init__(self, loop: Supervised, source: Source, variant: Variant):
         self.loop, self.variant, self.columns = loop, variant, Columns(loop)
         self.train_call = driver.make_train_call(loop, source)
-        self.log = TraceLog(["first", "last", "sums", "news"])
+        self.log = TraceLog(["first", "last", "sums", "news", "ahead"])
 
     def call(self, first: int, last: int) -> int:
         """Does the updates `first … last` and returns `last`.
@@ -150,7 +150,8 @@ class _Caller:
         if self.variant.eager:
             self.loop.traces = 0  # the Python body runs at every call, which is not a trace
         zeros = np.zeros(self.loop.sums.width), np.zeros(driver.NUM_NEWS)
-        arguments = tf.constant(first, tf.int64), tf.constant(last, tf.int64), *map(tf.constant, zeros)
+        begin, end, ahead = (tf.constant(number, tf.int64) for number in (first, last, 0))
+        arguments = begin, end, *map(tf.constant, zeros), ahead
         with missing_gradients_named():
             results = self.train_call(*arguments)
         windows, _, finite, *_ = (result.numpy() for result in results)

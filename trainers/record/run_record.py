@@ -58,7 +58,7 @@ class RunRecord:
             "versions": machine.versions(),
             "commit": machine.commit(),
             "host": platform.node(),
-            **{name: self.previous[name] for name in ("initial",) if name in self.previous},
+            **{name: self.previous[name] for name in ("initial", "rewinds") if name in self.previous},
         }
 
     def _open_directory(self) -> None:

@@ -42,12 +42,12 @@ def histogram_cadence(loop: InnerLoop, summaries: Summaries | None) -> int:
 def make_train_call(loop: InnerLoop, source: Source, summaries: Summaries | None = None) -> Callable:
     """The compiled loop: updates `first … last` of the run, in one call, stopping at the first that is not finite.
 
-    Returns a function `(first, last, sums [width], news [NUM_NEWS]) -> (windows, sums, finite, news, waited)`, numbers
-    in float64. `windows [n, columns]`: a row of `trainers.run.windows.Columns` at each log step of the call and at its
-    end; loss and metrics are those since the row before. `sums` are those with which the first window begins, and those
-    of the last. `news` is what a worker reports, `[stop requested, seconds a step]`; it comes back as the mean over all
-    workers, so that all decide alike. `waited`: seconds that steps waited for input. With `summaries`, histograms are
-    written at their cadence.
+    Returns a function `(first, last, sums [width], news [NUM_NEWS], ahead) -> (windows, sums, finite, news, waited)`,
+    numbers in float64. `windows [n, columns]`: a row of `trainers.run.windows.Columns` at each log step of the call and
+    at its end; loss and metrics are those since the row before. `sums` are those with which the first window begins,
+    and those of the last. `news` is what a worker reports, `[stop requested, seconds a step]`; it comes back as the
+    mean over all workers, so that all decide alike. `ahead`: as `trainers.run.rewinds` has it, int64. `waited`: seconds
+    that steps waited for input. With `summaries`, histograms are written at their cadence.
     """
     strategy, scalar = loop.world.strategy, tf.TensorSpec([], tf.int64)
     update, width = loop.make_update(source), len(Columns(loop))
@@ -55,8 +55,8 @@ def make_train_call(loop: InnerLoop, source: Source, summaries: Summaries | None
     order_of = on_replicas(strategy, lambda first, last: _order(source, first, last))
     sums_spec, news_spec = (tf.TensorSpec([size], tf.float64) for size in (loop.sums.width, NUM_NEWS))
 
-    @tf.function(input_signature=[scalar, scalar, sums_spec, news_spec])
-    def train_call(first: tf.Tensor, last: tf.Tensor, sums: tf.Tensor, news: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    @tf.function(input_signature=[scalar, scalar, sums_spec, news_spec, scalar])
+    def train_call(first: tf.Tensor, last: tf.Tensor, sums: tf.Tensor, news: tf.Tensor, ahead: tf.Tensor) -> tuple:
         count_trace(loop)
         step, finite, waited = first, tf.constant(True), tf.constant(0.0, tf.float64)
         norms = tuple(tf.constant(0.0) for _ in loop.norm_names)
@@ -69,11 +69,11 @@ def make_train_call(loop: InnerLoop, source: Source, summaries: Summaries | None
             while (step < edge) & finite:
                 before = own_weights(loop)
                 until = tf.minimum(tf.maximum(edge - 1, step + 1), step + source.ordered)
-                order = order_of(step, until)
+                order = order_of(step + ahead, until + ahead)
                 while (step < until) & finite:
                     feed, seconds = source.feed()
                     waited += seconds
-                    new_sums, found, finite, gradients = update(feed, order, step)
+                    new_sums, found, finite, gradients = update(feed, order, step + ahead)
                     sums += tf.cast(new_sums, tf.float64)
                     norms, step = tuple(found), step + 1
                     if histogram_every and step % histogram_every == 0:

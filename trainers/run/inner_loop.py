@@ -77,6 +77,7 @@ class InnerLoop(abc.ABC):
         """The function `(feed, order, step) -> Update` of one update, called inside the compiled loop.
 
         It stands outside of the replicas, and calls `trainers.run.replicas.on_replicas` for what each replica does.
+        `step`: that of data and noise. It is the update's number, but in a run that has gone back (`--rewind`).
         """
 
     @abc.abstractmethod

@@ -7,19 +7,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from models import batch_norm, recompute
 from trainers.input.dataset import Dataset
 from trainers.record.state import name_variables
 from trainers.run import replica_layers
 from trainers.run.inner_loop import InnerLoop, Source
 from trainers.run.replicas import MovingAverage
 from trainers.settings.config import Config
+from trainers.settings.exit_codes import BadConfiguration
 from trainers.show import graphs
 from trainers.world import private_api
 from trainers.world.devices import World
 
 
 class ModelsLoop(InnerLoop):
-    """The base of a loop with any number of models. `__init__` of a subclass fills these, in the strategy's scope:
+    """The base of a loop with any number of models. `__init__` of a subclass fills these, within `building()`:
 
     `models`: built Keras models, trained or frozen. `optimizers`: built optimizers. `averages`: moving averages of
     weights. `others`: lists of further variables. The keys of all four are the first parts of the names of variables in
@@ -36,6 +38,26 @@ class ModelsLoop(InnerLoop):
         self.averages: dict[str, MovingAverage] = {}
         self.others: dict[str, Sequence[Any]] = {}
         self.inputs: dict[str, Callable[[int], Any]] = {}
+
+    @contextlib.contextmanager
+    def building(self) -> Iterator[None]:
+        """Within the block models are made: in the strategy's scope, with what flags say of all layers."""
+        statistics = batch_norm.batch_statistics(self.config.batch_norm == "synchronized")
+        with self.world.strategy.scope(), statistics, recompute.blocks(self.config.recompute):
+            yield
+
+    def check_traced(self) -> None:
+        """Refuses `--recompute` where no model has a block.
+
+        Raises:
+          BadConfiguration: it is so.
+        """
+        layers = [layer for model in self.models.values() for layer in private_api.layers_of(model)]
+        if self.config.recompute and not any(isinstance(layer, recompute.Block) for layer in layers):
+            raise BadConfiguration(
+                f"--recompute: {', '.join(self.models)} has no layer of the class models.recompute.Block; leave it "
+                "out, or derive the blocks of your own model from that"
+            )
 
     @property
     def weights(self) -> Sequence[keras.Variable]:

@@ -11,6 +11,7 @@ from absl import logging
 
 from trainers.record.run_record import RunRecord
 from trainers.run.inner_loop import InnerLoop
+from trainers.run.left_out import SKIPPED
 from trainers.run.windows import Columns
 from trainers.show import graphs
 from trainers.show.progress import Progress
@@ -49,6 +50,7 @@ class Reporter:
         self.loop, self.record, self.summaries, self.progress = loop, record, summaries, progress
         self.flops, self.peak, self.columns = flops, peak, Columns(loop)
         self._reports, self._advised = 0, False
+        self._skipped = loop.final_facts().get(SKIPPED, 0)
 
     def lines(self, split: str, steps: Sequence[int], lines: Sequence[Mapping[str, float]]) -> None:
         """Lines of a split, one for each step."""
@@ -71,6 +73,18 @@ class Reporter:
             lines.append(line | dict(spent))
         self.lines("train", [int(step) for step in self.columns.column(rows, "step")], lines)
         self._advise(spent.get("share_input", 0.0))
+        if SKIPPED in self.columns.names:
+            self._tell_spikes(*(int(self.columns.column(rows[-1], name)) for name in ("step", SKIPPED)))
+
+    def _tell_spikes(self, step: int, count: int) -> None:
+        """Says it when updates were left out since it was said last. `count`: in the whole run."""
+        more, self._skipped = count - self._skipped, count
+        if more > 0:
+            updates = "1 update was" if more == 1 else f"{more} updates were"
+            self.progress.line(
+                f"up to step {step}, {updates} left out, {count} in all: the norm of the gradient was "
+                f"{self.loop.config.skip_spikes:g} times its median or more"
+            )
 
     def _advise(self, waited: float) -> None:
         """Says once that input is what training waits for. The first report pays for the begin of reading."""

@@ -24,6 +24,7 @@ from trainers.run.inner_loop import InnerLoop
 from trainers.run.pace import Pace
 from trainers.run.plan import plan
 from trainers.run.reporter import Reporter, only_warned
+from trainers.run.rewinds import Rewinds
 from trainers.run.windows import Columns
 from trainers.settings import paths
 from trainers.settings.exit_codes import OK, BadConfiguration, Diverged, Preempted, RunDirRemoved
@@ -69,7 +70,7 @@ class Training:
         self.loop, self.config, self.world = loop, loop.config, loop.world
         self.record, self.clock, self.preemption, self.watchdog, self.hooks = record, clock, preemption, watchdog, hooks
         self.store = checkpoints_of(loop, record.directory)
-        self.columns = Columns(loop)
+        self.columns, self.rewinds = Columns(loop), Rewinds(self.config.rewind, record, self.world)
         # Steps that are done, and the running sums of the window that they ended in.
         self.step, self.sums = 0, np.zeros([loop.sums.width], np.float64)
         self.read_variables: Callable[[], state.State] | None = None
@@ -96,7 +97,7 @@ class Training:
             return "no step was finished; the same command begins again"
         try:
             self.watchdog.feed(f"the checkpoint of step {self.step}")
-            values = self.read_variables() | {"loop/sums": self.sums}
+            values = self.values()
             self.record.make_again()
             self.store.save(self.step, values)
         except (BadConfiguration, OSError, tf.errors.OpError) as error:
@@ -117,6 +118,8 @@ class Training:
             self.stopping = self.asked_to_stop()
             while self.step < self.config.train_steps and not self.stopping:
                 rows = self.advance()
+                if rows is None:
+                    continue
                 self.report(rows)
                 evaluation = self.evaluate()
                 self.save(evaluation)
@@ -129,23 +132,28 @@ class Training:
     # Before the first update ------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Takes up the newest whole checkpoint, and drops the metrics that came after it."""
+        """Takes up the newest whole checkpoint, or begins."""
         with self.clock.phase("checkpoint"):
             if self.config.resume == "never" and self.store.steps():
                 raise BadConfiguration(
                     f"--resume=never and --run_dir {self.record.directory} holds a checkpoint; name another, or "
                     "--resume=auto"
                 )
-            self.watchdog.feed("restoring a checkpoint")
-            checkpoint = workers.restore(self.world, self.store)
-            if checkpoint:
-                self.restored = True
-                self.step, values = checkpoint
-                self.sums = values.pop("loop/sums")
-                state.assign(self.loop.variables, values)
-            else:
+            self.restored = self.take_checkpoint()
+            if not self.restored:
                 self.record.facts.update(self.loop.begin())
-            self.record.rewind_metrics(self.step)
+
+    def take_checkpoint(self) -> bool:
+        """Takes up the newest whole checkpoint, if there is one, and drops the metrics that came after it."""
+        self.watchdog.feed("restoring a checkpoint")
+        checkpoint = workers.restore(self.world, self.store)
+        if checkpoint:
+            self.step, values = checkpoint
+            self.sums = values.pop("loop/sums")
+            self.rewinds.take(self.step, values)
+            state.assign(self.loop.variables, values)
+        self.record.rewind_metrics(self.step)
+        return checkpoint is not None
 
     def begin_record(self) -> None:
         """Writes flags.txt and the first run.json."""
@@ -168,7 +176,7 @@ class Training:
             source = batches(
                 world.strategy, loop.dataset.train, config.batch_size, config.seed, config.parts, config.views
             )
-            source.start(self.step)
+            source.start(self.step + self.rewinds.ahead)
             eval_source = batches(world.strategy, loop.dataset.eval, config.batch_size, None)
             eval_source.start(0)
             self.source, self.eval_source = source, eval_source
@@ -231,11 +239,11 @@ class Training:
         stop = min(next_due(self.step, every, config.train_steps) for every in cadences)
         return self.profiles.stop_of(self.step, min(stop, self.step + self.pace.longest_call()))
 
-    def advance(self) -> np.ndarray:
-        """A compiled call. Returns its windows, `[n, columns]`.
+    def advance(self) -> np.ndarray | None:
+        """A compiled call. Returns its windows, `[n, columns]`, or None if the run went back.
 
         Raises:
-          Diverged: a loss or a gradient is not finite.
+          Diverged: a loss or a gradient is not finite, and the run does not go back.
         """
         config, stop = self.config, self.next_stop()
         with only_warned("no profile"):
@@ -245,9 +253,9 @@ class Training:
             allowed = config.step_timeout + (config.startup_timeout if self.pace.calls == 0 else 0)
             self.watchdog.feed(f"steps {self.step} to {stop}", allowed)
             news = tf.constant([float(self.preemption.requested), self.pace.own_seconds], tf.float64)
-            span = tf.constant(self.step, tf.int64), tf.constant(stop, tf.int64)
-            with faults_named(self.source, self.step, stop, self.watchdog):
-                results = self.train_call(*span, tf.constant(self.sums), news)
+            first, last, ahead = (tf.constant(n, tf.int64) for n in (self.step, stop, self.rewinds.ahead))
+            with faults_named(self.source, int(first + ahead), int(last + ahead), self.watchdog):
+                results = self.train_call(first, last, tf.constant(self.sums), news, ahead)
             rows, self.sums, finite, (stops, agreed), waited = (result.numpy() for result in results)
             self.clock.move("train", "input_wait", waited)
         self.took = self.pace.end_call(self.step, int(self.columns.column(rows, "step")[-1]))
@@ -257,20 +265,28 @@ class Training:
         if self.pace.steady:
             self.record.facts["steady"] = self.pace.steady
         if not finite:
-            self.diverge(rows[-1])
+            return self.diverge(rows[-1])
         with only_warned("no profile"):
             self.profiles.end(stop, stop - self.step, config.train_steps)
         self.progress.advance(stop)
         return rows
 
     def diverge(self, row: np.ndarray) -> None:
-        """Ends the run at a step that is not finite."""
+        """Goes back from a step that is not finite to the last checkpoint, or ends the run."""
         self.background.wait()
-        good = self.store.steps()
+        rewinds, at = self.rewinds, int(self.columns.column(row, "step"))
         norms = ", ".join(f"{name.replace('_', ' ')} {self.columns.column(row, name)}" for name in self.loop.norm_names)
+        what, position = f"the loss or a gradient is not finite at step {at} ({norms})", at + rewinds.ahead
+        if rewinds.count < rewinds.most and self.take_checkpoint():
+            rewinds.went_back(at, self.step, position - self.step)
+            self.summaries.go_back(self.step)
+            self.progress.advance(self.step)
+            times = f"{rewinds.count} of --rewind={rewinds.most}"
+            self.progress.line(f"{what}; back to the checkpoint of step {self.step}, over the data since ({times})")
+            return
+        good, times = self.store.steps(), f"it has gone back {rewinds.count} times; " if rewinds.count else ""
         raise Diverged(
-            f"the loss or a gradient is not finite at step {self.columns.column(row, 'step'):.0f} ({norms}); the last "
-            f"good checkpoint is {self.store.path(good[-1]) if good else 'none'}; "
+            f"{what}; the last good checkpoint is {self.store.path(good[-1]) if good else 'none'}; {times}"
             "lower --learning_rate or set --clip_norm, and begin in another --run_dir"
         )
 
@@ -316,8 +332,11 @@ class Training:
             if due(self.step, self.config.checkpoint_every, self.config.train_steps) or better or self.stopping:
                 self.watchdog.feed(f"the checkpoint of step {self.step}")
                 self.background.wait()
-                values = self.read_variables() | {"loop/sums": self.sums}
-                self.background.do(self.write_checkpoint, self.step, values, evaluation)
+                self.background.do(self.write_checkpoint, self.step, self.values(), evaluation)
+
+    def values(self) -> state.State:
+        """What a checkpoint holds."""
+        return self.read_variables() | {"loop/sums": self.sums} | self.rewinds.state()
 
     def write_checkpoint(self, step: int, values: state.State, evaluation: Mapping[str, float] | None) -> None:
         """In the background: what the checkpoint covers is on the disk before it."""

@@ -24,6 +24,7 @@ MOST_SECONDS = 1e9
 SUPERVISED_ALONE = frozenset(
     {"model", "recipe", "label", "document_mask", "loss", "weight_decay", "clip_norm", "accumulate", "optimizer_for"}
     | {"init_from", "init_skip", "init_optimizer", "freeze", "layer_decay", "learning_rate_for"}
+    | {"skip_spikes", "recompute"}
 )
 
 
@@ -170,13 +171,15 @@ class Config:
     clip_norm: float | None = flag(
         None, "training", "largest global norm of the summed gradient; 0 = no clipping", low=0, fixed=True
     )
-    ema: float | None = flag(
-        None,
+    skip_spikes: float = flag(
+        0.0,
         "training",
-        "decay of a moving average of the weights, used to evaluate; 0 = none",
+        "leave out an update whose gradient norm is so many times the median of the last 128; 0 = none",
         low=0,
-        high=1,
         fixed=True,
+    )
+    ema: float | None = flag(
+        None, "training", "decay of the weights' average that is evaluated; 0 = none", low=0, high=1, fixed=True
     )
     ema_warmup: bool = flag(
         False, "training", "for --ema: the decay of update t is at most (1 + t) / (10 + t)", fixed=True
@@ -187,6 +190,9 @@ class Config:
         "parts that each replica's share of the batch is computed in, one after another",
         low=1,
         fixed=True,
+    )
+    recompute: bool = flag(
+        False, "training", "compute blocks again in the backward pass: less memory, more time", shared=True
     )
     batch_norm: str = flag(
         "synchronized",
@@ -255,6 +261,9 @@ class Config:
         "updates inside one compiled call; 0 = about a second's worth, ending at each cadence",
         low=0,
         shared=True,
+    )
+    rewind: int = flag(
+        0, "cadences", "times to go back to the last checkpoint where the loss is not finite", low=0, shared=True
     )
     keep_checkpoints: int = flag(3, "cadences", "newest checkpoints to keep, beside the best", low=1)
     run_dir: str = flag(

@@ -130,6 +130,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     if config.strategy == "multi_worker" and not config.run_dir and not config.dry_run:
         raise BadConfiguration("--strategy=multi_worker needs --run_dir, one folder that all workers share; name it")
     _check_average(config)
+    _check_spikes(config)
     config = _with_warmup(config, _is_a_recipes(config, filled), (begun or {}).get("warmup_steps"))
     _check_dataset(config)
     weight_patterns.factors(config.learning_rate_for)
@@ -149,6 +150,13 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     _check_images(config, card)
     _check_documents(config, card.documents)
     return _local_paths(config)
+
+
+def _check_spikes(config: Config) -> None:
+    if 0 < config.skip_spikes <= 1:
+        raise BadConfiguration(
+            f"--skip_spikes {config.skip_spikes:g} would leave out every second update; pass a factor above 1, e.g. 10"
+        )
 
 
 def _check_average(config: Config) -> None:

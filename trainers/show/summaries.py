@@ -1,5 +1,6 @@
 """TensorBoard: scalars of train and eval under the same names, graphs, histograms, pictures, text and HParams."""
 
+import functools
 import os
 import socket
 import time
@@ -70,7 +71,7 @@ class Summaries:
     """Event files in a folder for each split of a run_dir, from a step on. `silent`: writes nothing."""
 
     def __init__(self, directory: Path, step: int, silent: bool = False, splits: Sequence[str] = ("train", "eval")):
-        self.silent = silent
+        self.silent, self._directory = silent, directory
         self._writers = {split: tf.summary.create_noop_writer() for split in splits}
         self._events: dict[tuple[str, ...], tb.summary_pb2.Summary] = {}
         for split in self._writers if not silent else ():
@@ -176,6 +177,12 @@ class Summaries:
         value = event.value.add(tag=tag, metadata=tb.hparams.create_summary_metadata(content))
         value.tensor.CopyFrom(tb.hparams.NULL_TENSOR)
         self._write("eval", step, event)
+
+    def go_back(self, step: int) -> None:
+        """Tells TensorBoard to forget events after `step`: they are written again."""
+        for split, writer in self._writers.items() if not self.silent else ():
+            folder = self._directory / split
+            private_api.reopen(writer, str(folder), functools.partial(_mark_start, folder, step))
 
     def flush(self) -> None:
         """Brings the events to the files."""
