@@ -74,7 +74,7 @@ class Training:
         # Steps that are done, and the running sums of the window that they ended in.
         self.step, self.sums = 0, np.zeros([loop.sums.width], np.float64)
         self.read_variables: Callable[[], state.State] | None = None
-        self.restored = False
+        self.restored = ""  # what is said of it
         self.stopping = False
 
     def run(self) -> Summary:
@@ -135,12 +135,12 @@ class Training:
         """Takes up the newest whole checkpoint, or begins."""
         with self.clock.phase("checkpoint"):
             if self.config.resume == "never" and self.store.steps():
-                raise BadConfiguration(
-                    f"--resume=never and --run_dir {self.record.directory} holds a checkpoint; name another, or "
-                    "--resume=auto"
-                )
-            self.restored = self.take_checkpoint()
-            if not self.restored:
+                where = f"--run_dir {self.record.directory}"
+                raise BadConfiguration(f"--resume=never and {where} holds a checkpoint; name another, or --resume=auto")
+            began = time.monotonic()
+            if self.take_checkpoint():
+                self.restored = workers.resumed(self.world, self.step, time.monotonic() - began)
+            else:
                 self.record.facts.update(self.loop.begin())
 
     def take_checkpoint(self) -> bool:
@@ -204,7 +204,7 @@ class Training:
     def opened(self) -> Iterator[None]:
         """Within the block what runs beside the loop is open: progress, event files, the background, profiles."""
         if self.restored:
-            self.progress.line(f"resumed from the checkpoint of step {self.step}")
+            self.progress.line(self.restored)
         self.progress.line(plan(self.loop))
         self.pace, self.shares = Pace(self.config.steps_per_call), Shares(self.clock)
         self.background = Background()
