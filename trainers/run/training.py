@@ -166,18 +166,19 @@ class Training:
             resumed_from=self.step if self.restored else None,
             best_metric=metric,
             best_mode=mode,
+            **self.loop.found,
         )
         self.record.begin()
 
     def build(self) -> None:
-        """Makes the sources of batches and the compiled functions, and traces them."""
+        """Makes the sources of batches, also of evaluation in parts, and the compiled functions, and traces them."""
         config, loop, world = self.config, self.loop, self.world
         with self.clock.phase("build"):
             source = batches(
                 world.strategy, loop.dataset.train, config.batch_size, config.seed, config.parts, config.views
             )
             source.start(self.step + self.rewinds.ahead)
-            eval_source = batches(world.strategy, loop.dataset.eval, config.batch_size, None)
+            eval_source = batches(world.strategy, loop.dataset.eval, config.batch_size // config.parts, None)
             eval_source.start(0)
             self.source, self.eval_source = source, eval_source
             self.summaries = Summaries(self.record.directory, self.step, silent=not world.chief)
