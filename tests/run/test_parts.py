@@ -161,33 +161,39 @@ def test_an_update_that_never_fits_is_refused_in_one_line(auto):
 # By the rule for CPUs -------------------------------------------------------------------------------------------------
 
 
-def test_the_rule_for_cpus_takes_as_few_parts_as_half_of_the_memory_holds(auto, tmp_path):
-    small = {"by": "rule", "model": "mlp", "train_steps": 1}
-    auto(**small)
-    plain = facts_of(tmp_path / "auto")["accumulate"]
+@pytest.fixture
+def estimate(auto):
+    """`estimate(**flags)`: what run.json would say of how the number was found."""
+
+    def dry(**flags):
+        found = {}
+
+        class Kept(custom_loop.Supervised):
+            def describe(self):
+                found.update(self.found["accumulate"])
+                return super().describe()
+
+        auto(by="rule", loop=Kept, dry_run=True, **flags)
+        return found
+
+    return dry
+
+
+def test_the_rule_for_cpus_takes_as_few_parts_as_half_of_the_memory_holds(estimate):
+    plain = estimate()
     assert plain["parts"] == 1 and plain["by"] == "estimate" and plain["fixed"] and plain["activations"]
-    for least in (2, 16):
+    for least in (2, 4, 16):
         memory = 2 * (plain["fixed"] + plain["activations"] // least)
-        for name, more in (f"memory for {least}", 0), (f"not for {least // 2}", plain["activations"] // least):
-            auto(name, memory=memory + more, **small)
-            assert facts_of(tmp_path / name)["flags"]["accumulate"] == least
+        for more in (0, plain["activations"] // least):
+            assert estimate(memory=memory + more)["parts"] == least
     with pytest.raises(BadConfiguration, match=r"even in 16 parts .* above half of the 1 MiB"):
-        auto("none", memory=2**20, **small)
+        estimate(memory=2**20)
 
 
-def test_the_estimate_is_of_the_batch_and_knows_of_blocks_computed_again(auto, tmp_path):
-    small = {"model": "transformer,depth=4,heads=2,width=16", "train_steps": 1, "dry_run": True}
+def test_the_estimate_is_of_the_batch_and_knows_of_blocks_computed_again(estimate):
+    small = {"model": "transformer,depth=4,heads=2,width=16"}
     cases = {"plain": {}, "one": {"replicas": 1}, "double": {"batch_size": 64}, "again": {"recompute": True}}
-    found = {}
-
-    class Kept(custom_loop.Supervised):
-        def describe(self):
-            found[self.config.run_dir] = self.found["accumulate"]
-            return super().describe()
-
-    for name, flags in cases.items():
-        auto(name, by="rule", loop=Kept, **(small | flags))
-    found = {name: found[str(tmp_path / name)] for name in cases}
+    found = {name: estimate(**(small | flags)) for name, flags in cases.items()}
     assert found["one"]["fixed"] * 2 == found["plain"]["fixed"]
     assert abs(found["one"]["activations"] / found["plain"]["activations"] - 1) < 0.02
     assert abs(found["double"]["activations"] / found["plain"]["activations"] - 2) < 0.02
@@ -214,16 +220,14 @@ def test_a_loop_without_gradients_of_is_told_on_a_cpu(auto):
 
 
 def test_a_run_goes_on_with_the_number_that_it_has_found_wherever_it_goes_on(auto, tmp_path):
-    auto("whole", loop=Heavy, accumulate=2)
-    for name, flags in {"plenty": {"memory": 2**40}, "number": {"accumulate": 2}, "one": {"replicas": 1}}.items():
+    for name, flags in {"plenty": {"memory": 2**40}, "one": {"replicas": 1, "accumulate": 2}}.items():
         auto(name, loop=Heavy, train_steps=3, schedule="constant")
         assert facts_of(tmp_path / name)["flags"]["accumulate"] == 2
         auto(name, by="rule", schedule="constant", **flags)
         facts = facts_of(tmp_path / name)
         assert facts["flags"]["accumulate"] == 2 and facts["accumulate"]["by"] == "trial" and facts["step"] == 6
     auto("straight", accumulate=2, schedule="constant")
-    for name in ("plenty", "number"):
-        assert_same_bits(tmp_path / name, tmp_path / "straight")
+    assert_same_bits(tmp_path / "plenty", tmp_path / "straight")
     with pytest.raises(BadConfiguration, match=r"--accumulate 4 differs from 2, with which"):
         auto("plenty", accumulate=4, schedule="constant")
     with pytest.raises(BadConfiguration, match="does not divide over 32 replicas × 2 parts|--replicas"):
