@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 from conftest import (
     ROOT,
-    largest_relative_difference,
     metrics,
     relative_difference_as_one_vector,
     weights,
@@ -187,22 +186,18 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_left_alone(run, tmp_path, fl
     assert {types[name] for name in slots} == {tf.bfloat16}
 
 
+@pytest.mark.parametrize("name, tolerance", [("adamw", 5e-3), ("lion", 1e-5)])
 @pytest.mark.parametrize("flags", [{}, {"accumulate": 2, "clip_norm": 0.1, "ema": 0.9}], ids=["plain", "more"])
-def test_any_number_of_replicas_ends_with_the_same_weights(run, tmp_path, flags):
-    flags = EXACT | flags | {"train_steps": 50, "checkpoint_every": 0, "eval_every": 0}
+def test_any_number_of_replicas_ends_with_the_same_weights_to_the_rounding_of_bfloat16(
+    run, tmp_path, flags, name, tolerance
+):
+    """Sums that differ in their last bits are rounded to other neighbours now and then. Lion takes signs alone."""
+    flags = EXACT | flags | {"optimizer": f"{name},slots=bfloat16", "train_steps": 50, "log_every": 10}
     for replicas in (1, 2, 4):
-        run(f"{replicas}", **(flags | {"replicas": replicas}))
+        run(f"{replicas}", **(flags | {"replicas": replicas, "checkpoint_every": 0, "eval_every": 0}))
     one = weights(tmp_path / "1")
     for replicas in (2, 4):
-        other = weights(tmp_path / f"{replicas}")
-        print(replicas, largest_relative_difference(one, other), relative_difference_as_one_vector(one, other))
-        assert relative_difference_as_one_vector(one, other) < 1e-4
-        first, second = (
-            np.concatenate([v.astype(np.float32).ravel() for v in slots.values()])
-            for slots in (slots_of(tmp_path / "1"), slots_of(tmp_path / f"{replicas}"))
-        )
-        # Another rounding of float32 decides once in thousands between the two neighbours.
-        assert np.mean(first != second) < 0.01
+        assert relative_difference_as_one_vector(one, weights(tmp_path / f"{replicas}")) < tolerance
 
 
 def test_training_reaches_the_loss_of_slots_of_float32(run, tmp_path):
