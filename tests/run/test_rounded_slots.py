@@ -87,6 +87,20 @@ def test_rounding_is_a_function_of_step_and_stream_in_a_graph_and_under_xla_too(
     assert len({each.tobytes() for each in (several[0][0], several[0][1], several[1][0])}) == 3
 
 
+def test_what_is_large_is_rounded_piece_by_piece_to_the_same_bits(monkeypatch):
+    x = np.random.default_rng(1).normal(size=(23, 5)).astype(np.float32)
+    whole = draws(x, 3)
+    monkeypatch.setattr(randomness, "_ROUNDED_AT_ONCE", 16)
+    np.testing.assert_array_equal(draws(x, 3), whole)
+
+    def call(step):
+        with randomness.at(5, step, tf.constant(0, tf.int64)):
+            return randomness.rounded(tf.constant(x), "s")
+
+    for compiled in (tf.function(call), tf.function(call, jit_compile=True)):
+        np.testing.assert_array_equal(np.asarray(compiled(tf.constant(2, tf.int64))).astype(np.float64), whole[2])
+
+
 # In an optimizer ------------------------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ class RoundedSlot:
         """On a device: begins with what is kept there."""
         self.value = tf.cast(native(self.variable), tf.float32)
 
-    def keep(self) -> None:
-        """On a device, within `models.randomness.at`: rounds what has become of it."""
-        native(self.variable).assign(randomness.rounded(self.value, self.stream), read_value=False)
-        self.value = None
+    def keep(self) -> Any:
+        """On a device, within `models.randomness.at`: rounds what has become of it. In a graph the operation."""
+        value, self.value = self.value, None
+        return native(self.variable).assign(randomness.rounded(value, self.stream), read_value=False)

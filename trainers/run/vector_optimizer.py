@@ -150,11 +150,14 @@ class VectorOptimizer:
     ) -> None:
         """On a device: updates what lies there."""
         with private_api.counter_read_once(self.optimizer):
+            done: list[Any] = []
             for number, (gradient, own) in enumerate(zip(gradients, weights, strict=True)):
-                self._update_vector(number, gradient, own, rate)
+                # What is rounded one after the other: all float32 copies at once would need what bfloat16 saves.
+                with tf.control_dependencies(done if self.rounds else []):
+                    done = self._update_vector(number, gradient, own, rate)
 
-    def _update_vector(self, number: int, gradient: tf.Tensor, own: list[tf.Variable], rate: tf.Tensor) -> None:
-        """On a device: updates the weights of a vector, or a weight alone."""
+    def _update_vector(self, number: int, gradient: tf.Tensor, own: list[tf.Variable], rate: tf.Tensor) -> list[Any]:
+        """On a device: updates the weights of a vector, or a weight alone. Returns what has to be done for that."""
         decaying = self.decaying[number] if self.optimizer.weight_decay else 0
         if decaying and self.coupled:
             gradient, decaying = gradient + self._penalty(own, decaying), 0
@@ -162,7 +165,7 @@ class VectorOptimizer:
             if decaying:
                 own[0].assign_sub(self._decay(own[0], rate), read_value=False)
             self.optimizer.update_step(gradient, own[0], rate)
-            return
+            return []
         values = list(own)
         if decaying:
             whole = joined(own[:decaying])
@@ -172,11 +175,9 @@ class VectorOptimizer:
             slot.read()
         self.optimizer.update_step(gradient, target, rate)
         with randomness.at(self.seed, self.optimizer.iterations, tf.constant(0, tf.int64)):
-            for slot in self.rounded[number]:
-                slot.keep()
+            kept = [slot.keep() for slot in self.rounded[number]]
         parts = self.vectors.parts(self.vectors.bundles[number], target.value)
-        for variable, value in zip(own, parts, strict=True):
-            variable.assign(value, read_value=False)
+        return kept + [variable.assign(value, read_value=False) for variable, value in zip(own, parts, strict=True)]
 
     def _penalty(self, own: list[tf.Variable], decaying: int) -> tf.Tensor:
         """The gradient of L2 over a vector, or a weight alone, of which the first `decaying` weights have it."""
