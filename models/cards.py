@@ -39,12 +39,12 @@ LOSSES: dict[str, dict[str, str]] = {
 OPTIMIZERS: dict[str, str] = {
     "sgd": "keras.optimizers:SGD",
     "momentum": "models.optimizers:Momentum",
-    "adam": "keras.optimizers:Adam",
+    "adam": "models.optimizers:adam",
     "adamw": "models.optimizers:adamw",
     "sam": "models.optimizers:SAM",
     "lamb": "models.further_optimizers:Lamb",
     "lars": "models.further_optimizers:LARS",
-    "lion": "keras.optimizers:Lion",
+    "lion": "models.optimizers:lion",
     "muon": "models.further_optimizers:muon",
     "schedule_free": "models.further_optimizers:ScheduleFreeAdamW",
 }

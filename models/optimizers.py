@@ -10,6 +10,9 @@ import tensorflow as tf
 from models import options
 
 register = keras.saving.register_keras_serializable("lockstep")
+# Types in which some optimizers keep what they know of each weight. Of the second, what is computed is float32, and
+# rounded by chance when it is kept.
+SLOTS = ("float32", "bfloat16")
 
 
 @register
@@ -304,6 +307,21 @@ class InverseSquareRoot(Schedule):
         return self.peak * tf.minimum(done / warmup, tf.sqrt(warmup / done))
 
 
+def adam(
+    learning_rate: Any,
+    weight_decay: float | None,
+    *,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+    amsgrad: bool = False,
+    slots: str = "float32",
+) -> keras.optimizers.Adam:
+    """Keras's Adam. `slots`: the type in which its moments are kept."""
+    made = keras.optimizers.Adam(learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay)
+    return _with_slots(made, slots)
+
+
 def adamw(
     learning_rate: Any,
     weight_decay: float | None,
@@ -312,9 +330,33 @@ def adamw(
     beta_2: float = 0.999,
     epsilon: float = 1e-7,
     amsgrad: bool = False,
+    slots: str = "float32",
 ) -> keras.optimizers.AdamW:
-    """Keras's AdamW, which takes 0 instead of None for no weight decay."""
-    return keras.optimizers.AdamW(learning_rate, weight_decay or 0.0, beta_1, beta_2, epsilon, amsgrad)
+    """Keras's AdamW, which takes 0 instead of None for no weight decay. `slots`: the type of its moments."""
+    made = keras.optimizers.AdamW(learning_rate, weight_decay or 0.0, beta_1, beta_2, epsilon, amsgrad)
+    return _with_slots(made, slots)
+
+
+def lion(
+    learning_rate: Any,
+    weight_decay: float | None,
+    *,
+    beta_1: float = 0.9,
+    beta_2: float = 0.99,
+    slots: str = "float32",
+) -> keras.optimizers.Lion:
+    """Keras's Lion. `slots`: the type in which its momentum is kept."""
+    return _with_slots(keras.optimizers.Lion(learning_rate, beta_1, beta_2, weight_decay), slots)
+
+
+def _with_slots(optimizer: keras.optimizers.Optimizer, slots: str) -> keras.optimizers.Optimizer:
+    """With the attribute `slots`, which whoever builds the optimizer looks at (`trainers.run.vector_optimizer`)."""
+    if slots not in SLOTS:
+        raise ValueError(f"slots={slots} is neither {' nor '.join(SLOTS)}; pass one of them")
+    if slots != SLOTS[0] and getattr(optimizer, "amsgrad", False):
+        raise ValueError(f"slots={slots} would round the maxima of amsgrad up and up; leave one of them out")
+    optimizer.slots = slots
+    return optimizer
 
 
 def build(text: str, learning_rate: Any, weight_decay: float) -> keras.optimizers.Optimizer:

@@ -153,8 +153,8 @@ def test_an_update_that_never_fits_is_refused_in_one_line(auto):
     class Huge(Heavy):
         most = 0
 
-    with pytest.raises(BadConfiguration, match=r"even in 16 parts of 1 example \(.*\); pass --recompute") as error:
-        auto(loop=Huge)
+    with pytest.raises(BadConfiguration, match=r"even in 2 parts of 1 example \(.*\); pass --recompute") as error:
+        auto(loop=Huge, batch_size=4)
     assert "\n" not in str(error.value)
 
 

@@ -153,3 +153,24 @@ def test_slots_of_an_optimizer_are_told_and_its_counter_is_one_tensor():
     with private_api.counter_read_once(optimizer):
         assert tf.is_tensor(optimizer.iterations) and not isinstance(optimizer.iterations, tf.Variable)
     assert optimizer.iterations is counter
+
+
+def test_without_collectives_each_replica_keeps_its_own():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+    def replica():
+        context = tf.distribute.get_replica_context()
+        own = tf.cast(context.replica_id_in_sync_group, tf.float32) + 1
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, {"own": own, "list": [own]})
+
+    def totals():
+        values = strategy.run(replica)
+        return values, strategy.reduce("SUM", values["own"], axis=None)
+
+    with private_api.without_collectives():
+        values, total = tf.function(totals)()
+    assert [float(value) for value in strategy.experimental_local_results(values["list"][0])] == [1, 2]
+    assert float(total) == 1
+    values, total = tf.function(totals)()
+    assert [float(value) for value in strategy.experimental_local_results(values["own"])] == [3, 3]
+    assert float(total) == 6

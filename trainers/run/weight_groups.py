@@ -14,7 +14,7 @@ import tensorflow as tf
 from models import optimizers
 from trainers.run import depths
 from trainers.run.replicas import MovingAverage, OptimizersAverage
-from trainers.run.vector_optimizer import VectorOptimizer, takes_vectors
+from trainers.run.vector_optimizer import VectorOptimizer, rounds_slots, takes_vectors
 from trainers.run.vectors import Vectors
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
@@ -39,11 +39,23 @@ class WeightGroup(NamedTuple):
         """The group's own of a list with a value for each weight."""
         return [values[place] for place in self.places]
 
-    def built(self, weights: Sequence[keras.Variable]) -> "WeightGroup":
-        """With the optimizer's variables. What is no matrix and no kernel has no weight decay. `weights`: all."""
+    def built(self, weights: Sequence[keras.Variable], seed: int = 0) -> "WeightGroup":
+        """With the optimizer's variables. What is no matrix and no kernel has no weight decay. `weights`: all.
+
+        `seed`: of noise by which slots are rounded.
+
+        Raises:
+          BadConfiguration: slots are to be rounded, and weights have what needs them one by one.
+        """
         own = self.of(weights)
         if takes_vectors(self.optimizer, own):
-            return self._replace(optimizer=VectorOptimizer(self.optimizer, own, [len(w.shape) > 1 for w in own]))
+            decays = [len(weight.shape) > 1 for weight in own]
+            return self._replace(optimizer=VectorOptimizer(self.optimizer, own, decays, seed))
+        if rounds_slots(self.optimizer):
+            raise BadConfiguration(
+                f"--optimizer: slots={self.optimizer.slots} does not go with a weight that has a constraint; leave it "
+                "out"
+            )
         self.optimizer.exclude_from_weight_decay(var_list=[weight for weight in own if len(weight.shape) < 2])
         self.optimizer.build(own)
         # Loops sum gradients themselves: a second all-reduce in `apply` would multiply them.
@@ -101,7 +113,7 @@ def group_of(config: Config, weights: Sequence[keras.Variable], steps: int = 1) 
             f"--optimizer {config.optimizer} averages weights by itself, which the loop {config.loop} does not show; "
             "take adam with --ema"
         )
-    return WeightGroup(list(range(len(weights))), optimizer, schedule).built(weights)
+    return WeightGroup(list(range(len(weights))), optimizer, schedule).built(weights, config.seed)
 
 
 def groups_of(config: Config, model: keras.Model) -> list[WeightGroup]:
@@ -132,7 +144,7 @@ def groups_of(config: Config, model: keras.Model) -> list[WeightGroup]:
         raise BadConfiguration(
             "--optimizer_for does not go with an optimizer of two gradients an update (sam); pass another"
         )
-    return [group.built(weights) for group in groups]
+    return [group.built(weights, config.seed) for group in groups]
 
 
 def average_of(config: Config, weights: Sequence[keras.Variable], groups: Sequence[WeightGroup]) -> Any:

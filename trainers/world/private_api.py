@@ -83,8 +83,12 @@ def apply_without_reduction(optimizer: Any) -> None:
     optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
 
 
-def build_recorded(optimizer: Any, owners: Any) -> list[list[tuple[str, list[Any]]]]:
+def build_recorded(
+    optimizer: Any, owners: Any, taken: Callable[[str, int, Any], Any] | None = None
+) -> list[list[tuple[str, list[Any]]]]:
     """Builds an optimizer on Keras variables, or on what has a path, a shape and a dtype. Returns what slots it made.
+
+    `taken(kind, number, slot)`: what its update rule takes in place of the slot of an owner.
 
     For each call of `add_optimizer_variables`: the kinds of slots in it, each with a slot for each of `owners`. Keras
     keeps slots in attributes of many names, and asks TensorFlow to colocate them with variables alone.
@@ -95,8 +99,12 @@ def build_recorded(optimizer: Any, owners: Any) -> list[list[tuple[str, list[Any
 
     def recorded(variables: Any, name: Any, initializer: Any = "zeros") -> Any:
         found = add(variables, name, initializer)
-        made.append([(name, found)] if isinstance(name, str) else list(zip(name, found, strict=True)))
-        return found
+        kinds = [(name, found)] if isinstance(name, str) else list(zip(name, found, strict=True))
+        made.append(kinds)
+        if taken is None:
+            return found
+        lists = [[taken(kind, number, slot) for number, slot in enumerate(slots)] for kind, slots in kinds]
+        return lists[0] if isinstance(name, str) else lists
 
     optimizer.add_variable_from_reference = lambda *args, **keywords: BaseOptimizer.add_variable_from_reference(
         optimizer, *args, **keywords
