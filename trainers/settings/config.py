@@ -274,6 +274,9 @@ class Config:
         distinct=False,
         compared=False,
     )
+    cache_dir: str = flag(
+        "", "run", "for object stores: files kept here; default ~/.cache/lockstep", repeated=False, distinct=False
+    )
     mode: str = flag(
         "train",
         "run",

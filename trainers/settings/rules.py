@@ -103,7 +103,8 @@ def _local_paths(config: Config) -> Config:
     return dataclasses.replace(
         config,
         **{name: os.path.realpath(paths.local(f"--{name}", text)) for name, text in named.items() if text},
-        run_dir=str(paths.local("--run_dir", config.run_dir or default_run_dir(config))),
+        run_dir=paths.place("--run_dir", config.run_dir or default_run_dir(config)),
+        cache_dir=paths.cache_dir(config.cache_dir),
         data_dir=str(paths.local("--data_dir", data_dir)),
     )
 
