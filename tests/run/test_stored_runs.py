@@ -15,10 +15,12 @@ object_store.skip_where_missing()
 from conftest import metrics, weights, without_times
 
 from launch.workers import free_ports
+from trainers import predict
 from trainers.record import copies, reading, store_lock
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, StoreLost
 from trainers.settings.rules import resolve
+from trainers.use import predictions
 from trainers.world import stores
 
 EXACT = {"deterministic": True, "seed": 3}
@@ -118,6 +120,19 @@ def test_a_run_goes_on_elsewhere_with_the_bits_of_one_that_was_left_alone(run, p
         run(run_dir=address, cache_dir=str(tmp_path / "third"), train_steps=12, **(flags | {"seed": 4}))
     with pytest.raises(BadConfiguration, match="--resume=never and --run_dir"):
         run(run_dir=address, cache_dir=str(tmp_path / "fourth"), train_steps=15, resume="never", **flags)
+
+
+def test_a_run_in_a_store_answers(run, proxy, address, tmp_path, monkeypatch, data_dir):
+    """Another machine has nothing of it: the best checkpoint is fetched, and the answers are those of a folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    local = run("local", **EXACT)
+    run(run_dir=address, cache_dir=str(tmp_path / "cache"), **EXACT)
+    answers = []
+    for place, name in ((str(local.run_dir), "a.csv"), (address, "b.csv")):
+        words = ["predict", place, "--input=eval", f"--output={tmp_path / name}", f"--data_dir={data_dir}"]
+        assert predictions.predict(predict.settings_from(words)) == 0
+        answers.append((tmp_path / name).read_text())
+    assert answers[0] == answers[1] and len(answers[0].splitlines()) > 300
 
 
 def test_damage_in_the_store_is_skipped_and_the_checkpoint_before_is_used(run, proxy, address, download, tmp_path):

@@ -18,9 +18,12 @@ from typing import Any, Protocol
 from trainers.settings import paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.world import files
 
 # Folders under `--cache_dir`.
 WORKING, COPIES = "runs", "copies"
+# Seconds for which a script that reads tries again.
+_READERS_PATIENCE = 60.0
 # The folder of `--mode=evaluate` in a run: another process owns it.
 EVALUATOR = "evaluator"
 
@@ -97,7 +100,7 @@ def shown(folder: str | os.PathLike) -> str:
     return carrier.address if carrier else str(folder)
 
 
-def facts(address: str, patience: float = 60.0) -> dict[str, Any]:
+def facts(address: str, patience: float = _READERS_PATIENCE) -> dict[str, Any]:
     """The run.json of an address; empty if there is none.
 
     Raises:
@@ -113,10 +116,48 @@ def facts(address: str, patience: float = 60.0) -> dict[str, Any]:
         raise BadConfiguration(f"{address}/run.json cannot be read: {error}; name another --run_dir") from None
 
 
+def folder_beside(place: str) -> Path:
+    """Where what is not kept in the store lies on this machine, logs of processes for example; a path is itself."""
+    return Path(paths.cache_dir("")) / "logs" / name_of(place) if paths.is_address(place) else Path(place)
+
+
+def write_text(place: str, name: str, text: str) -> None:
+    """Writes a text file to a folder or an address. Raises as the store does, or OSError."""
+    if not paths.is_address(place):
+        return files.write_text(Path(place, name), text)
+    from trainers.world.stores import Store
+
+    return Store(place, _READERS_PATIENCE).write(name, text.encode())
+
+
 def name_of(address: str) -> str:
     """The name of the folder for an address: readable, and its own."""
     words = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in address.replace("://", "-"))
     return f"{words[-60:].strip('-.')}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
+
+
+def identity(folder: Path) -> str:
+    """What tells a run's folder apart from others, whoever reads it from where."""
+    carrier = of(folder)
+    return carrier.address if carrier else str(folder.resolve())
+
+
+@contextlib.contextmanager
+def readable(place: str | os.PathLike) -> Iterator[Path]:
+    """Within the block a run or an export at an address lies in a folder, for reading. A path is that folder itself.
+
+    Raises:
+      BadConfiguration, StoreLost: the store refuses, or cannot be reached.
+    """
+    if not paths.is_address(place):
+        yield Path(place)
+        return
+    from trainers.record.copies import Copy
+
+    with Copy(os.fspath(place), Path(paths.cache_dir("")) / COPIES, _READERS_PATIENCE) as copy:
+        if not (copy.folder / "run.json").exists():
+            copy.bring_export()
+        yield copy.folder
 
 
 @contextlib.contextmanager

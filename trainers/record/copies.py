@@ -15,11 +15,13 @@ from absl import logging
 
 from trainers.record import carriers, reading
 from trainers.world import files
-from trainers.world.stores import Store
+from trainers.world.stores import PIECE_BYTES, Store
 
 # A store is asked no more often.
 LOOK_SECONDS = 5.0
 _TRIES = 3
+# Folders of a run that TensorBoard has no use for.
+_NOT_SHOWN = {reading.CHECKPOINTS, reading.EXPORT}
 _YOUNG_SECONDS = 60
 _SMALL = (reading.METRICS, "flags.txt", f"{reading.EXPORT}/{reading.METADATA}", reading.RUN)
 
@@ -89,6 +91,29 @@ def bring(store: Store, folder: Path, step: int) -> None:
                 if hashlib.file_digest(file, "sha256").hexdigest() == digest:
                     break
             logging.warning("%s of step %d came with another digest", name, step)
+
+
+def follow(store: Store, folder: Path, seen: dict[str, str]) -> int:
+    """Brings what TensorBoard shows of all runs under an address up to date. Returns how many files have changed.
+
+    `seen`: tags of what is here, which this keeps. An event file only grows, and who reads it keeps it open, so what is
+    new is appended.
+    """
+    changed = 0
+    for name, (tag, size) in store.entries().items():
+        parts, path = name.split("/"), folder / name
+        if seen.get(name) == tag or _NOT_SHOWN & set(parts) or any(part.startswith(".") for part in parts):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if ".tfevents." in parts[-1]:
+                with open(path, "ab") as file:
+                    while (length := min(size - file.tell(), PIECE_BYTES)) > 0:
+                        file.write(store.piece(name, file.tell(), length))
+            else:
+                store.fetch(name, path)
+            seen[name], changed = tag, changed + 1
+    return changed
 
 
 class Copy:
@@ -163,14 +188,14 @@ class Copy:
     def settle(self, feed: Callable[[str], None]) -> None:
         """Nothing: a reader writes nothing."""
 
-    def bring_all(self) -> None:
-        """Brings everything that is there: event files, profiles, exports."""
-        for name in self._store.tags():
-            path = self.folder / name
-            if not any(part.startswith(".") for part in name.split("/")) and not path.exists():
-                with contextlib.suppress(FileNotFoundError):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    self._store.fetch(name, path)
+    def bring_export(self) -> None:
+        """Brings everything, if the address is that of an export: it holds the file that tells of one."""
+        with contextlib.suppress(FileNotFoundError):
+            self._store.read(reading.METADATA)
+            for name in self._store.tags():
+                path = self.folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._store.fetch(name, path)
 
     def __exit__(self, *exception: object) -> None:
         carriers.forget(self.folder)

@@ -52,6 +52,11 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         raise BadConfiguration(f"{path} cannot be read: {error}; move it away or name another --run_dir") from None
 
 
+def run_at(place: str) -> dict[str, Any]:
+    """As `read_run`, of a path or an address. Raises StoreLost too."""
+    return carriers.facts(place) if paths.is_address(place) else read_run(Path(place))
+
+
 def numbers(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line of metrics as it was measured: what is not finite is null in JSON, and not a number here."""
     return {name: math.nan if value is None else value for name, value in line.items()}
@@ -198,11 +203,10 @@ def config_of_run(config: Config, given: Collection[str]) -> Config:
     if not config.run_dir:
         raise BadConfiguration("--mode=evaluate needs --run_dir, the run that it follows; name it")
     run_dir, began = paths.place("--run_dir", config.run_dir), time.monotonic()
-    stored = paths.is_address(run_dir)
-    while not (facts := carriers.facts(run_dir) if stored else read_run(Path(run_dir))):
+    while not (facts := run_at(run_dir)):
         if time.monotonic() - began > config.startup_timeout:
             raise PeerLost(f"no run began in --run_dir {config.run_dir} within --startup_timeout; start it again later")
-        time.sleep(2.0 if stored else 0.2)
+        time.sleep(2.0 if paths.is_address(run_dir) else 0.2)
     before = begun_as(facts, type(config))
     if before["loop"] != config.loop:
         raise BadConfiguration(

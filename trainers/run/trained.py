@@ -14,7 +14,7 @@ from models import cards, tasks
 from models.options import is_object
 from models.tasks import Task
 from trainers.input.dataset import Dataset
-from trainers.record import reading
+from trainers.record import carriers, reading
 from trainers.record.checkpoints import Checkpoints
 from trainers.record.state import State
 from trainers.settings import options
@@ -40,15 +40,17 @@ def flags_of(what: str, run_dir: Path) -> Config:
     """
     facts = reading.read_run(run_dir)
     if not facts:
-        raise BadConfiguration(f"{what} {run_dir} holds no run; name a run_dir")
+        raise BadConfiguration(f"{what} {carriers.shown(run_dir)} holds no run; name a run_dir")
     before = reading.begun_as(facts, Config)
     name = options.name_of(facts.get("flags", {}).get("model") or "")  # a loop without --model has none
     if name not in cards.MODELS and not is_object(name):
         raise BadConfiguration(
-            f"{what} {run_dir} is a run of the loop {before['loop']!r} without --model; name another"
+            f"{what} {carriers.shown(run_dir)} is a run of the loop {before['loop']!r} without --model; name another"
         )
     if not reading.checkpoint_steps(run_dir):
-        raise BadConfiguration(f"{what} {run_dir} holds no checkpoint; train it first, or name another run_dir")
+        raise BadConfiguration(
+            f"{what} {carriers.shown(run_dir)} holds no checkpoint; train it first, or name another run_dir"
+        )
     names = {field.name for field in dataclasses.fields(Config)}
     return Config(**{name: value for name, value in before.items() if name in names})
 
@@ -75,7 +77,7 @@ def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset, agree: 
         object `module:object` of a module that no flag of `config` names.
     """
     own = flags_of(what, run_dir)
-    _check_named(f"{what} {run_dir}", options.name_of(own.model), config)
+    _check_named(f"{what} {carriers.shown(run_dir)}", options.name_of(own.model), config)
     scale = own.card.mean, own.card.deviation
     if scale != (config.card.mean, config.card.deviation):
         raise BadConfiguration(
@@ -111,7 +113,9 @@ def best_values(what: str, run_dir: Path, agree: Callable[[int], int]) -> tuple[
             continue
         agreed = agree(step)
         return store.path(agreed), values if agreed == step else store.restore(agreed)
-    raise BadConfiguration(f"{what} {run_dir}: every checkpoint is damaged; restore one, or name another run")
+    raise BadConfiguration(
+        f"{what} {carriers.shown(run_dir)}: every checkpoint is damaged; restore one, or name another run"
+    )
 
 
 def evaluated(values: State) -> list[tuple[str, np.ndarray]]:

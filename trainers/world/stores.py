@@ -132,10 +132,12 @@ class Store:
         meta = self._tried(f"read {name}", lambda: self._obstore.head(self._store, name))
         with files.aside(path) as place, open(place, "wb") as file:
             for start in range(0, meta["size"], PIECE_BYTES):
-                file.write(self._piece(name, start, min(PIECE_BYTES, meta["size"] - start)))
+                file.write(self.piece(name, start, min(PIECE_BYTES, meta["size"] - start)))
             file.flush()
 
-    def _piece(self, name: str, start: int, length: int) -> bytes:
+    def piece(self, name: str, start: int, length: int) -> bytes:
+        """So many bytes of an object from a place on. Raises FileNotFoundError."""
+
         def get() -> bytes:
             data = bytes(self._obstore.get_range(self._store, name, start=start, length=length))
             if len(data) != length:
@@ -170,14 +172,18 @@ class Store:
                 return tag if there == content else None
             return None
 
-    def tags(self, under: str = "") -> dict[str, str]:
-        """Names and tags of all objects, or of those in a folder, in the order of their names."""
+    def entries(self, under: str = "") -> dict[str, tuple[str, int]]:
+        """Names of all objects, or of those in a folder, in their order, with tags and sizes in bytes."""
 
-        def names() -> Iterator[tuple[str, str]]:
+        def found() -> Iterator[tuple[str, tuple[str, int]]]:
             for page in self._obstore.list(self._store, under or None):
-                yield from ((meta["path"], meta["e_tag"] or "") for meta in page)
+                yield from ((meta["path"], (meta["e_tag"] or "", meta["size"])) for meta in page)
 
-        return dict(sorted(self._tried("list what is there", lambda: list(names()))))
+        return dict(sorted(self._tried("list what is there", lambda: list(found()))))
+
+    def tags(self, under: str = "") -> dict[str, str]:
+        """As `entries`, with tags alone."""
+        return {name: tag for name, (tag, _) in self.entries(under).items()}
 
     def remove(self, names: Collection[str]) -> None:
         """Removes objects, one after another in this order. One that is not there is no error."""
