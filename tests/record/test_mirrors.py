@@ -18,6 +18,7 @@ object_store.skip_where_missing()
 from conftest import ROOT
 
 from trainers.record import carriers, copies, mirror, reading, store_lock
+from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration, StoreLost
 from trainers.world import stores
 
@@ -408,5 +409,5 @@ def test_without_the_library_an_address_is_one_line(tmp_path):
 
 
 def test_names_of_folders_tell_addresses_apart():
-    names = {carriers.name_of(address) for address in ("s3://a/b", "s3://a-b/c", "s3://a/b-c", "gs://a/b")}
+    names = {paths.name_of(address) for address in ("s3://a/b", "s3://a-b/c", "s3://a/b-c", "gs://a/b")}
     assert len(names) == 4 and all(Path(name).name == name for name in names)

@@ -135,6 +135,19 @@ def test_a_run_in_a_store_answers(run, proxy, address, tmp_path, monkeypatch, da
     assert answers[0] == answers[1] and len(answers[0].splitlines()) > 300
 
 
+def test_data_of_a_store_are_those_of_a_folder(run, proxy, address, tmp_path):
+    rows = "\n".join(f"{n % 7},{n % 5},{'yes' if n % 7 > n % 5 else 'no'}" for n in range(400))
+    (tmp_path / "rows.csv").write_text(f"a,b,label\n{rows}\n")
+    stores.Store(address).write("rows.csv", tmp_path / "rows.csv")
+    flags = {**EXACT, "label": "label", "dataset": f"csv:{tmp_path / 'rows.csv'}"}
+    stored = flags | {"dataset": f"csv:{address}/rows.csv", "cache_dir": str(tmp_path / "cache")}
+    local = run("local", **flags)
+    other = run("other", **stored)
+    check_same(local.run_dir, other.run_dir)
+    facts = [reading.read_run(one.run_dir)["data_fingerprint"] for one in (local, other)]
+    assert facts[0] == facts[1]
+
+
 def test_damage_in_the_store_is_skipped_and_the_checkpoint_before_is_used(run, proxy, address, download, tmp_path):
     flags = {**EXACT, "eval_every": 0, "schedule": "constant", "warmup_steps": 0}
     local = run("local", train_steps=9, **flags)

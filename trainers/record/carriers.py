@@ -8,7 +8,6 @@ look-up of a name.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -118,7 +117,7 @@ def facts(address: str, patience: float = _READERS_PATIENCE) -> dict[str, Any]:
 
 def folder_beside(place: str) -> Path:
     """Where what is not kept in the store lies on this machine, logs of processes for example; a path is itself."""
-    return Path(paths.cache_dir("")) / "logs" / name_of(place) if paths.is_address(place) else Path(place)
+    return Path(paths.cache_dir("")) / "logs" / paths.name_of(place) if paths.is_address(place) else Path(place)
 
 
 def write_text(place: str, name: str, text: str) -> None:
@@ -128,12 +127,6 @@ def write_text(place: str, name: str, text: str) -> None:
     from trainers.world.stores import Store
 
     return Store(place, _READERS_PATIENCE).write(name, text.encode())
-
-
-def name_of(address: str) -> str:
-    """The name of the folder for an address: readable, and its own."""
-    words = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in address.replace("://", "-"))
-    return f"{words[-60:].strip('-.')}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
 
 
 def identity(folder: Path) -> str:
@@ -181,12 +174,12 @@ def carried(config: Config, chief: bool) -> Iterator[Config]:
     patience = config.step_timeout or 600.0
     with contextlib.ExitStack() as stack:
         if config.mode == "train" and chief:
-            folder = stack.enter_context(Mirror(address, cache / WORKING / name_of(address), patience)).folder
+            folder = stack.enter_context(Mirror(address, cache / WORKING / paths.name_of(address), patience)).folder
         else:
             folder = stack.enter_context(Copy(address, cache / COPIES, patience)).folder
         if config.mode == "evaluate":
             own = f"{address}/{EVALUATOR}"
-            mirror = stack.enter_context(Mirror(own, cache / WORKING / name_of(own), patience))
+            mirror = stack.enter_context(Mirror(own, cache / WORKING / paths.name_of(own), patience))
             (folder / EVALUATOR).symlink_to(mirror.folder, target_is_directory=True)
             register(folder / EVALUATOR, mirror)
             stack.callback(forget, folder / EVALUATOR)

@@ -1,5 +1,6 @@
 """Paths that a user has named: on this machine, with `~` opened, and told apart from one another."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,12 @@ def place(what: str, text: str) -> str:
     return text.rstrip("/")
 
 
+def name_of(address: str) -> str:
+    """The name of the folder for an address: readable, and its own."""
+    words = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in address.replace("://", "-"))
+    return f"{words[-60:].strip('-.')}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
+
+
 def cache_dir(text: str) -> str:
     """Where copies of what lies in object stores are kept on this machine: as named, or the user's folder for such."""
     base = os.environ.get("XDG_CACHE_HOME") or ("~/.cache" if has_home() else ".cache")
@@ -83,10 +90,12 @@ def why_no_directory(path: Path) -> str:
 
 
 def location(dataset: str | None) -> str | None:
-    """The absolute path of a data set's files, links followed; None for a set that has none of the user's own."""
+    """The absolute path of a data set's files, links followed, or their address; None for a set that has none."""
     kind, argument = split_name(dataset or "")
     if not argument or kind not in DATASETS or not DATASETS[kind].argument:
         return None
+    if is_address(argument):
+        return argument.rstrip("/")
     return os.path.realpath(os.path.expanduser(argument))
 
 

@@ -20,7 +20,7 @@ from trainers.input.raw.described import raw_of
 from trainers.input.raw.form import Raw
 from trainers.record import carriers, reading
 from trainers.run import trained
-from trainers.settings import options
+from trainers.settings import options, paths
 from trainers.settings.config import Config
 from trainers.settings.data_cards import is_own
 from trainers.settings.exit_codes import BadConfiguration
@@ -184,6 +184,7 @@ def _found_here(own: Config, facts: Mapping[str, Any], asked: Any) -> Config:
     data_dir = str(asked.data_dir) if asked.data_dir else own.data_dir
     dataset = reading.dataset_of(reading.begun_as(facts, Config))
     here = {"strategy": asked.strategy, "replicas": asked.replicas, "data_dir": data_dir, "dataset": dataset}
+    here["cache_dir"] = paths.cache_dir("")
     return dataclasses.replace(own, export="", **here)
 
 

@@ -132,14 +132,19 @@ class Store:
         meta = self._tried(f"read {name}", lambda: self._obstore.head(self._store, name))
         with files.aside(path) as place, open(place, "wb") as file:
             for start in range(0, meta["size"], PIECE_BYTES):
-                file.write(self.piece(name, start, min(PIECE_BYTES, meta["size"] - start)))
+                length = min(PIECE_BYTES, meta["size"] - start)
+                file.write(self.piece(name, start, length, meta["e_tag"]))
             file.flush()
 
-    def piece(self, name: str, start: int, length: int) -> bytes:
-        """So many bytes of an object from a place on. Raises FileNotFoundError."""
+    def piece(self, name: str, start: int, length: int, tag: str | None = None) -> bytes:
+        """So many bytes of an object from a place on. Raises FileNotFoundError, also if its version has another tag."""
+        options = {"range": (start, start + length)} | ({"if_match": tag} if tag else {})
 
         def get() -> bytes:
-            data = bytes(self._obstore.get_range(self._store, name, start=start, length=length))
+            try:
+                data = bytes(self._obstore.get(self._store, name, options=options).bytes())
+            except self._obstore.exceptions.PreconditionError:
+                raise FileNotFoundError(f"{name} was replaced while it was read") from None
             if len(data) != length:
                 raise _Short(f"{name} has ended after {start + len(data)} bytes")
             return data
