@@ -1,12 +1,17 @@
 """A real S3 server in a process of its own, and a proxy before it that fails as networks and servers do."""
 
+import base64
 import contextlib
+import datetime
+import hashlib
+import hmac
 import http.client
 import http.server
 import importlib.util
 import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +24,9 @@ import pytest
 from launch import environment
 
 BUCKET = "bucket"
+# What Azure's emulator has; everybody knows its key.
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 # What the proxy may do to a request, beside passing it on.
 FAULTS = ("drop before", "drop after", "cut request", "cut answer", "delay", "500", "503", "429")
 
@@ -39,34 +47,62 @@ def skip_where_missing():
 
 
 @contextlib.contextmanager
-def s3_server():
-    """The port of an empty server on loopback."""
+def _served(command):
+    """The port of a server on loopback. `command(port)`: what starts it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [interpreter(), "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             assert server.poll() is None
             time.sleep(0.05)
-        make_bucket(port)
         yield port
     finally:
         server.kill()
         server.wait()
 
 
-def make_bucket(port):
-    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")).close()
+@contextlib.contextmanager
+def s3_server():
+    """The port of an S3 server with an empty bucket."""
+    with _served(lambda port: [interpreter(), "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]) as port:
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")).close()
+        yield port
+
+
+@contextlib.contextmanager
+def azure_server():
+    """The port of Azure's emulator with an empty container. Skips where it is not on the PATH."""
+    program = shutil.which("azurite-blob")
+    if program is None:
+        pytest.skip("azurite-blob is not on the PATH: npm install -g azurite")
+    words = [program, "--silent", "--inMemoryPersistence", "--skipApiVersionCheck", "--blobPort"]
+    with _served(lambda port: [*words, str(port)]) as port:
+        _make_container(port)
+        yield port
+
+
+def _make_container(port):
+    """Asks for a container, signed with the shared key. Source: Azure's reference, "Authorize with Shared Key"."""
+    date = datetime.datetime.now(datetime.UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    headers = {"x-ms-date": date, "x-ms-version": "2021-12-02"}
+    text = "PUT" + "\n" * 12 + "".join(f"{name}:{value}\n" for name, value in headers.items())
+    text += f"/{AZURE_ACCOUNT}/{AZURE_ACCOUNT}/{BUCKET}\nrestype:container"
+    signature = hmac.new(base64.b64decode(AZURE_KEY), text.encode(), hashlib.sha256).digest()
+    headers["Authorization"] = f"SharedKey {AZURE_ACCOUNT}:{base64.b64encode(signature).decode()}"
+    url = f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}/{BUCKET}?restype=container"
+    urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=headers)).close()
 
 
 def variables(port):
-    """What a process needs to know of the server."""
+    """What a process needs to know of a server behind a port, of either kind."""
     own = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1"}
-    return own | {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "secret"}
+    own |= {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "secret"}
+    own |= {"AZURE_STORAGE_ACCOUNT_NAME": AZURE_ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY}
+    return own | {"AZURE_STORAGE_ENDPOINT": f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}"}
 
 
 class Proxy(http.server.ThreadingHTTPServer):
@@ -148,7 +184,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         answer = upstream.getresponse()
         content = answer.read()
         upstream.close()
-        if b"<ListBucketResult" in content[:200]:
+        if b"<ListBucketResult" in content[:200] or b"<EnumerationResults" in content[:200]:
             content = _shuffled(content, proxy.chance)
         with proxy.guard:
             proxy.log.append((self.command, self.path))
@@ -163,9 +199,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _shuffled(page, chance):
     """A page of a listing whose entries are in another order."""
-    entries = re.findall(rb"<Contents>.*?</Contents>", page, re.DOTALL)
+    entry = rb"<Contents>.*?</Contents>|<Blob>.*?</Blob>"
+    entries = re.findall(entry, page, re.DOTALL)
     mixed = iter(chance.sample(entries, len(entries)))
-    return re.sub(rb"<Contents>.*?</Contents>", lambda match: next(mixed), page, flags=re.DOTALL)
+    return re.sub(entry, lambda match: next(mixed), page, flags=re.DOTALL)
 
 
 @contextlib.contextmanager

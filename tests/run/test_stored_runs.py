@@ -1,8 +1,10 @@
 """Runs at an address of an object store: a real S3 server on loopback, behind a proxy that fails."""
 
+import hashlib
 import json
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -201,6 +203,52 @@ def test_killed_at_random_moments_a_stored_run_ends_with_the_same_bits(trainer, 
     assert code == 0 and f"in {address}" in output, output
     proxy.fault = lambda method, path: None
     check_same(tmp_path / "local", download(address))
+
+
+@pytest.mark.long
+def test_a_soak_of_two_hundred_faults_ends_with_the_same_bits(run, proxy, server, address, download, tmp_path):
+    """Attempt after attempt on other machines, while another looks all the time for a checkpoint that is half there."""
+    flags = {**EXACT, "eval_every": 2, "checkpoint_every": 1, "keep_checkpoints": 2, "schedule": "constant"}
+    flags |= {"warmup_steps": 0, "log_every": 1}
+    chance, faults, torn, end = random.Random(5), 0, [], threading.Event()
+    with object_store.environment_of(server):
+        store = stores.Store(address)
+
+    def fault(method, path):
+        nonlocal faults
+        if chance.random() < 0.25:
+            faults += 1
+            return chance.choice(object_store.FAULTS)
+        return None
+
+    def look():
+        while not end.wait(0.05):
+            for step in copies.manifests(store):
+                folder = copies.manifest_name(step).rpartition("/")[0]
+                try:
+                    named = json.loads(store.read(copies.manifest_name(step)))["files"]
+                    content = {name: store.read(f"{folder}/{name}") for name in named}
+                except FileNotFoundError:
+                    if copies.manifest_name(step) in store.tags(folder):
+                        torn.append(step)
+                    continue
+                if any(hashlib.sha256(content[name]).hexdigest() != named[name] for name in named):
+                    torn.append(step)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    steps = 0
+    try:
+        proxy.fault = fault
+        while faults < 200:
+            steps += 10
+            run(run_dir=address, cache_dir=str(tmp_path / str(steps)), train_steps=steps, **flags)
+    finally:
+        end.set()
+        watcher.join()
+        proxy.fault = lambda method, path: None
+    assert torn == [] and faults >= 200
+    check_same(run("local", train_steps=steps, **flags).run_dir, download(address))
 
 
 def test_a_second_run_is_refused_and_sigterm_leaves_a_checkpoint(trainer, proxy, address, tmp_path):

@@ -27,6 +27,9 @@ _MOST_PIECES = 9000
 # Between tries, growing from the first to the last.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
+# The server that gives out a machine's identity, where there is one; asked where the environment has no credentials.
+_IDENTITIES = "169.254.169.254"
+_NO_CREDENTIALS = "the environment has no credentials, and the platform gives none"
 _REMEDY = "run `python3 launch/environment.py storage` once"
 
 
@@ -104,9 +107,10 @@ class Store:
             except (errors.BaseError, OSError, _Short) as error:
                 waited = time.monotonic() - began
                 if waited + pause > self.patience or self._stop.is_set():
+                    reason = _NO_CREDENTIALS if _IDENTITIES in str(error) else _first_line(error)
                     raise StoreLost(
-                        f"{self.address} could not {what} within {waited:.0f} s: {_first_line(error)}; start again "
-                        "when the store can be reached, the run continues"
+                        f"{self.address} could not {what} within {waited:.0f} s: {reason}; start again when the store "
+                        "can be reached, the run continues"
                     ) from None
             self._stop.wait(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
