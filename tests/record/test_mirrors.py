@@ -338,6 +338,22 @@ def test_a_damaged_checkpoint_is_set_aside_in_the_store_too(proxy, address, owne
     assert "checkpoints/step-0000000020.damaged/state.index" in stores.Store(address).tags()
 
 
+def test_events_of_a_machine_whose_clock_is_ahead_come_along_and_get_another_name(proxy, address, owner):
+    """TensorBoard reads them in the order of their names; those of now must stand last."""
+    with owner(address) as one:
+        advance(one.folder, 10)
+        for stamp in (1000, 9999999999):
+            (one.folder / f"train/events.out.tfevents.{stamp}.host").write_bytes(b"events")
+        one.settle(no_feed)
+    with owner(address, "another") as other:
+        names = sorted(path.name for path in other.folder.glob("train/*"))
+        assert names == ["events.out.tfevents.9999999999.host"]
+        (other.folder / "train" / names[0]).rename(other.folder / "train/events.out.tfevents.2000.~000000.host")
+        other.settle(no_feed)
+    names = {name for name in stores.Store(address).tags("train") if "tfevents" in name}
+    assert names == {"train/events.out.tfevents.1000.host", "train/events.out.tfevents.2000.~000000.host"}
+
+
 def test_an_export_is_there_when_what_is_told_of_it_is(proxy, address, owner):
     with owner(address) as one:
         advance(one.folder, 10)

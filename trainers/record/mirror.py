@@ -129,6 +129,7 @@ class Mirror:
                 self._fetch_export()
             for step in copies.manifests(self._store):
                 copies.fetch_manifest(self._store, self.folder, step)
+            self._fetch_late_events()
             self._sent = {name: _signature(path) for name, path in _loose_files(self.folder)}
             last = secrets.token_hex(8).encode()
             self._store.write(_WRITER, last)
@@ -143,6 +144,18 @@ class Mirror:
         for name in self._store.tags(reading.EXPORT):
             path = self.folder / name
             if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._store.fetch(name, path)
+
+    def _fetch_late_events(self) -> None:
+        """Brings event files whose names stand after those that will be made here: a clock was, or is, another.
+
+        `trainers.show.summaries` gives them names that stand before.
+        """
+        for name in self._store.tags():
+            stamp = name.rpartition("/")[2].removeprefix("events.out.tfevents.").partition(".")[0]
+            if stamp.isdecimal() and int(stamp) >= time.time():
+                path = self.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._store.fetch(name, path)
 
