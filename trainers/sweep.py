@@ -318,7 +318,7 @@ def main(settings: Settings) -> int:
     text = ranking(outcomes, settings.swept)
     facts = [{"run": o.name, "code": o.code} | ({o.metric: o.score} if o.metric else {}) for o in outcomes]
     for name, content in (("ranking.md", text), ("ranking.json", files.to_json(facts, indent=2))):
-        carriers.write_text(settings.place, name, content + "\n")
+        carriers.write_text(f"{settings.place}/{name}", content + "\n")
     print(text)
     if sweep.stopped:
         print("stopped; the same command continues")

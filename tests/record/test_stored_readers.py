@@ -14,6 +14,7 @@ object_store.skip_where_missing()
 
 from conftest import ROOT
 
+from launch import prove
 from trainers import report, sweep
 from trainers.record import carriers, copies, reading
 from trainers.settings import paths
@@ -128,3 +129,11 @@ def test_where_files_are_kept_follows_the_users_folder_for_such(monkeypatch, tmp
     assert paths.cache_dir("~/x") == os.path.expanduser("~/x")
     with pytest.raises(BadConfiguration, match="--cache_dir 's3://b/c' is an address, not a path"):
         paths.cache_dir("s3://b/c")
+
+
+def test_the_verdicts_of_a_proof_may_go_to_a_store(proxy, tmp_path):
+    for place in ("s3://bucket/proofs/first.json", str(tmp_path / "new/first.json")):
+        settings = prove.settings_from(["prove", "--model=mlp", "--rows=replicas", f"--json={place}"])
+        prove.write(settings.options.json, settings, True, [])
+    stored = stores.Store("s3://bucket/proofs").read("first.json")
+    assert json.loads(stored)["holds"] is True and stored == (tmp_path / "new/first.json").read_bytes()

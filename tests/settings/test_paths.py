@@ -21,12 +21,12 @@ SCRIPTS = {
     "trainers/generate.py": ["hdfs://bucket/run", "--prompt=x"],
     "trainers/sweep.py": ["--sweep_dir=hdfs://bucket/sweep"],
     "trainers/sweep.py --spec": ["--spec=gs://bucket/sweep.json"],
-    "trainers/sweep.py --data_dir": ["--data_dir=gs://bucket/data"],
+    "trainers/sweep.py --data_dir": ["--data_dir=hdfs://bucket/data"],
     "trainers/benchmark.py": ["--out_dir=gs://bucket/out"],
     "trainers/graph_benchmark.py": ["--out_dir=gs://bucket/out"],
     "trainers/tensor_check.py": ["--json=gs://bucket/check.json"],
-    "launch/prove.py": ["--json=gs://bucket/prove.json"],
-    "launch/prove.py --data_dir": ["--data_dir=gs://bucket/data"],
+    "launch/prove.py": ["--json=hdfs://bucket/prove.json"],
+    "launch/prove.py --data_dir": ["--data_dir=hdfs://bucket/data"],
     "launch/scaling.py": ["--out_dir=gs://bucket/out"],
 }
 

@@ -120,13 +120,15 @@ def folder_beside(place: str) -> Path:
     return Path(paths.cache_dir("")) / "logs" / paths.name_of(place) if paths.is_address(place) else Path(place)
 
 
-def write_text(place: str, name: str, text: str) -> None:
-    """Writes a text file to a folder or an address. Raises as the store does, or OSError."""
+def write_text(place: str, text: str) -> None:
+    """Writes a text file, to a path or an address. Raises as the store does, or OSError."""
     if not paths.is_address(place):
-        return files.write_text(Path(place, name), text)
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        return files.write_text(Path(place), text)
     from trainers.world.stores import Store
 
-    return Store(place, _READERS_PATIENCE).write(name, text.encode())
+    folder, _, name = place.rpartition("/")
+    return Store(folder, _READERS_PATIENCE).write(name, text.encode())
 
 
 def identity(folder: Path) -> str:
