@@ -275,7 +275,7 @@ class Config:
         compared=False,
     )
     cache_dir: str = flag(
-        "", "run", "for object stores: files kept here; default ~/.cache/lockstep", repeated=False, distinct=False
+        "", "run", "where files of object stores are kept", repeated=False, distinct=False, compared=False
     )
     mode: str = flag(
         "train",
