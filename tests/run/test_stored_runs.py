@@ -31,20 +31,22 @@ LONG += ("--log_every=50", "--deterministic", "--seed=3", "--keep_checkpoints=2"
 
 
 @pytest.fixture(scope="module")
-def server():
-    with object_store.s3_server() as port:
-        yield port
+def server(request):
+    """The port of a server, and the scheme of its addresses: `s3`, or what a test names."""
+    kind = getattr(request, "param", "s3")
+    with {"s3": object_store.s3_server, "az": object_store.azure_server}[kind]() as port:
+        yield port, kind
 
 
 @pytest.fixture
 def proxy(server):
-    with object_store.Proxy(server) as proxy, object_store.environment_of(proxy.port):
+    with object_store.Proxy(server[0]) as proxy, object_store.environment_of(proxy.port):
         yield proxy
 
 
 @pytest.fixture
-def address(request):
-    return f"s3://{object_store.BUCKET}/runs/{''.join(c if c.isalnum() else '-' for c in request.node.name)}"
+def address(server, request):
+    return f"{server[1]}://{object_store.BUCKET}/runs/{''.join(c if c.isalnum() else '-' for c in request.node.name)}"
 
 
 @pytest.fixture
@@ -82,6 +84,7 @@ def cut_every(proxy, n):
     proxy.fault = fault
 
 
+@pytest.mark.parametrize("server", ["s3", "az"], indirect=True)
 def test_a_run_in_a_store_has_the_bits_and_files_of_one_in_a_folder(run, proxy, address, download, tmp_path):
     flags = {
         **EXACT,
@@ -107,6 +110,7 @@ def test_a_run_in_a_store_has_the_bits_and_files_of_one_in_a_folder(run, proxy, 
     assert len(list(stored.glob("train/*tfevents*"))) == len(list(Path(local.run_dir).glob("train/*tfevents*")))
 
 
+@pytest.mark.parametrize("server", ["s3", "az"], indirect=True)
 def test_a_run_goes_on_elsewhere_with_the_bits_of_one_that_was_left_alone(run, proxy, address, download, tmp_path):
     """On another machine, at another size, with its best checkpoint and its metrics; and it is complete there too."""
     flags = {**EXACT, "eval_every": 3, "checkpoint_every": 3, "keep_checkpoints": 1, "schedule": "constant"}
@@ -217,7 +221,7 @@ def test_a_soak_of_two_hundred_faults_ends_with_the_same_bits(run, proxy, server
     flags = {**EXACT, "eval_every": 2, "checkpoint_every": 1, "keep_checkpoints": 2, "schedule": "constant"}
     flags |= {"warmup_steps": 0, "log_every": 1}
     chance, faults, torn, end = random.Random(5), 0, [], threading.Event()
-    with object_store.environment_of(server):
+    with object_store.environment_of(server[0]):
         store = stores.Store(address)
 
     def fault(method, path):
