@@ -39,7 +39,7 @@ from trainers.run.command import config_from
 from trainers.settings import paths
 from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
 from trainers.settings.pages import SUPERVISED, Page, page_of, shipped
-from trainers.settings.rules import MOST
+from trainers.settings.rules import MOST, finds_parts
 from trainers.show.tables import table
 from trainers.world import files, process
 
@@ -78,6 +78,8 @@ def settings_from(argv: Sequence[str]) -> Settings:
     options.json = paths.place("--json", options.json)
     page = page_of(options.trainer)
     config = config_from(["prove", *flags], "", page.settings)
+    if finds_parts(config):
+        raise BadConfiguration("--accumulate=auto may find another number for each run that is compared; pass one")
     return Settings(options, page, flags, scope_of(config, options.rows.split(","), len(visible_gpus())))
 
 

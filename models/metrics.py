@@ -85,7 +85,10 @@ class Accuracy(StreamingMetric):
 
 @register
 class TopK(StreamingMetric):
-    """Fraction of examples whose label is among the `k` largest of the logits `[batch, num_classes]`."""
+    """Fraction of examples whose label is among the `k` largest of the logits `[batch, num_classes]`.
+
+    Of equal logits the first are taken, as in `Accuracy`: a model that tells no classes apart is not right.
+    """
 
     arguments = ("k",)
 
@@ -94,8 +97,13 @@ class TopK(StreamingMetric):
         self.k = k
 
     def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
-        """1 where the label is among the k largest: `[batch, 1]`."""
-        hit = tf.math.in_top_k(tf.cast(targets, tf.int32), tf.cast(outputs, tf.float32), self.k)
+        """1 where the label is among the k largest, and all logits are finite: `[batch, 1]`."""
+        logits, labels = tf.cast(outputs, tf.float32), tf.cast(targets, tf.int32)[:, None]
+        classes = tf.range(tf.shape(logits)[1])
+        own = tf.reduce_sum(tf.where(classes == labels, logits, 0), axis=1, keepdims=True)
+        ahead = (logits > own) | ((logits == own) & (classes < labels)) | (labels < 0)
+        among = tf.reduce_sum(tf.cast(ahead, tf.int32), axis=1) < self.k
+        hit = among & tf.reduce_all(tf.math.is_finite(logits), axis=1)
         return tf.cast(hit, tf.float32)[:, None]
 
 

@@ -82,7 +82,7 @@ class Supervised(ModelsLoop):
     def begin(self) -> Mapping[str, Any]:
         """Takes the weights that `--init_from` names; the moving average begins from them."""
         if self.config.init_from:
-            self.initial = initial.begin(self.config, self.model, self.optimizers, self.variables)
+            self.initial = initial.begin(self.config, self.world, self.model, self.optimizers, self.variables)
             for average in self.averages.values():
                 average.begin_anew()
         return {"initial": self.initial} if self.initial else {}

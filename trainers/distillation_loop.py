@@ -64,7 +64,7 @@ import tensorflow as tf
 
 from trainers.custom_loop import Supervised
 from trainers.input.dataset import Dataset
-from trainers.run import start, trained, workers
+from trainers.run import start, trained
 from trainers.run.hooks import Hooks
 from trainers.show import graphs
 from trainers.world.devices import World
@@ -78,9 +78,7 @@ class Distilled(Supervised):
             raise BadConfiguration(f"--dataset {config.dataset} has targets without a class each; take another")
         super().__init__(config, world, dataset)
         with world.strategy.scope():
-            self.teacher = trained.model_of(
-                "--teacher", Path(config.teacher), config, dataset, lambda step: int(workers.from_chief(world, step))
-            )
+            self.teacher = trained.model_of("--teacher", Path(config.teacher), config, dataset, world)
         # Checkpoints hold it, so a run goes on with the teacher that it began with.
         self.models["teacher"] = self.teacher.model
 

@@ -161,6 +161,17 @@ def data_of(name):
     return (LABELS, LOGITS) if name in OF_CLASSES else (TARGETS, OUTPUTS)
 
 
+def test_equal_logits_are_no_hit_but_for_the_first_k_classes():
+    metric, logits = metrics.TopK(5), np.zeros([100, 100], np.float32)
+    metric.update_state(np.arange(100), logits)
+    assert float(metric.result()) == pytest.approx(0.05)
+    logits[np.arange(100), np.arange(100)[::-1]] = [np.nan, np.inf] * 50
+    metric.reset_state()
+    metric.update_state(np.arange(100), logits)
+    metric.update_state([-1, 100], np.zeros([2, 100], np.float32))
+    assert float(metric.result()) == 0
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_is_that_of_the_whole_set_and_can_be_reset(name):
     make, expected = METRICS[name]

@@ -14,6 +14,7 @@ from trainers.run import initial
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BAD_CONFIGURATION, BadConfiguration
 from trainers.settings.rules import resolve
+from trainers.world.devices import World
 
 IMAGES = tasks.DataSpec("classification", (8, 8, 1), num_classes=10)
 SHORT = {"train_steps": 2, "warmup_steps": 0, "deterministic": True}
@@ -78,7 +79,7 @@ def test_files_give_every_variable_its_value(tmp_path, kind, name):
         source.save_weights(path)
     else:
         write_safetensors(path, {v.path.split("/", 1)[1].replace("/", "."): v.numpy() for v in source.weights})
-    table, chosen = initial.fit(model, initial.source_of(path), "")
+    table, chosen = initial.fit(model, initial.source_of(path, World(tf.distribute.get_strategy())), "")
     assert table.taken == [variable.path for variable in model.weights]
     assert (table.lacking, table.left, table.resized) == ([], [], {})
     values = {id(variable): value for variable, value in chosen}

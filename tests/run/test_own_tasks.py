@@ -203,3 +203,18 @@ def test_a_loss_of_the_users_own_is_tried_with_labels_of_pixels():
     np.testing.assert_allclose(made, np.log(3), rtol=1e-5)
     with pytest.raises(options.OptionError, match=r"--loss keras.losses:Poisson .* \(2, 2, 2"):
         tasks.named_loss(tasks.dataclasses.replace(spec, loss="keras.losses:Poisson"))
+
+
+def test_as_many_examples_are_looked_at_as_a_bound_of_memory_allows(data_dir, monkeypatch):
+    dataset = load.load("digits", str(data_dir))
+    model, task = tasks.model_of("mlp", dataset.spec)
+    whole = examples.predict(model, task, dataset, 100)
+    of_one = sum(part.nbytes for part in whole) / len(whole.losses)
+    assert len(whole.losses) == dataset.eval.size
+    monkeypatch.setattr(examples, "MOST_BYTES", int(of_one * 50.5))
+    for size in (7, 50, 64):
+        some = examples.predict(model, task, dataset, size)
+        assert {len(part) for part in some} == {50}
+        np.testing.assert_array_equal(some.targets, whole.targets[:50])
+    monkeypatch.setattr(examples, "MOST_BYTES", 1)
+    assert len(examples.predict(model, task, dataset, 4).losses) == 1

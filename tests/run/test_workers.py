@@ -325,6 +325,21 @@ def workers(count, *flags, data_dir, launch=()):
     return done.returncode, done.stdout + done.stderr
 
 
+def test_one_worker_reads_a_checkpoint_and_the_other_receives_it(gang, run, tmp_path):
+    """The other has a folder of its own, in which there is nothing to read."""
+    places = [f"--run_dir={tmp_path / name}" for name in ("chief", "other")]
+    for steps in (20, 50):
+        ports = free_ports(2)
+        both = [gang(2, *SGD, f"--train_steps={steps}", places[i], only=[i], ports=ports)[0] for i in (0, 1)]
+        codes, outputs, _ = ends(both)
+        assert codes == [0, 0], outputs
+    assert "resumed from the checkpoint of step 20, read and sent to 1 worker in " in outputs[0]
+    assert not (tmp_path / "other/checkpoints").exists()
+    flags = {"optimizer": "sgd", "schedule": "constant", "learning_rate": 0.05, "warmup_steps": 0, "batch_size": 48}
+    run("process", replicas=1, log_every=0, eval_every=0, checkpoint_every=0, **flags, train_steps=50)
+    assert largest_relative_difference(weights(tmp_path / "process"), weights(tmp_path / "chief")) <= 1e-5
+
+
 def test_1_2_and_4_workers_end_with_the_same_weights_and_any_size_resumes(run, tmp_path, data_dir):
     flags = {"optimizer": "sgd", "schedule": "constant", "learning_rate": 0.05, "warmup_steps": 0, "batch_size": 48}
     flags |= {"log_every": 0, "eval_every": 0, "checkpoint_every": 0, "train_steps": 50}

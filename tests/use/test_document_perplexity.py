@@ -1,6 +1,7 @@
 """Perplexity by document: each token of a document is predicted once, from its own document alone."""
 
 import csv
+import itertools
 import json
 import math
 
@@ -11,7 +12,7 @@ import tensorflow as tf
 from trainers import predict
 from trainers.input.dataset import Split
 from trainers.input.token_windows import windows_of
-from trainers.settings.exit_codes import OK, BadConfiguration
+from trainers.settings.exit_codes import OK, ROWS_UNUSABLE, BadConfiguration
 from trainers.use import documents, predictor
 
 SMALL = {"train_steps": 2, "eval_every": 0, "log_every": 0, "checkpoint_every": 0, "replicas": 2, "batch_size": 4}
@@ -105,6 +106,25 @@ def test_each_document_of_the_evaluation_has_its_perplexity(run, packed, tmp_pat
     again = capsys.readouterr()
     assert ", from row " in again.err and again.out == told.out
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
+
+
+def test_a_document_without_a_finite_perplexity_is_named_and_left_out(run, packed, tmp_path, capsys, monkeypatch):
+    summary = run(model="transformer,depth=1,width=16", dataset=f"tokens:{packed}", **SMALL)
+    computing = documents._computing
+
+    def broken(source):
+        nats_of, calls = computing(source), itertools.count()
+        return lambda pieces: nats_of(pieces) * (np.nan if next(calls) == 0 else 1)
+
+    monkeypatch.setattr(documents, "_computing", broken)
+    assert measured(summary.run_dir, tmp_path / "out.csv") == ROWS_UNUSABLE
+    rows, told = rows_in(tmp_path / "out.csv"), capsys.readouterr()
+    spoiled = [row for row in rows if row["error"]]
+    assert 0 < len(spoiled) < len(rows) and all(row["perplexity"] == "" for row in spoiled)
+    mean = np.mean([math.log(float(row["perplexity"])) for row in rows if not row["error"]])
+    assert f"document_perplexity {math.exp(mean):.4g}" in told.out
+    assert f"{len(spoiled)} of {len(rows)} documents have no perplexity" in told.err
+    assert documents.perplexity(800.0) == math.inf
 
 
 def test_documents_are_those_of_the_whole_split_wherever_it_is_read(monkeypatch):

@@ -179,21 +179,6 @@ class Checkpoints:
                     os.replace(self.path(step), doomed)
                     shutil.rmtree(doomed)
 
-    def restore(self, step: int) -> State:
-        """Values of the checkpoint of a step, verified.
-
-        Raises:
-          BadConfiguration: it cannot be read here: run_dir is not one folder that all workers share.
-        """
-        try:
-            return self.read(step)
-        except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadConfiguration(
-                f"the chief continues from step {step}, but {self.path(step)} cannot be read here: {reason}; "
-                "--run_dir must be one folder that all workers share"
-            ) from error
-
     def restore_newest(self) -> tuple[int, State] | None:
         """Step and values of the newest whole checkpoint; damaged ones are set aside with a warning.
 

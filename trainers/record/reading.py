@@ -15,7 +15,7 @@ from typing import Any
 from trainers.record import carriers
 from trainers.settings import paths
 from trainers.settings.config import EPOCHS, Config
-from trainers.settings.exit_codes import NEVER_RETRIED, OK, BadConfiguration, PeerLost
+from trainers.settings.exit_codes import BAD_CONFIGURATION, NEVER_RETRIED, OK, BadConfiguration, PeerLost
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
@@ -81,6 +81,31 @@ def begun_with(config: Config) -> dict[str, Any]:
     with contextlib.suppress(ValueError, OSError):
         return begun_as(read_json(Path(place) / RUN), type(config))
     return {}
+
+
+def is_bound(facts: Mapping[str, Any], run_dir: Path) -> bool:
+    """Whether what a run.json says binds whoever goes on in its run_dir.
+
+    A run that ended before its first step, for a flag perhaps that is another now, binds nobody.
+    """
+    begun = (run_dir / METRICS).exists() or checkpoint_steps(run_dir)
+    return bool(facts) and (begun or facts.get("exit_code") != BAD_CONFIGURATION)
+
+
+def found_with(config: Config, name: str) -> Any:
+    """What the run in `--run_dir` has for a flag of `trainers.settings.config.FOUND`; None if there is none.
+
+    A run.json may be lost. Checkpoints have it too.
+    """
+    run_dir = paths.local("--run_dir", config.run_dir)
+    with contextlib.suppress(ValueError, OSError):
+        facts = read_json(run_dir / RUN)
+        if facts:
+            return facts.get("flags", {}).get(name) if is_bound(facts, run_dir) else None
+    for step in reversed(checkpoint_steps(run_dir)):
+        with contextlib.suppress(ValueError, OSError, KeyError):
+            return manifest(run_dir, step)["identity"].get(name)
+    return None
 
 
 def metric_lines(run_dir: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from absl import logging
 from trainers.record import carriers, reading
 from trainers.settings import options, paths
 from trainers.settings.config import Config
-from trainers.settings.exit_codes import BAD_CONFIGURATION, BadConfiguration, RunDirRemoved
+from trainers.settings.exit_codes import BadConfiguration, RunDirRemoved
 from trainers.world import files, locks, machine
 
 _LOCK = ".lock"
@@ -60,7 +60,7 @@ class RunRecord:
             "versions": machine.versions(),
             "commit": machine.commit(),
             "host": platform.node(),
-            **{name: self.previous[name] for name in ("initial", "rewinds") if name in self.previous},
+            **{name: self.previous[name] for name in ("initial", "rewinds", "accumulate") if name in self.previous},
         }
 
     def _open_directory(self) -> None:
@@ -87,12 +87,8 @@ class RunRecord:
             )
 
     def _check_same_run(self) -> None:
-        """A run_dir belongs to one run: flags that decide the mathematics must be what they were.
-
-        One that ended before its first step, for a flag perhaps that is another now, binds nobody.
-        """
-        begun = self.metrics_path.exists() or reading.checkpoint_steps(self.directory)
-        if self.previous.get("exit_code") == BAD_CONFIGURATION and not begun:
+        """A run_dir belongs to one run: flags that decide the mathematics must be what they were."""
+        if not reading.is_bound(self.previous, self.directory):
             return
         before = reading.begun_as(self.previous, type(self.config))
         for name, now in paths.identity(self.config).items():

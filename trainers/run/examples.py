@@ -1,7 +1,6 @@
 """What a model does with examples of the evaluation split, for people to look at."""
 
 import itertools
-from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -11,12 +10,12 @@ from models import generation
 from models.generation import Generation
 from models.sampling import Sampling
 from models.tasks import Predictions, Task
-from trainers.input.dataset import Dataset, Features, Split
+from trainers.input.dataset import Dataset, Split
 from trainers.show import drawings
 from trainers.show.summaries import Summaries
 
-# Examples of the evaluation split that are looked at.
-MOST_EXAMPLES = 5000
+# Examples of the evaluation split that are looked at, and the bytes that these and their outputs may take: 400 photos.
+MOST_EXAMPLES, MOST_BYTES = 5000, 256 << 20
 # Tokens that a language model is given, and that it continues with.
 PROMPT, CONTINUATION = 48, 80
 
@@ -34,19 +33,21 @@ def show(summaries: Summaries, step: int, model: keras.Model, task: Task, datase
 
 def predict(model: keras.Model, task: Task, dataset: Dataset, size: int) -> Predictions:
     """The model's outputs for the first examples of the evaluation split, `size` of them at a time."""
-    rows = []
-    for features in _parts(dataset.eval, size):
+    rows, done, most = [], 0, MOST_EXAMPLES
+    for features in dataset.eval.examples().take(MOST_EXAMPLES).batch(size):
         inputs, targets = dataset.prepare(features)
         outputs = model(task.inputs(inputs), training=False)
         row = (inputs, targets, outputs, task.loss(targets, outputs))
         rows.append(tf.nest.map_structure(lambda value: value.numpy(), row))
+        if not done:
+            of_one = sum(value.nbytes / len(value) for value in tf.nest.flatten(rows[0]))
+            most = max(min(MOST_EXAMPLES, int(MOST_BYTES // of_one)), 1)
+        done += len(rows[-1][-1])
+        if done >= most:
+            break
     columns = zip(*rows, strict=True)
-    return Predictions(*(tf.nest.map_structure(lambda *values: np.concatenate(values), *column) for column in columns))
-
-
-def _parts(split: Split, size: int) -> Iterator[Features]:
-    """The first examples of a split, `size` of them at a time."""
-    yield from split.examples().take(MOST_EXAMPLES).batch(size)
+    joined = (tf.nest.map_structure(lambda *values: np.concatenate(values)[:most], *column) for column in columns)
+    return Predictions(*joined)
 
 
 def _first_window(split: Split) -> np.ndarray:

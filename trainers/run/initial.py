@@ -17,6 +17,7 @@ from trainers.run import trained
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import private_api
+from trainers.world.devices import World
 
 _FLAG = "--init_from"
 # Names that the plan shows of each list; run.json has all.
@@ -53,7 +54,7 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def begin(
-    config: Config, model: keras.Model, optimizers: Mapping[str, Any], named: Mapping[str, Any]
+    config: Config, world: World, model: keras.Model, optimizers: Mapping[str, Any], named: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Puts the values of `--init_from` into a built model and, if asked for, into its optimizers: what run.json says.
 
@@ -62,7 +63,7 @@ def begin(
     Raises:
       BadConfiguration: the source cannot be read, or a variable is neither in it nor left out by `--init_skip`.
     """
-    source = source_of(Path(config.init_from))
+    source = source_of(Path(config.init_from), world)
     table, chosen = fit(model, source, config.init_skip)
     slots = _slots(config, source.state, optimizers, named, table) if config.init_optimizer else []
     _check(config, table)
@@ -81,17 +82,18 @@ def rows(facts: Mapping[str, Any]) -> dict[str, str]:
     return {"begins": f"with weights of {facts['from']}{step}"} | lists
 
 
-def source_of(path: Path) -> Source:
-    """What `--init_from` names: a run directory, or a file. Raises BadConfiguration."""
+def source_of(path: Path, world: World) -> Source:
+    """What `--init_from` names: a run directory, which one worker reads, or a file. Raises BadConfiguration."""
     if not path.is_dir():
         values = weight_files.read(_FLAG, path)
         return Source(values, {"from": str(path), "sha256": digest(path)}, weight_files.names_are_places(path))
     trained.flags_of(_FLAG, path)
-    store, step = trained.best_of(path)
-    state = store.read(step)
+    step, state = trained.values_of(_FLAG, path, world)
     values = dict(trained.evaluated(state))
     averaged = any(name.startswith(f"{trained.AVERAGE}/") for name in state)
-    facts = {"from": str(path), "step": step, "average": averaged, "sha256": reading.manifest(path, step)["digest"]}
+    facts = {"from": str(path), "step": step, "average": averaged}
+    if world.chief:  # who writes them down, and sees the folder as it has read it
+        facts["sha256"] = reading.manifest(path, step)["digest"]
     return Source(values, facts, state=state)
 
 

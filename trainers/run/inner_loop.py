@@ -37,7 +37,10 @@ class Update(NamedTuple):
 
 
 class InnerLoop(abc.ABC):
-    """Models, optimizers and the update that trains them. Built inside the strategy's scope, once for a run."""
+    """Models, optimizers and the update that trains them. Built inside the strategy's scope, once for a run.
+
+    With `--accumulate=auto` its number is found after that: `config.parts` is final when `make_update` is called last.
+    """
 
     # Names in metrics.jsonl and TensorBoard of what `rates` and `Update.norms` hold.
     rate_names: ClassVar[tuple[str, ...]] = ("learning_rate",)
@@ -53,6 +56,8 @@ class InnerLoop(abc.ABC):
     def __init__(self, config: Config, world: World, dataset: Dataset):
         self.config, self.world, self.dataset = config, world, dataset
         self.traces = 0
+        # Facts for run.json of what the run has found itself, see `trainers.run.parts`.
+        self.found: dict[str, Any] = {}
 
     # What a run is made of --------------------------------------------------------------------------------------
 

@@ -18,7 +18,8 @@ def plan(loop: InnerLoop) -> str:
         **({"recipe": recipes.described(config)} if config.recipe else {}),
         "strategy": f"{config.strategy}, {replicas} replica{'s' if replicas > 1 else ''}: {devices}",
         "batch": f"{config.batch_size} examples = {replicas} × {share}"
-        + (f", each in {config.parts} parts" if config.parts > 1 else ""),
+        + (f", each in {config.parts} parts" if config.parts > 1 else "")
+        + (f" (found by {loop.found['accumulate']['by']})" if "accumulate" in loop.found else ""),
         "data": f"{dataset.name}: {dataset.train.size} train, {dataset.eval.size} eval examples, {placement}",
         **loop.describe(),
         "cadences": f"log {config.log_every}, evaluate {config.eval_every}, checkpoint {config.checkpoint_every}, "

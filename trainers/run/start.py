@@ -1,6 +1,7 @@
 """From a configuration to the end of a run: the workers meet, the loop is built, and training or evaluation begins."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from trainers.input.dataset import Dataset
 from trainers.record import carriers, reading
 from trainers.record.clock import Clock
 from trainers.record.run_record import RunRecord
-from trainers.run import evaluator, workers
+from trainers.run import evaluator, parts, workers
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import InnerLoop
 from trainers.run.plan import plan
@@ -20,7 +21,7 @@ from trainers.run.training import Summary, Training
 from trainers.settings import options
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import CRASHED, NEVER_RETRIED, BadConfiguration, RunEnded, StoreLost
-from trainers.settings.rules import check_batch, check_task, with_epochs
+from trainers.settings.rules import check_batch, check_task, finds_parts, with_epochs
 from trainers.show.progress import words
 from trainers.world import cluster as clusters
 from trainers.world import devices, process
@@ -93,7 +94,9 @@ def build(config: Config, cluster: Cluster | None, make_loop: MakeLoop, hooks: H
     config = with_epochs(config, dataset.train.size, reading.begun_with(config))
     check_task(config, dataset.spec.task)
     with options.one_line():
-        loop = make_loop(config, world, dataset)
+        loop = make_loop(dataclasses.replace(config, accumulate=1) if finds_parts(config) else config, world, dataset)
+        if finds_parts(config):
+            parts.settle(loop, watchdog)
     with world.strategy.scope():
         for suspect in loop.suspects() if world.replicas > 1 else ():  # on one replica they compute what they say
             logging.warning("%s", suspect)

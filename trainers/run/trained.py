@@ -1,7 +1,6 @@
 """A model as a run has left it: built from the run's flags, with the weights of its best checkpoint."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +13,15 @@ from models import cards, tasks
 from models.options import is_object
 from models.tasks import Task
 from trainers.input.dataset import Dataset
+from trainers.input.errors import reason_of
 from trainers.record import carriers, reading
 from trainers.record.checkpoints import Checkpoints
 from trainers.record.state import State
+from trainers.run import workers
 from trainers.settings import options
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.world.devices import World
 
 MODEL, AVERAGE = "model", "ema"
 
@@ -63,14 +65,15 @@ def best_of(run_dir: Path) -> tuple[Checkpoints, int]:
     return store, best[0] if best else store.steps()[-1]
 
 
-def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset, agree: Callable[[int], int] = int) -> Trained:
+def model_of(
+    what: str, run_dir: Path, config: Config, dataset: Dataset, world: World | None = None, step: int | None = None
+) -> Trained:
     """Builds the model of a run for data prepared as `dataset` does it, with the weights that the run evaluates best.
 
     `what`: as in `flags_of`. `config`: that of the run that wants it, whose preparation the model must share. Where the
     run has a moving average, weights are that. Called in the strategy's scope.
 
-    Its task has the model's own loss, whichever the run was trained with. `agree`: from the step that this worker has
-    found to that which all of them take, where there are several.
+    Its task has the model's own loss, whichever the run was trained with. `world`, `step`: as in `values_of`.
 
     Raises:
       BadConfiguration: there is no such run, its model was trained for other shapes or another preparation, or is an
@@ -85,7 +88,7 @@ def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset, agree: 
         )
     model, task = tasks.model_of(own.model, dataset.spec)
     model(task.inputs(dataset.zeros()), training=False)
-    checkpoint, values = best_values(what, run_dir, agree)
+    found, values = values_of(what, run_dir, world, step)
     try:
         _assign(model, values)
     except BadConfiguration as error:
@@ -94,25 +97,35 @@ def model_of(what: str, run_dir: Path, config: Config, dataset: Dataset, agree: 
             f"{error}; name a run on such data"
         ) from error
     model.trainable = False
-    return Trained(model, task, checkpoint)
+    return Trained(model, task, reading.checkpoint_folder(run_dir, found))
 
 
-def best_values(what: str, run_dir: Path, agree: Callable[[int], int]) -> tuple[Path, State]:
-    """Path and values of the best checkpoint; of the newest that can be read, with a warning, if that one is damaged.
+def values_of(what: str, run_dir: Path, world: World | None = None, step: int | None = None) -> tuple[int, State]:
+    """Step and values of the best checkpoint, or of that of `step`. Where `world` has several workers, one reads them.
+
+    If the best is damaged, it is the newest that can be read, with a warning.
 
     Raises:
       BadConfiguration: none can be read.
     """
+    if world is None or world.cluster is None:
+        return _read(what, run_dir, step)
+    found = _read(what, run_dir, step) if world.chief else None
+    step = int(workers.from_chief(world, found[0] if found else -1))
+    return step, workers.broadcast(world, found[1] if found else None)
+
+
+def _read(what: str, run_dir: Path, step: int | None) -> tuple[int, State]:
     store, best = best_of(run_dir)
-    for step in dict.fromkeys([best, *reversed(store.steps())]):
+    for each in dict.fromkeys([best, *reversed(store.steps())]) if step is None else [step]:
         try:
-            values = store.read(step)
+            return each, store.read(each)
         except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            logging.warning("checkpoint %s is damaged and skipped: %s", store.path(step), reason)
-            continue
-        agreed = agree(step)
-        return store.path(agreed), values if agreed == step else store.restore(agreed)
+            if step is not None:
+                raise BadConfiguration(
+                    f"{what} {run_dir}: {store.path(step).name} cannot be read: {reason_of(error)}; name another"
+                ) from error
+            logging.warning("checkpoint %s is damaged and skipped: %s", store.path(each), reason_of(error))
     raise BadConfiguration(
         f"{what} {carriers.shown(run_dir)}: every checkpoint is damaged; restore one, or name another run"
     )

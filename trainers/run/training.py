@@ -74,7 +74,7 @@ class Training:
         # Steps that are done, and the running sums of the window that they ended in.
         self.step, self.sums = 0, np.zeros([loop.sums.width], np.float64)
         self.read_variables: Callable[[], state.State] | None = None
-        self.restored = False
+        self.restored = ""  # what is said of it
         self.stopping = False
 
     def run(self) -> Summary:
@@ -135,12 +135,12 @@ class Training:
         """Takes up the newest whole checkpoint, or begins."""
         with self.clock.phase("checkpoint"):
             if self.config.resume == "never" and self.store.steps():
-                raise BadConfiguration(
-                    f"--resume=never and --run_dir {self.record.directory} holds a checkpoint; name another, or "
-                    "--resume=auto"
-                )
-            self.restored = self.take_checkpoint()
-            if not self.restored:
+                where = f"--run_dir {self.record.directory}"
+                raise BadConfiguration(f"--resume=never and {where} holds a checkpoint; name another, or --resume=auto")
+            began = time.monotonic()
+            if self.take_checkpoint():
+                self.restored = workers.resumed(self.world, self.step, time.monotonic() - began)
+            else:
                 self.record.facts.update(self.loop.begin())
 
     def take_checkpoint(self) -> bool:
@@ -166,18 +166,19 @@ class Training:
             resumed_from=self.step if self.restored else None,
             best_metric=metric,
             best_mode=mode,
+            **self.loop.found,
         )
         self.record.begin()
 
     def build(self) -> None:
-        """Makes the sources of batches and the compiled functions, and traces them."""
+        """Makes the sources of batches, also of evaluation in parts, and the compiled functions, and traces them."""
         config, loop, world = self.config, self.loop, self.world
         with self.clock.phase("build"):
             source = batches(
                 world.strategy, loop.dataset.train, config.batch_size, config.seed, config.parts, config.views
             )
             source.start(self.step + self.rewinds.ahead)
-            eval_source = batches(world.strategy, loop.dataset.eval, config.batch_size, None)
+            eval_source = batches(world.strategy, loop.dataset.eval, config.batch_size // config.parts, None)
             eval_source.start(0)
             self.source, self.eval_source = source, eval_source
             self.summaries = Summaries(self.record.directory, self.step, silent=not world.chief)
@@ -204,7 +205,7 @@ class Training:
     def opened(self) -> Iterator[None]:
         """Within the block what runs beside the loop is open: progress, event files, the background, profiles."""
         if self.restored:
-            self.progress.line(f"resumed from the checkpoint of step {self.step}")
+            self.progress.line(self.restored)
         self.progress.line(plan(self.loop))
         self.pace, self.shares = Pace(self.config.steps_per_call), Shares(self.clock)
         self.background = Background()
@@ -409,8 +410,7 @@ class Training:
         if self.config.export and self.world.chief:
             self.export(final["eval"])
         facts = {"final": final, "seconds": self.clock.seconds, "step": self.step, "traces": self.loop.traces}
-        facts |= self.loop.final_facts()
-        self.record.end(OK, reason, peak_device_mib=devices.peak_memory_mib(), **facts)
+        self.record.end(OK, reason, peak_device_mib=devices.peak_memory_mib(), **facts, **self.loop.final_facts())
         if self.world.cluster:
             # Nobody leaves before the chief has done all: alone it could not be started again.
             self.watchdog.feed("waiting for the chief's end", 2 * self.config.step_timeout)

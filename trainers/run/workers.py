@@ -1,13 +1,25 @@
 """What the workers of a run do together: share a value, wait for each other, and find out that one is gone."""
 
 import functools
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from trainers.record import checkpoints, state
 from trainers.settings.exit_codes import PeerLost
 from trainers.world.devices import World
+
+# What is broadcast at once: 32 MiB.
+_WORDS_AT_ONCE = 1 << 22
+
+
+def _on_replicas(world: World, values: tf.Tensor) -> Any:
+    """A worker's tensor as that of each of its replicas. The same object of several is no value that can be reduced."""
+    return world.strategy.run(tf.identity, args=(values,))
 
 
 @tf.autograph.experimental.do_not_convert
@@ -15,7 +27,7 @@ def mean(world: World, values: tf.Tensor) -> tf.Tensor:
     """The mean of what each worker has, on all of them. Where there is one worker, its own."""
     if world.cluster is None:
         return values
-    total = world.strategy.reduce("SUM", world.strategy.run(lambda: values), axis=None)
+    total = world.strategy.reduce("SUM", _on_replicas(world, values), axis=None)
     return total / world.replicas
 
 
@@ -24,7 +36,7 @@ def _compiled_sum(world: World) -> Callable[[tf.Tensor], tf.Tensor]:
     """The sum over workers of a float64 vector, compiled once: each call of another tf.function would trace."""
 
     def total(values: tf.Tensor) -> tf.Tensor:
-        own = world.strategy.run(lambda: values)
+        own = _on_replicas(world, values)
         return world.strategy.reduce("SUM", own, axis=None) / (world.replicas // world.workers)
 
     return tf.function(total, input_signature=[tf.TensorSpec([world.workers], tf.float64)])
@@ -67,13 +79,67 @@ def peer_lost(error: BaseException) -> BaseException:
     return PeerLost(f"a worker was lost: {line}; start all workers again, the run continues from its checkpoint")
 
 
-def restore(world: World, store: checkpoints.Checkpoints) -> tuple[int, state.State] | None:
-    """Step and values of the newest whole checkpoint; on every worker those of the one that the chief has chosen."""
+@functools.cache
+def _compiled_broadcast(world: World) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What the chief's first replica has of an int64 vector, on all workers: a sum with zeros, which is exact."""
+
+    def of_first(values: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return values * tf.cast(tf.equal(context.replica_id_in_sync_group, 0), tf.int64)
+
+    def total(values: tf.Tensor) -> tf.Tensor:
+        return world.strategy.reduce("SUM", world.strategy.run(of_first, args=(values,)), axis=None)
+
+    return tf.function(total)
+
+
+def _broadcast_words(world: World, words: np.ndarray) -> np.ndarray:
+    """The chief's int64 vector on all workers, who come with vectors of its length. Traced for two lengths at most."""
+    parts = []
+    for first in range(0, len(words), _WORDS_AT_ONCE):
+        part = words[first : first + _WORDS_AT_ONCE]
+        whole = np.zeros(min(len(words), _WORDS_AT_ONCE), np.int64)
+        whole[: len(part)] = part
+        parts.append(_compiled_broadcast(world)(tf.constant(whole)).numpy()[: len(part)])
+    return np.concatenate(parts) if parts else words
+
+
+def broadcast(world: World, values: state.State | None) -> state.State:
+    """The chief's arrays by name, bit for bit, on all workers; the others come with None. Also a barrier.
+
+    They go through the collective in pieces: each worker sends and receives what it would for gradients of this size.
+    """
     if world.cluster is None:
-        return store.restore_newest()
+        return values or {}
+    arrays = {name: np.asarray(value) for name, value in (values or {}).items()}
+    known = [(name, tf.as_dtype(array.dtype).name, array.shape) for name, array in arrays.items()]
+    header = json.dumps(known).encode()
+    size = int(from_chief(world, len(header)))
+    words = _broadcast_words(world, _as_words([header]) if world.chief else np.zeros(-(-size // 8), np.int64))
+    specs = [(n, tf.as_dtype(d).as_numpy_dtype, tuple(s)) for n, d, s in json.loads(words.tobytes()[:size])]
+    sizes = [-(-math.prod(shape) * np.dtype(dtype).itemsize // 8) for _, dtype, shape in specs]
+    own = _as_words([array.tobytes() for array in arrays.values()]) if world.chief else np.zeros(sum(sizes), np.int64)
+    words, found, first = _broadcast_words(world, own), {}, 0
+    for (name, dtype, shape), length in zip(specs, sizes, strict=True):
+        values_of = words[first : first + length].view(np.uint8)[: math.prod(shape) * np.dtype(dtype).itemsize]
+        found[name], first = values_of.view(dtype).reshape(shape), first + length
+    return found
+
+
+def _as_words(parts: Iterable[bytes]) -> np.ndarray:
+    """Bytes one after another as int64, each part filled up with zeros to a multiple of 8."""
+    return np.frombuffer(b"".join(part + bytes(-len(part) % 8) for part in parts), np.int64)
+
+
+def restore(world: World, store: checkpoints.Checkpoints) -> tuple[int, state.State] | None:
+    """Step and values of the newest whole checkpoint, on every worker: the chief reads it, the others receive it."""
     restored = store.restore_newest() if world.chief else None
     step = int(from_chief(world, restored[0] if restored else -1))
-    if not world.chief and step >= 0:
-        restored = step, store.restore(step)
-    from_chief(world, 0)
-    return restored
+    return (step, broadcast(world, restored[1] if restored else None)) if step >= 0 else None
+
+
+def resumed(world: World, step: int, seconds: float) -> str:
+    """What is said of a checkpoint that was restored."""
+    others = world.workers - 1
+    sent = f" and sent to {others} worker{'s' * (others > 1)}" if others else ""
+    return f"resumed from the checkpoint of step {step}, read{sent} in {seconds:.1f} s"

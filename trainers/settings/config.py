@@ -32,16 +32,22 @@ SUPERVISED_ALONE = frozenset(
 NEEDED = {"recipe": "model", "ema_warmup": "ema"}
 # Numbers of updates, and what counts them in passes over the training split.
 EPOCHS = {"train_steps": "train_epochs", "warmup_steps": "warmup_epochs"}
+# A word in place of a value which the run itself finds before its first step, and goes on with ever after.
+FOUND = {"accumulate": "auto"}
+
+# Roles of a flag that is of this start alone: neither of the run, nor of what it is compared by.
+_OF_ONE_START = {"repeated": False, "distinct": False, "compared": False}
 
 
 def flag(default: Any, group: str, text: str, **rules: Any) -> Any:
     """A field that `trainers.settings.flags` makes a flag of.
 
     Rules of its value: `choices`, `low`, `high`; `path`: it is a path, and is made absolute; `chosen`: a kind of
-    `models.options`, of which it is a choice with options; `switch`: it may stand without a value, as `true`. Roles,
-    each false or true for a reason: `fixed`: it decides the mathematics, so a run_dir that was begun with a value
-    refuses another. `shared`: all workers must have the same, besides what is fixed. `repeated`: flags.txt holds it.
-    `distinct`: it makes a run differ from another. `compared`: it is shown beside the results of runs.
+    `models.options`, of which it is a choice with options; `switch`: it may stand without a value, as `true`; `words`:
+    what a number may be besides. Roles, each false or true for a reason: `fixed`: it decides the mathematics, so a
+    run_dir that was begun with a value refuses another. `shared`: all workers must have the same, besides what is
+    fixed. `repeated`: flags.txt holds it. `distinct`: it makes a run differ from another. `compared`: it is shown
+    beside the results of runs.
     """
     roles = {"fixed": False, "shared": False, "repeated": True, "distinct": True, "compared": True}
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **roles, **rules})
@@ -184,10 +190,11 @@ class Config:
     ema_warmup: bool = flag(
         False, "training", "for --ema: the decay of update t is at most (1 + t) / (10 + t)", fixed=True
     )
-    accumulate: int | None = flag(
+    accumulate: int | str | None = flag(
         None,
         "training",
-        "parts that each replica's share of the batch is computed in, one after another",
+        "parts of each replica's share of the batch, computed one after another; auto = as few as fit in memory",
+        words=(FOUND["accumulate"],),
         low=1,
         fixed=True,
     )
@@ -270,30 +277,22 @@ class Config:
         "",
         "run",
         "everything that the run writes; default runs/<model>-<dataset>-<time>-<random digits>",
-        repeated=False,
-        distinct=False,
-        compared=False,
+        **_OF_ONE_START,
     )
-    cache_dir: str = flag(
-        "", "run", "where files of object stores are kept", repeated=False, distinct=False, compared=False
-    )
+    cache_dir: str = flag("", "run", "where files of object stores are kept", **_OF_ONE_START)
     mode: str = flag(
         "train",
         "run",
         "evaluate = follow --run_dir, and evaluate each checkpoint as it comes",
         choices=MODES,
-        repeated=False,
-        distinct=False,
-        compared=False,
+        **_OF_ONE_START,
     )
     resume: str = flag(
         "auto",
         "run",
         "auto = from the newest whole checkpoint in run_dir; never = refuse a run_dir that holds one",
         choices=("auto", "never"),
-        repeated=False,
-        distinct=False,
-        compared=False,
+        **_OF_ONE_START,
     )
     profile: str = flag("", "run", "START:STOP, steps to profile", shared=True, compared=False)
     export: str = flag(
@@ -303,7 +302,7 @@ class Config:
         compared=False,
         switch=True,
     )
-    dry_run: bool = flag(False, "run", "print the plan and stop", repeated=False, distinct=False, compared=False)
+    dry_run: bool = flag(False, "run", "print the plan and stop", **_OF_ONE_START)
 
     # What a loop may override ------------------------------------------------------------------------------------
 
@@ -318,8 +317,8 @@ class Config:
 
     @property
     def parts(self) -> int:
-        """Pieces that the global batch of an update is cut into. They are computed one after another."""
-        return self.accumulate
+        """Pieces that the global batch of an update is cut into, computed one by one; 1 where they are to be found."""
+        return 1 if self.accumulate == FOUND["accumulate"] else self.accumulate
 
     @property
     def views(self) -> int:

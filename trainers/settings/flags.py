@@ -29,6 +29,20 @@ def _kind(annotation: object) -> type:
     return annotation
 
 
+class _NumberOrWord(flags.ArgumentParser):
+    """A whole number, or one of some words."""
+
+    def __init__(self, words: Sequence[str]):
+        super().__init__()
+        self.words, self.syntactic_help = words, f"a whole number, or {' or '.join(words)}"
+
+    def parse(self, argument: str) -> int | str:
+        try:
+            return argument if argument in self.words else int(argument)
+        except ValueError:
+            raise ValueError(f"{argument!r} is not {self.syntactic_help}") from None
+
+
 def define(values: flags.FlagValues, kind: type[Config] = Config) -> None:
     """Defines the flags of a kind of configuration."""
     types_of = typing.get_type_hints(kind)
@@ -37,6 +51,8 @@ def define(values: flags.FlagValues, kind: type[Config] = Config) -> None:
         if field.metadata.get("switch"):  # its value is `true` where none is given
             switch = flags.Flag(flags.ArgumentParser(), None, name, default, text, boolean=True)
             flags.DEFINE_flag(switch, flag_values=values)
+        elif words := field.metadata.get("words"):
+            flags.DEFINE(_NumberOrWord(words), name, default, text, flag_values=values)
         else:
             _DEFINERS[_kind(types_of[name])](name, default, text, flag_values=values)
     flags.DEFINE_bool("help", False, "print this page", short_name="h", flag_values=values)

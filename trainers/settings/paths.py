@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.settings.config import Config
+from trainers.settings.config import FOUND, Config
 from trainers.settings.data_cards import DATASETS, split_name
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -124,7 +124,10 @@ def completed(record: Mapping[str, Any], kind: type[Config]) -> dict[str, Any]:
 
 
 def differs(before: Mapping[str, Any], name: str, now: Any) -> bool:
-    """Whether a part of the identity is not that of a completed record of a run. What that lacks is not known."""
-    if name == DATASET_PATH or name not in before:
+    """Whether a part of the identity is not that of a completed record of a run. What that lacks is not known.
+
+    A word for what the run finds itself stands for what it has found.
+    """
+    if name == DATASET_PATH or name not in before or (name in FOUND and now == FOUND[name]):
         return False
     return not same_dataset(before, now) if name == "dataset" else before[name] != now

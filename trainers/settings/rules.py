@@ -14,7 +14,7 @@ from models.names import nearest, unknown
 from models.recipes import RECIPES
 from trainers.settings import augmentation, optimizer_for, options, paths, weight_patterns
 from trainers.settings.augmentation import mixes
-from trainers.settings.config import EPOCHS, EXPORTS, Config
+from trainers.settings.config import EPOCHS, EXPORTS, FOUND, Config
 from trainers.settings.data_cards import DATASETS, DataCard, data_card, is_own, split_name
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -28,8 +28,10 @@ _TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[A-Za-z0-9][\w.,=+-]*)?", re.ASCII)
 
 def _check_field(field: dataclasses.Field, value: Any) -> None:
     rules, name = field.metadata, field.name
-    if value is None:
+    if value is None or value in rules.get("words", ()):
         return
+    if "words" in rules and isinstance(value, str):
+        raise BadConfiguration(f"--{name} {value!r} is no whole number; pass one, or {' or '.join(rules['words'])}")
     if "choices" in rules and value not in rules["choices"]:
         raise BadConfiguration(unknown(f"--{name}", value, rules["choices"]))
     if "low" in rules and not value >= rules["low"]:
@@ -323,16 +325,30 @@ def with_epochs(config: Config, examples: int, begun: Mapping[str, Any] | None =
         raise BadConfiguration(f"{error} ({', '.join(counted)} of {examples} examples)") from None
 
 
+def _groups(config: Config) -> int:
+    """Examples that follow each other in the batch and that nothing may divide: views, and pairs that are mixed."""
+    return config.views * (2 if mixes(augmentation.parse(config.augment)) else 1)
+
+
+def finds_parts(config: Config) -> bool:
+    """Whether the run is to find `--accumulate` itself."""
+    return config.accumulate == FOUND["accumulate"]
+
+
+def parts_allowed(config: Config, replicas: int) -> list[int]:
+    """The numbers of parts that a replica's share of the global batch divides into, from 1 on."""
+    most = config.batch_size // replicas // _groups(config)
+    return [parts for parts in range(1, most + 1) if most % parts == 0]
+
+
 def check_batch(config: Config, replicas: int) -> int:
     """Returns each replica's share of the global batch.
 
     Raises:
       BadConfiguration: the batch does not divide over the replicas and the accumulated parts.
     """
-    parts, groups = replicas * config.parts, config.views
-    if mixes(augmentation.parse(config.augment)):
-        groups *= 2  # neighbours are mixed, and no pair is divided
-    parts *= groups
+    groups = _groups(config)
+    parts = replicas * config.parts * groups
     if config.batch_size % parts == 0:
         return config.batch_size // replicas
     below, above = config.batch_size // parts * parts, -(-config.batch_size // parts) * parts

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from models.losses import TokenCrossEntropy
 from trainers.input.dataset import Split
-from trainers.settings.exit_codes import OK, BadConfiguration
+from trainers.settings.exit_codes import OK, ROWS_UNUSABLE, BadConfiguration
 from trainers.show.progress import words
 from trainers.use.answer_files import AnswerFile
 from trainers.use.predictor import Predictor
@@ -22,6 +23,9 @@ DOCUMENTS = "documents"
 COLUMNS = ("row", "input", "tokens", "bits_per_token", "perplexity", "error")
 # Windows of a split that are read at once, and seconds between what is kept for going on.
 _READ_AT_ONCE, _KEEP_EVERY = 256, 2.0
+_NOT_FINITE = "its loss is not a finite number"
+# e to the power of more is no float.
+_MOST_NATS = math.log(sys.float_info.max)
 
 
 class Document(NamedTuple):
@@ -92,13 +96,13 @@ def measure(asked: Any, source: Predictor) -> int:
         )
     out = AnswerFile(asked.output, COLUMNS, {**source.identity, "input": DOCUMENTS})
     with contextlib.closing(out):
+        out.begin()
         process.say(f"{source.what}: {DOCUMENTS} → {asked.output}" + (f", from row {out.rows + 1}" if out.rows else ""))
-        sums = {name: out.counted.get(name, 0.0) for name in ("tokens", "nats", "means")}
+        sums = {name: out.counted.get(name, 0.0) for name in ("documents", "tokens", "nats", "means")}
         if not out.complete:
             found = itertools.islice(documents_of(source.dataset.eval, separator), out.rows, None)
             _measure(source, found, out, sums)
-    _tell(sums, out.rows)
-    return OK
+    return _told(sums, out.rows)
 
 
 def _measure(source: Predictor, documents: Iterator[Document], out: AnswerFile, sums: dict[str, float]) -> None:
@@ -110,7 +114,9 @@ def _measure(source: Predictor, documents: Iterator[Document], out: AnswerFile, 
             count = len(document.tokens) - 1
             mean = math.fsum(itertools.islice(nats, len(pieces))) / count
             rows.append(_row(out.rows + len(rows) + 1, document, count, mean))
-            for name, value in {"tokens": count, "nats": mean * count, "means": mean}.items():
+            if rows[-1]["error"]:
+                continue
+            for name, value in {"documents": 1, "tokens": count, "nats": mean * count, "means": mean}.items():
                 sums[name] += value
         out.write(rows)
         if time.monotonic() - kept > _KEEP_EVERY:
@@ -153,17 +159,27 @@ def _computing(source: Predictor) -> Callable[[list[Piece]], np.ndarray]:
 
 def _row(number: int, document: Document, count: int, mean: float) -> dict[str, Any]:
     last = document.first + len(document.tokens) - 1
-    where = f"tokens {document.first} to {last}"
-    values = (number, where, count, mean / math.log(2), math.exp(mean), "")
-    return dict(zip(COLUMNS, values, strict=True))
+    row = dict(zip(COLUMNS, (number, f"tokens {document.first} to {last}", count, None, None, ""), strict=True))
+    if not math.isfinite(perplexity(mean)):
+        return row | {"error": _NOT_FINITE}
+    return row | {"bits_per_token": mean / math.log(2), "perplexity": perplexity(mean)}
 
 
-def _tell(sums: Mapping[str, float], rows: int) -> None:
-    """Prints the perplexity over all tokens, and that in which each document counts the same."""
-    if rows:
+def perplexity(nats: float) -> float:
+    """The exponential of nats a token; infinite beyond the largest number."""
+    return math.exp(nats) if nats < _MOST_NATS else math.inf
+
+
+def _told(sums: Mapping[str, float], rows: int) -> int:
+    """Prints the perplexity over all tokens, and that in which each document counts the same. Returns the exit code."""
+    counted = int(sums["documents"])
+    if counted:
         values = {
-            "perplexity": math.exp(sums["nats"] / sums["tokens"]),
-            "document_perplexity": math.exp(sums["means"] / rows),
+            "perplexity": perplexity(sums["nats"] / sums["tokens"]),
+            "document_perplexity": perplexity(sums["means"] / counted),
         }
-        print(words(values), flush=True)
-    process.say(f"{rows} documents, {sums['tokens']:.0f} tokens")
+        process.show(words(values))
+    if counted < rows:
+        process.say(f"{rows - counted} of {rows} documents have no perplexity: the loss is not a finite number")
+    process.say(f"{counted} documents, {sums['tokens']:.0f} tokens")
+    return ROWS_UNUSABLE if counted < rows else OK

@@ -159,7 +159,7 @@ def _of_run(run_dir: Path, asked: Any) -> Predictor:
     dataset = dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, loss=loss))
     chosen = _step_of(run_dir, asked.checkpoint)
     with world.strategy.scope():
-        found = trained.model_of("run", run_dir, wanting, dataset, (lambda best: chosen) if chosen is not None else int)
+        found = trained.model_of("run", run_dir, wanting, dataset, step=chosen)
     model, task = found.model, found.task
     kind = _known(f"run {name}", answers.kind_of(task, dataset.raw))
     # As many at once as a replica of the run had: the whole batch may be too much for a device.

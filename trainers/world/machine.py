@@ -5,6 +5,7 @@ from __future__ import annotations  # launch/gpu_check.py runs on Python 3.9 too
 import contextlib
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +39,21 @@ def commit() -> str | None:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory of this machine, or of the container (control group) that holds this process if it has less.
+
+    Whoever else uses it does not count: the number is the same whenever it is asked for.
+    """
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):
+        total = re.search(r"^MemTotal:\s+(\d+) kB", (proc / "meminfo").read_text(), re.MULTILINE)
+        found += [int(total[1]) * 1024] if total else []
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # `max`: without a limit
+            found.append(int((groups / name).read_text()))
+    return min(found)
 
 
 def facts() -> dict[str, Any]:

@@ -107,6 +107,31 @@ def build_recorded(optimizer: Any, owners: Any) -> list[list[tuple[str, list[Any
 
 
 @contextlib.contextmanager
+def without_collectives() -> Iterator[None]:
+    """While a graph is made: what is to be reduced over replicas and workers stays each one's own.
+
+    So no replica waits for another that fails. The methods are public; that they are what layers, loops and Keras
+    call, whatever the strategy, is not.
+    """
+    import tensorflow as tf
+    from tensorflow.python.distribute.distribute_lib import StrategyBase
+
+    def own(_: Any, __: Any, value: Any, *___: Any, **____: Any) -> Any:
+        return tf.nest.map_structure(tf.convert_to_tensor, value)
+
+    def first(strategy: Any, _: Any, value: Any, *__: Any, **___: Any) -> Any:
+        return strategy.experimental_local_results(value)[0]
+
+    context = tf.distribute.ReplicaContext
+    before = context.all_reduce, StrategyBase.reduce
+    context.all_reduce, StrategyBase.reduce = own, first
+    try:
+        yield
+    finally:
+        context.all_reduce, StrategyBase.reduce = before
+
+
+@contextlib.contextmanager
 def counter_read_once(optimizer: Any) -> Iterator[None]:
     """While a graph is made: update rules take the number of the update as one tensor, not as a variable each reads.
 
