@@ -58,7 +58,9 @@ def options_from(argv: Sequence[str]) -> argparse.Namespace:
 def sections(options: argparse.Namespace, environment: Mapping[str, str]) -> Iterator[Section]:
     """Examines the machine, group after group."""
     driver, env = nvidia.look(), packages.environment()
-    count, run_dir = len(driver.gpus) or len(driver.models), Path(options.run_dir)
+    count, stored = len(driver.gpus) or len(driver.models), "://" in options.run_dir
+    # A run in an object store is worked on in a folder of the machine.
+    run_dir = Path("~/.cache/lockstep") if stored else Path(options.run_dir)
     room = machine.DISK if env else TO_INSTALL["gpu" if count else "cpu"]
     yield examine("Python and packages", lambda: [packages.python_row()], lambda: packages.lock_rows(env, count))
     yield examine(
@@ -76,7 +78,7 @@ def sections(options: argparse.Namespace, environment: Mapping[str, str]) -> Ite
     machines = network.machines(options.hosts, environment)
     yield examine(
         "files of runs",
-        lambda: [storage.sharing_row(run_dir, machines)],
+        lambda: [storage.store_row(options.run_dir) if stored else storage.sharing_row(run_dir, machines)],
         lambda: storage.trial_rows(run_dir),
         lambda: [storage.clock_row(run_dir)],
     )

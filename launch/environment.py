@@ -1,11 +1,13 @@
 """Make or reuse the checkout's `.venv` from the hash-locked requirements and print its interpreter.
 
     python launch/environment.py runtime        # what launch/local.sh needs
+    python launch/environment.py storage        # the same and what object stores need (s3://, gs://, az://)
     python launch/environment.py test           # the same and the test tools, for launch/test.sh
     python launch/environment.py tensorboard    # .venv.tensorboard, without TensorFlow, for launch/tensorboard.sh
     python launch/environment.py sbom           # .venv.sbom, what lists and audits packages, for launch/audit.sh
     python launch/environment.py k8s            # .venv.k8s, what checks the manifests, for the tests
     python launch/environment.py tokenize       # .venv.tokenize, for launch/pack_tokens.py
+    python launch/environment.py emulators      # .venv.emulators, an object store on this machine, for the tests
 
 Standard library only: this runs on a machine that has bash and Python 3.11 and nothing else. A lock that is
 installed already (a stamp holds its digest) costs a small file read and reaches no network.
@@ -39,8 +41,10 @@ from trainers.world.locks import hold
 
 ROOT = Path(__file__).resolve().parent.parent
 # Purposes with an environment of their own; the others share `.venv`.
-ALONE = ("tensorboard", "sbom", "k8s", "tokenize")
-PURPOSES = ("runtime", "test", *ALONE)
+ALONE = ("tensorboard", "sbom", "k8s", "tokenize", "emulators")
+# Those that share `.venv`, and what each adds.
+SHARED = {"runtime": [], "storage": ["storage"], "test": ["storage", "test"]}
+PURPOSES = (*SHARED, *ALONE)
 
 
 def venv(purpose: str) -> Path:
@@ -71,7 +75,7 @@ def locks(purpose: str) -> list[str]:
     """The lock files that a purpose needs, in the order of their installation."""
     if purpose in ALONE:
         return ["build", purpose]
-    return ["build", device()] + (["test"] if purpose == "test" else [])
+    return ["build", device(), *SHARED[purpose]]
 
 
 def digest(lock: str) -> str:

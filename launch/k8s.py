@@ -116,7 +116,7 @@ def delete(options: argparse.Namespace, flags: Sequence[str]) -> int:
     print(deleted, end="")
     if "deleted" not in deleted:
         raise BadConfiguration(f"--name {options.name}: nothing of such a run is in namespace {kubectl.namespace}")
-    process.say(f"the run stays at {RUNS}/{options.name}; submitted again it continues")
+    process.say(f"the run stays at {RUNS}/{options.name}, or in its store; submitted again it continues")
     return OK
 
 
@@ -196,6 +196,7 @@ def command_line() -> argparse.ArgumentParser:
             add("--dry_run", action="store_true", help="print the objects and the plan, ask no cluster")
         if name == "submit":
             add("--trainer", default=SUPERVISED, help=f"the loop: {', '.join(shipped())}, or a module in the image")
+            add("--run_store", default="", help="where runs lie: s3://BUCKET/FOLDER, gs://, az:// (default: the claim)")
             add("--queue", default="", help="a LocalQueue of Kueue")
             add("--rdma", action="store_true", help="an RDMA device for each pod")
             add("--evaluator", action="store_true", help="a second Job that evaluates each checkpoint")

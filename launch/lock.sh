@@ -9,8 +9,10 @@ lock() {
 lock "$@" build.in -o build.txt
 lock "$@" runtime.in -c build.txt -o cpu.txt
 lock "$@" gpu.in -c cpu.txt -o gpu.txt
+lock "$@" storage.in -c cpu.txt -o storage.txt
 lock "$@" test.in -c cpu.txt -o test.txt
-lock "$@" tensorboard.in -c cpu.txt -o tensorboard.txt
+lock "$@" tensorboard.in -c cpu.txt -c storage.txt -o tensorboard.txt
 lock "$@" sbom.in -o sbom.txt
 lock "$@" k8s.in -o k8s.txt
 lock "$@" tokenize.in -o tokenize.txt
+lock "$@" emulators.in -o emulators.txt

@@ -28,13 +28,13 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from launch.proof.prover import Prover, Stopped
 from launch.proof.rows import ROWS, Scope, judge, scope_of
 from launch.proof.verdicts import Verdict
 from launch.workers import visible_gpus
+from trainers.record import carriers
 from trainers.run.command import config_from
 from trainers.settings import paths
 from trainers.settings.exit_codes import OK, PREEMPTED, BadConfiguration
@@ -75,7 +75,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
         raise BadConfiguration(f"--steps {options.steps} is below 2; pass 2 or more")
     if options.steps > MOST:
         raise BadConfiguration(f"--steps {options.steps} is above {MOST}; pass fewer")
-    options.json = paths.local("--json", options.json)
+    options.json = paths.place("--json", options.json)
     page = page_of(options.trainer)
     config = config_from(["prove", *flags], "", page.settings)
     if finds_parts(config):
@@ -103,11 +103,12 @@ def report(verdicts: Sequence[Verdict]) -> str:
     return "\n".join([table(["row", "", "found"], rows), *(["", *causes] if causes else [])])
 
 
-def write(path: Path, settings: Settings, holds: bool, verdicts: Sequence[Verdict]) -> None:
-    """Writes the verdicts as JSON.
+def write(place: str, settings: Settings, holds: bool, verdicts: Sequence[Verdict]) -> None:
+    """Writes the verdicts as JSON, to a path or an address.
 
     Raises:
       BadConfiguration: the file cannot be written.
+      StoreLost: the store cannot be reached.
     """
     facts = {
         "trainer": settings.page.module,
@@ -116,10 +117,9 @@ def write(path: Path, settings: Settings, holds: bool, verdicts: Sequence[Verdic
         "rows": [verdict.facts() for verdict in verdicts],
     }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, files.to_json(facts, indent=2, ensure_ascii=False) + "\n")
+        carriers.write_text(place, files.to_json(facts, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise BadConfiguration(f"--json {path} cannot be written: {error.strerror}; name another") from None
+        raise BadConfiguration(f"--json {place} cannot be written: {error.strerror}; name another") from None
 
 
 def main(settings: Settings) -> int:

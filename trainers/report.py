@@ -18,13 +18,14 @@ if __name__ == "__main__":
     process.check_requirements("matplotlib")
 
 import argparse
+import contextlib
 import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainers.record import reading
+from trainers.record import carriers, reading
 from trainers.settings import paths
 from trainers.settings.config import NO_DIFFERENCE
 from trainers.settings.exit_codes import BadConfiguration
@@ -63,7 +64,7 @@ def load(directory: Path) -> Loaded:
     """
     facts = reading.read_run(directory)
     if not facts:
-        raise BadConfiguration(f"{directory} holds no run.json; name the --run_dir of a run")
+        raise BadConfiguration(f"{carriers.shown(directory)} holds no run.json; name the --run_dir of a run")
     try:
         lines = reading.metric_lines(directory)
     except OSError as error:
@@ -183,18 +184,23 @@ def page(runs: Sequence[Loaded]) -> str:
 
 
 def settings_from(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line (`argv[0]` is the program): `run_dir`, a list of paths, and `out`, a path.
+    """The command line (`argv[0]` is the program): `run_dir`, a list of paths and addresses, and `out`, a path.
 
     Raises:
-      BadConfiguration: a path is an address, or its home directory is not known.
+      BadConfiguration: `--out` is an address, or a home directory is not known.
       SystemExit: `--help` was given, or a flag is malformed.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", nargs="+", help="runs to show, side by side")
-    parser.add_argument("--out", help="the file (default: report.html in the first run_dir)")
+    parser.add_argument(
+        "run_dir", nargs="+", help="runs to show, side by side: paths, or addresses s3://, gs://, az://"
+    )
+    parser.add_argument(
+        "--out", help="the file (default: report.html in the first run_dir; here, if that is an address)"
+    )
     options = parser.parse_args(argv[1:])
-    options.run_dir = [paths.local("run_dir", text) for text in options.run_dir]
-    options.out = paths.local("--out", options.out) if options.out else options.run_dir[0] / "report.html"
+    options.run_dir = [paths.place("run_dir", text) for text in options.run_dir]
+    first = "." if paths.is_address(options.run_dir[0]) else options.run_dir[0]
+    options.out = paths.local("--out", options.out) if options.out else Path(first) / "report.html"
     return options
 
 
@@ -204,7 +210,8 @@ def main(options: argparse.Namespace) -> None:
     Raises:
       BadConfiguration: a run cannot be read, or the file cannot be written.
     """
-    text = page([load(directory) for directory in options.run_dir])
+    with contextlib.ExitStack() as stack:
+        text = page([load(stack.enter_context(carriers.readable(place))) for place in options.run_dir])
     try:
         files.write_text(options.out, text)
     except OSError as error:

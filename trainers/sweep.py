@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from models.options import split
-from trainers.record import reading
+from trainers.record import carriers, reading
 from trainers.settings import paths
 from trainers.settings.config import EPOCHS, NO_DIFFERENCE, Config
 from trainers.settings.exit_codes import CRASHED, OK, PREEMPTED, BadConfiguration
@@ -70,9 +70,9 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the command line asks for. `swept`: names of the flags that have several values."""
+    """What the command line asks for. `place`: a folder or an address. `swept`: flags that have several values."""
 
-    folder: Path
+    place: str
     jobs: int
     swept: tuple[str, ...]
     runs: tuple[Run, ...]
@@ -88,7 +88,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--sweep_dir", default="runs/sweep", help="the folder of all runs (default: runs/sweep)")
+    parser.add_argument("--sweep_dir", default="runs/sweep", help="where all runs lie (default: runs/sweep)")
     parser.add_argument("--spec", help="a JSON file of flags and their values")
     parser.add_argument("--random", type=int, default=0, help="this many combinations, drawn at random; 0 = all")
     parser.add_argument("--random_seed", type=int, default=0, help="seed of that draw (default: 0)")
@@ -105,7 +105,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
         words = tuple(f"--{name}={value}" for name, value in combination.items())
         name = name_of(combination, swept)
         runs[name] = Run(name, words, config_from(["sweep", *words], ""))
-    return Settings(paths.local("--sweep_dir", options.sweep_dir), options.jobs, swept, tuple(runs.values()))
+    return Settings(paths.place("--sweep_dir", options.sweep_dir), options.jobs, swept, tuple(runs.values()))
 
 
 def values_of(flags: Sequence[str], spec: Path | None) -> dict[str, list[str]]:
@@ -212,10 +212,10 @@ def has_flags(facts: Mapping[str, Any], config: Config) -> bool:
 
 
 class Sweep:
-    """Runs combinations, several at a time; a signal is passed on to them and ends the sweep."""
+    """Runs combinations at a `place`, with their logs in a folder; a signal is passed on to them and ends the sweep."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, place: str, logs: Path):
+        self.place, self.logs = place, logs
         self.running: set[subprocess.Popen] = set()
         self.stopped = False
         self._guard = threading.Lock()
@@ -228,7 +228,7 @@ class Sweep:
 
     def run(self, run: Run) -> Outcome:
         """Trains, unless the run is complete with the same flags; the trainer decides what other flags mean."""
-        before = Outcome(run.name, OK, reading.read_run(self.folder / run.name))
+        before = Outcome(run.name, OK, reading.run_at(f"{self.place}/{run.name}"))
         if before.facts.get("exit_code") == OK and before.score is not None and has_flags(before.facts, run.config):
             print(f"{run.name}: complete already, {before}", flush=True)
             return before
@@ -237,19 +237,19 @@ class Sweep:
             return Outcome(run.name, PREEMPTED, {})
         code = trainer.wait()
         self.running.discard(trainer)
-        outcome = Outcome(run.name, code, reading.read_run(self.folder / run.name))
+        outcome = Outcome(run.name, code, reading.run_at(f"{self.place}/{run.name}"))
         print(f"{run.name}: {outcome}", flush=True)
         return outcome
 
     def _start(self, run: Run) -> subprocess.Popen | None:
         """The trainer in a process of its own; None if the sweep was stopped."""
-        run_dir = self.folder / run.name
-        run_dir.mkdir(parents=True, exist_ok=True)
+        logs = self.logs / run.name
+        logs.mkdir(parents=True, exist_ok=True)
         with self._guard:
             if self.stopped:
                 return None
-            with open(run_dir / "log.txt", "a") as log:
-                command = [sys.executable, str(_TRAINER), *run.flags, f"--run_dir={run_dir}"]
+            with open(logs / "log.txt", "a") as log:
+                command = [sys.executable, str(_TRAINER), *run.flags, f"--run_dir={self.place}/{run.name}"]
                 trainer = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
             self.running.add(trainer)
         if self.stopped:
@@ -302,23 +302,23 @@ def main(settings: Settings) -> int:
     Raises:
       BadConfiguration: the folder cannot be made.
     """
-    folder = settings.folder
+    folder = carriers.folder_beside(settings.place)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise BadConfiguration(f"--sweep_dir {folder} {paths.why_no_directory(folder)}") from None
     except OSError as error:
         raise BadConfiguration(f"--sweep_dir {folder} cannot be made: {error.strerror}; name a directory") from None
-    print(f"{len(settings.runs)} runs, {settings.jobs} at a time, in {folder}", flush=True)
-    sweep = Sweep(folder)
+    print(f"{len(settings.runs)} runs, {settings.jobs} at a time, in {settings.place}", flush=True)
+    sweep = Sweep(settings.place, folder)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, sweep.stop)
     with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
         outcomes = list(pool.map(sweep.run, settings.runs))
     text = ranking(outcomes, settings.swept)
     facts = [{"run": o.name, "code": o.code} | ({o.metric: o.score} if o.metric else {}) for o in outcomes]
-    files.write_text(folder / "ranking.md", text + "\n")
-    files.write_text(folder / "ranking.json", files.to_json(facts, indent=2) + "\n")
+    for name, content in (("ranking.md", text), ("ranking.json", files.to_json(facts, indent=2))):
+        carriers.write_text(f"{settings.place}/{name}", content + "\n")
     print(text)
     if sweep.stopped:
         print("stopped; the same command continues")

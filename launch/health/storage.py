@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import os
 import re
 import shutil
@@ -73,7 +74,7 @@ def sharing_row(path: Path, machines: int, mounts: Path = MOUNTS) -> Row:
     name = kind.partition("fuse.")[2] or kind
     text = f"{kind} at {point}: {'machines can share it' if is_shared(kind) else 'of this machine alone'}"
     if name.startswith(OBJECTS):
-        remedy = "write to a real file system and copy the run afterwards"
+        remedy = "name the address itself: --run_dir=s3://…, gs://… or az://…"
         return Row("file system", WARNING, f"{text}; a store of objects, where a rename is not one step", remedy)
     if machines > 1 and not is_shared(kind):
         remedy = "name a --run_dir that all workers see, on NFS say"
@@ -82,6 +83,15 @@ def sharing_row(path: Path, machines: int, mounts: Path = MOUNTS) -> Row:
         what = "the container" if name == "overlay" else "the machine's memory"
         return Row("file system", WARNING, f"{text}; runs are lost with {what}", "mount a volume for --run_dir")
     return Row("file system", OK, text)
+
+
+def store_row(address: str) -> Row:
+    """What is known of a run's address in an object store without asking it: whether the package for it is here."""
+    if importlib.util.find_spec("obstore") is None:
+        remedy = "run python3 launch/environment.py storage"
+        text = f"{address} needs the package obstore, which this Python does not have"
+        return Row("object store", WARNING, text, remedy)
+    return Row("object store", OK, f"{address}: obstore is installed; the store itself was not asked")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

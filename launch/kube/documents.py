@@ -26,7 +26,8 @@ def kustomization(submission: Submission, folder: str) -> Document:
     """The kustomization that a submission renders; `folder`: the path to `k8s/`."""
     overlay = "smoke" if not submission.gpus else "single-node" if submission.nodes == 1 else "multi-node"
     # JobSet copies the pod, so what changes it comes before; a queue takes what is there.
-    wanted = {"rdma": submission.rdma, "evaluator": submission.evaluator, "jobset": submission.backend == "jobset"}
+    wanted = {"rdma": submission.rdma, "evaluator": submission.evaluator, "store": bool(submission.run_store)}
+    wanted["jobset"] = submission.backend == "jobset"
     wanted["kueue"] = bool(submission.queue)
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -101,6 +102,8 @@ def _tailor_evaluator(template: Document, submission: Submission, now: str) -> N
     """The run that the evaluator follows, and since when; a small one where the run has no GPUs."""
     container = template["spec"]["containers"][0]
     container["args"] = [arg.replace(f"{RUNS}/{PLACEHOLDER}", submission.run_dir) for arg in container["args"]]
+    if submission.run_store:
+        container["args"].append(f"--cache_dir={RUNS}/cache")
     config = check_flags(submission)
     container["args"] += config.flag_lines(config.own_objects)  # which an evaluator imports only if it is told to
     if submission.command:

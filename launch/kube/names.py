@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from launch.kube.documents import QUEUE_LABEL, Document, flag_of, workloads
 from launch.kube.submission import LONGEST_NAME, RUNS
+from trainers.settings import paths
 from trainers.settings.data_cards import DATASETS, split_name
 
 # Where the image begins, and volumes that are empty when a pod begins.
@@ -63,7 +64,7 @@ def places(documents: Sequence[Document]) -> Problems:
         named = {"data_dir": flag_of(template, "data_dir"), f"dataset={kind}:": argument if kind in DATASETS else ""}
         for flag, path in named.items():
             place = posixpath.normpath(posixpath.join(_WORK, path))
-            if path and not any(f"{place}/".startswith(f"{mount}/") for mount in kept):
+            if path and not paths.is_address(path) and not any(f"{place}/".startswith(f"{mount}/") for mount in kept):
                 yield (
                     f"--{flag}{'' if flag.endswith(':') else ' '}{path} is a path of this machine, which pods do not "
                     f"have; copy it to the claim and name it as {RUNS}/…"

@@ -20,6 +20,7 @@ from launch.kube.documents import (
 )
 from launch.kube.names import places, syntax
 from launch.kube.submission import LONGEST_NAME, RUNS, has_digest
+from trainers.settings import paths
 from trainers.settings.exit_codes import NEVER_RETRIED, RETRIED_FREE, BadConfiguration
 
 SERVICE_ACCOUNT, CLAIM = "lockstep", "runs"
@@ -62,8 +63,9 @@ def _sizes(documents: Sequence[Document]) -> Problems:
         if workers != "1" and strategy != "multi_worker":
             yield f"{workers} workers, but the strategy {strategy}: each would train a run of its own"
         instance = template["metadata"]["labels"].get(INSTANCE)
-        if flag_of(template, "run_dir") != f"{RUNS}/{instance}":
-            yield f"run_dir is {flag_of(template, 'run_dir')}, not {RUNS}/{instance}"
+        run_dir = flag_of(template, "run_dir")
+        if run_dir != f"{RUNS}/{instance}" and not (paths.is_address(run_dir) and run_dir.endswith(f"/{instance}")):
+            yield f"run_dir is {run_dir}, not {RUNS}/{instance}"
 
 
 def _names(documents: Sequence[Document]) -> Problems:
@@ -238,7 +240,7 @@ def _fates_of_jobset(document: Document, spec: Document) -> Problems:
 def _security(documents: Sequence[Document]) -> Problems:
     for document, _, template in workloads(documents):
         where, spec = document["metadata"]["name"], template["spec"]
-        yield from _security_of_pod(where, spec)
+        yield from _security_of_pod(where, spec, stored=paths.is_address(flag_of(template, "run_dir")))
         for container in (*spec["containers"], *spec.get("initContainers", ())):
             yield from _security_of_container(where, container)
             mounts = {mount["mountPath"] for mount in container.get("volumeMounts", ())}
@@ -248,7 +250,7 @@ def _security(documents: Sequence[Document]) -> Problems:
             yield from _secrets(where, container)
 
 
-def _security_of_pod(where: str, spec: Document) -> Problems:
+def _security_of_pod(where: str, spec: Document, stored: bool) -> Problems:
     pod = spec.get("securityContext", {})
     if not pod.get("runAsNonRoot") or not pod.get("runAsUser"):
         yield f"{where}: the pod may run as root"
@@ -262,7 +264,9 @@ def _security_of_pod(where: str, spec: Document) -> Problems:
         yield f"{where}: the pod does not run as {SERVICE_ACCOUNT}, which k8s/setup makes"
     volumes = spec.get("volumes", ())
     claims = [v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v]
-    if claims != [CLAIM]:
+    if stored and claims:
+        yield f"{where}: the run lies in an object store, and the pod has the claims {claims}"
+    if not stored and claims != [CLAIM]:
         yield f"{where}: the pod's claims are {claims}, not {CLAIM}, which k8s/setup makes"
     for volume in volumes:
         if unfit := volume.keys() - _RESTRICTED_VOLUMES:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from models.options import is_object
 from models.sources import NotFound, locate
+from trainers.settings import paths
 from trainers.settings.config import DEFAULT_CPU_REPLICAS, Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.flags import config_from
@@ -36,7 +37,10 @@ _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """What a user asks for. `gpus`: of each node; 0 = CPUs. `flags`: the trainer's, without those that are set here."""
+    """What a user asks for. `gpus`: of each node; 0 = CPUs. `flags`: the trainer's, without those that are set here.
+
+    `run_store`: the address in an object store under which runs lie; empty: the claim.
+    """
 
     name: str
     nodes: int
@@ -49,6 +53,7 @@ class Submission:
     evaluator: bool = False
     namespace: str = PLACEHOLDER
     trainer: str = SUPERVISED
+    run_store: str = ""
 
     @property
     def command(self) -> list[str]:
@@ -60,8 +65,8 @@ class Submission:
 
     @property
     def run_dir(self) -> str:
-        """Where the run lies on the claim."""
-        return f"{RUNS}/{self.name}"
+        """Where the run lies: on the claim, or in the store."""
+        return f"{self.run_store or RUNS}/{self.name}"
 
     @property
     def strategy(self) -> str:
@@ -72,6 +77,7 @@ class Submission:
     def trainer_flags(self) -> list[str]:
         """The trainer's command line."""
         own = [f"--strategy={self.strategy}", f"--run_dir={self.run_dir}", f"--data_dir={RUNS}/data"]
+        own += [f"--cache_dir={RUNS}/cache"] if self.run_store else []
         return [*own, f"--startup_timeout={STARTUP_SECONDS}", *self.flags]
 
     @property
@@ -106,7 +112,16 @@ class Submission:
             evaluator=options.evaluator,
             namespace=options.namespace,
             trainer=getattr(options, "trainer", SUPERVISED),
+            run_store=_store_of(getattr(options, "run_store", "")),
         )
+
+
+def _store_of(text: str) -> str:
+    """The value of `--run_store`. Raises BadConfiguration if it is no address of a folder in a bucket."""
+    address = paths.place("--run_store", text) if text else ""
+    if address and not paths.is_address(address):
+        raise BadConfiguration(f"--run_store {text} is a path; write s3://BUCKET/FOLDER, or leave it out for the claim")
+    return address
 
 
 def host_name(submission: Submission, index: int) -> str:
@@ -192,8 +207,17 @@ def check_flags(submission: Submission) -> Config:
     for name, value in own.items():
         if getattr(config, name) != value:
             raise BadConfiguration(f"--{name} {getattr(config, name)}: the launcher sets it to {value}; leave it out")
+    data = paths.location(config.dataset)
+    if submission.run_store and data and not paths.is_address(data):
+        raise BadConfiguration(
+            f"--dataset {config.dataset} is a path, which pods without a claim do not have; name an address"
+        )
     for field in config.fields():
         path = getattr(config, field.name)
+        if field.metadata.get("path") and path and submission.run_store:
+            raise BadConfiguration(
+                f"--{field.name} {path} is a path, which pods without a claim do not have; leave it out"
+            )
         if field.metadata.get("path") and path and not path.startswith(f"{RUNS}/"):
             raise BadConfiguration(
                 f"--{field.name} {path} is a path of this machine, which pods do not have; copy it to the claim and "
@@ -245,6 +269,6 @@ def check(submission: Submission, allow_tag: bool) -> list[str]:
         f"nodes      {submission.nodes} × {node} = {replicas} replicas, --strategy={submission.strategy}",
         f"batch      {config.batch_size} examples = {replicas} × {share}",
         f"{what} on {config.dataset}, {length}",
-        f"run_dir    {submission.run_dir} on the claim runs",
+        f"run_dir    {submission.run_dir}{'' if submission.run_store else ' on the claim runs'}",
         *(f"package    {name} must be in the image: launch/image.sh --with={name}" for name in packages),
     ]

@@ -97,6 +97,7 @@ def check_rows(rows, fields):
 def default_of(field):
     """The cell that a field's default must have."""
     no_value = {"loss": "the model's own", "run_dir": "`runs/<model>-<dataset>-<time>-<random digits>`"}
+    no_value |= {"cache_dir": "`~/.cache/lockstep`"}
     if field.default is None:
         return "the model's recipe"
     if field.default == "":

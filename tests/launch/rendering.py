@@ -14,6 +14,7 @@ from launch.kube.documents import is_trainer, workloads
 from launch.kube.kubectl import Kubectl
 from launch.kube.submission import Submission
 
+STORE = "s3://bucket/runs"
 DIGEST = "lockstep@sha256:" + "0" * 64
 OVERLAYS = sorted(path.name for path in (ROOT / "k8s/overlays").iterdir())
 
@@ -62,6 +63,10 @@ def submissions():
             # A corner of the combinations is as good as all of them, and rendering takes its time.
             if gpus == 8 or (queue == "" and not rdma):
                 found[json.dumps(changes)] = render(**changes)
+    for nodes, gpus in ((2, 0), (1, 8), (3, 4)):
+        for backend in ("job", "jobset"):
+            changes = {"nodes": nodes, "gpus": gpus, "backend": backend, "evaluator": True, "run_store": STORE}
+            found[json.dumps(changes)] = render(**changes)
     return found
 
 

@@ -813,3 +813,12 @@ def test_a_doctor_that_is_ended_ends_what_it_asks(plant, tmp_path):
 def test_a_flag_that_is_wrong_is_refused():
     done = subprocess.run([sys.executable, ROOT / "launch/doctor.py", "--rundir=x"], capture_output=True, text=True)
     assert done.returncode == 2 and "--rundir" in done.stderr
+
+
+def test_a_run_in_an_object_store_needs_its_package(monkeypatch):
+    """The store itself is not asked, and no folder is made of its address."""
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+    row = storage.store_row("s3://bucket/runs/first")
+    assert row.status == WARNING and row.remedy == "run python3 launch/environment.py storage"
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: name)
+    assert storage.store_row("s3://bucket/runs/first").status == OK

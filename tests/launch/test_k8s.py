@@ -177,7 +177,19 @@ REFUSALS = {
     "images at home": ((), ("--dataset=images:~/photos",), "--dataset=images:~/photos is a path of this machine"),
     "images above the claim": ((), ("--dataset=images:/work/runs/../x",), "is a path of this machine"),
     "a data_dir of this machine": ((), ("--data_dir=/tmp/data",), "--data_dir /tmp/data is a path of this machine"),
-    "a data_dir at an address": ((), ("--data_dir=gs://b/data",), "is an address, not a path"),
+    "a data_dir at an address": ((), ("--data_dir=hdfs://b/data",), "is not a path, nor an address"),
+    "a run_store that is a path": (("--run_store=/work/runs",), (), "--run_store /work/runs is a path; write s3://"),
+    "a run_store without a folder": (("--run_store=s3://b",), (), "--run_store 's3://b' names no folder in a bucket"),
+    "data on a claim beside a run_store": (
+        ("--run_store=s3://b/runs",),
+        ("--model=transformer", "--dataset=text:/work/runs/book.txt"),
+        "--dataset text:/work/runs/book.txt is a path, which pods without a claim do not have; name an address",
+    ),
+    "a path beside a run_store": (
+        ("--run_store=s3://b/runs",),
+        ("--init_from=/work/runs/first",),
+        "--init_from /work/runs/first is a path, which pods without a claim do not have; leave it out",
+    ),
     "a package that is not here": (
         (),
         ("--model=my_pkg.net:build", "--dataset=digits"),

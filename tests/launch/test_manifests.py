@@ -10,13 +10,14 @@ import yaml
 from conftest import ROOT
 from rendering import OVERLAYS, first, good, needs_kustomize, pod, render, rendered, submissions  # noqa: F401 - fixtures
 
+from launch.kube import rules
 from launch.kube.documents import clusters, is_trainer, workloads
 from launch.kube.rules import matches
 
 pytestmark = needs_kustomize
 
 VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35")
-COMPONENTS = ("evaluator", "jobset", "kueue", "rdma")
+COMPONENTS = ("evaluator", "jobset", "kueue", "rdma", "store")
 
 
 def documents_of(rendered, submissions):
@@ -24,7 +25,7 @@ def documents_of(rendered, submissions):
 
 
 def test_every_folder_renders_and_nothing_is_empty(rendered, submissions):
-    assert OVERLAYS == ["jobset", "multi-node", "single-node", "smoke", "smoke-setup"]
+    assert OVERLAYS == ["jobset", "multi-node", "single-node", "smoke", "smoke-setup", "store-setup"]
     assert sorted(path.name for path in (ROOT / "k8s/components").iterdir()) == list(COMPONENTS)
     kinds = {name: sorted(d["kind"] for d in group) for name, group in rendered.items()}
     run = ["Job", "NetworkPolicy", "Service"]
@@ -142,6 +143,35 @@ def test_yamllint_finds_nothing(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: 1\na: 2\n")
     done = subprocess.run([*command, tmp_path], capture_output=True, text=True, check=False)
     assert "duplication of key" in done.stdout
+
+
+def test_a_run_in_a_store_needs_no_claim(rendered, submissions):
+    """No document names one; each pod knows where the run lies, and finds credentials where the cluster has them."""
+    assert "PersistentVolumeClaim" not in {document["kind"] for document in rendered["store-setup"]}
+    stored = {name: documents for name, documents in submissions.items() if "run_store" in name}
+    assert len(stored) == 6
+    for documents in (*stored.values(), rendered["store-setup"]):
+        assert "persistentVolumeClaim" not in json.dumps(documents)
+        assert rules.problems(documents, without=("images",)) == []
+    for documents in stored.values():
+        for _, _, template in workloads(documents):
+            words = template["spec"]["containers"][0]["args"]
+            assert "--run_dir=s3://bucket/runs/first" in words and "--cache_dir=/work/runs/cache" in words
+            assert template["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "store", "optional": True}}]
+
+
+def test_pods_of_runs_reach_the_store_and_nothing_else(rendered):
+    policies = {d["metadata"]["name"]: d["spec"] for d in rendered["store-setup"] if d["kind"] == "NetworkPolicy"}
+    assert set(policies) == {"deny-all", "names", "store"}
+    ports = [(port["protocol"], port["port"]) for rule in policies["store"]["egress"] for port in rule["ports"]]
+    assert ports == [("TCP", 443), ("TCP", 80)]
+    assert policies["store"]["egress"][1]["to"] == [{"ipBlock": {"cidr": "169.254.169.254/32"}}]
+
+
+def test_a_claim_beside_a_store_is_found():
+    documents = render(run_store="s3://bucket/runs")
+    pod(documents)["spec"]["volumes"][0] = {"name": "runs", "persistentVolumeClaim": {"claimName": "runs"}}
+    assert any("lies in an object store, and the pod has the claims" in each for each in rules.problems(documents))
 
 
 def test_the_jobset_has_the_pod_of_the_job(rendered):

@@ -19,6 +19,7 @@ WORDS = {
     "launch/k8s.py": ("status", "--name=first"),
     "launch/proof/probe.py": ("specification.json",),
     "launch/scaling.py": ("--", "--model=mlp"),
+    "launch/follow_store.py": ("s3://bucket/runs",),
     "launch/workers.py": ("--", "--model=mlp"),
     "trainers/report.py": ("runs/first",),
     "trainers/generate.py": ("runs/first", "--prompt=x"),
@@ -35,7 +36,7 @@ STANDARD = {
 COMPLETE = ("launch/doctor.py", "launch/gpu_check.py")
 # Those that need fewer packages than a trainer.
 NEEDS = {"launch/k8s.py": ("absl", "yaml", "tqdm")}
-REMEDIES = ("launch/local.sh", "launch/environment.py tokenize")
+REMEDIES = ("launch/local.sh", "launch/environment.py tokenize", "launch/environment.py tensorboard")
 
 
 @pytest.fixture(scope="module")

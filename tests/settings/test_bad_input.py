@@ -57,11 +57,15 @@ def answer(*arguments):
         ("--dataset= digits", ["' digits' is not known; did you mean digits?"]),
         ("--dataset=../x", ["'../x' is not known", "mnist"]),
         ("--dataset=/etc/passwd", ["'/etc/passwd' is not known"]),
-        ("--run_dir=gs://bucket/run", ["--run_dir 'gs://bucket/run' is an address, not a path"]),
-        ("--data_dir=s3://bucket", ["--data_dir 's3://bucket' is an address, not a path"]),
-        ("--dataset=csv:hdfs://host/x.csv", ["'hdfs://host/x.csv' is an address"]),
-        ("--dataset=images:gs://b/x", ["'gs://b/x' is an address"]),
-        ("--dataset=text:http://b/x", ["'http://b/x' is an address"]),
+        (
+            "--run_dir=hdfs://host/run",
+            ["--run_dir 'hdfs://host/run' is not a path, nor an address s3://, gs://, az://"],
+        ),
+        ("--run_dir=gs://bucket", ["--run_dir 'gs://bucket' names no folder in a bucket; write gs://BUCKET/FOLDER"]),
+        ("--data_dir=s3://bucket", ["--data_dir 's3://bucket' names no folder in a bucket"]),
+        ("--dataset=csv:hdfs://host/x.csv", ["'hdfs://host/x.csv' is not a path, nor an address"]),
+        ("--dataset=images:gs://b", ["--dataset=images: 'gs://b' names no folder in a bucket"]),
+        ("--dataset=text:http://b/x", ["'http://b/x' is not a path, nor an address"]),
         ("--run_dir=~nobody-of-that-name/run", ["the home directory is not known"]),
         ("--batch_size=many", ["--batch_size=many"]),
         ("--train_steps=-5", ["--train_steps -5"]),
@@ -81,9 +85,9 @@ def test_a_wrong_flag_is_one_line_and_exit_2(flag, words):
     assert all(word in error for word in words), error
 
 
-def test_an_evaluation_does_not_wait_for_a_run_at_an_address():
-    code, _, error = answer("--mode=evaluate", "--run_dir=gs://bucket/run")
-    assert code == 2 and "is an address, not a path" in error and len(error.splitlines()) == 1
+def test_an_evaluation_does_not_wait_for_a_run_that_cannot_be():
+    code, _, error = answer("--mode=evaluate", "--run_dir=hdfs://host/run")
+    assert code == 2 and "nor an address" in error and len(error.splitlines()) == 1
 
 
 def test_help_answers_before_tensorflow_is_imported_and_names_every_flag(monkeypatch):

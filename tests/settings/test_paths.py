@@ -13,20 +13,20 @@ from trainers.settings.config import Config
 from trainers.settings.rules import default_run_dir, resolve
 
 SCRIPTS = {
-    "trainers/report.py": ["gs://bucket/run"],
+    "trainers/report.py": ["hdfs://bucket/run"],
     "trainers/report.py --out": ["runs", "--out=gs://bucket/report.html"],
-    "trainers/predict.py": ["gs://bucket/run", "--input=eval", "--output=out.csv"],
+    "trainers/predict.py": ["hdfs://bucket/run", "--input=eval", "--output=out.csv"],
     "trainers/predict.py --output": ["runs/first", "--input=eval", "--output=gs://bucket/out.csv"],
     "trainers/predict.py --input": ["runs/first", "--input=csv:gs://bucket/rows.csv", "--output=out.csv"],
-    "trainers/generate.py": ["gs://bucket/run", "--prompt=x"],
-    "trainers/sweep.py": ["--sweep_dir=gs://bucket/sweep"],
+    "trainers/generate.py": ["hdfs://bucket/run", "--prompt=x"],
+    "trainers/sweep.py": ["--sweep_dir=hdfs://bucket/sweep"],
     "trainers/sweep.py --spec": ["--spec=gs://bucket/sweep.json"],
-    "trainers/sweep.py --data_dir": ["--data_dir=gs://bucket/data"],
+    "trainers/sweep.py --data_dir": ["--data_dir=hdfs://bucket/data"],
     "trainers/benchmark.py": ["--out_dir=gs://bucket/out"],
     "trainers/graph_benchmark.py": ["--out_dir=gs://bucket/out"],
     "trainers/tensor_check.py": ["--json=gs://bucket/check.json"],
-    "launch/prove.py": ["--json=gs://bucket/prove.json"],
-    "launch/prove.py --data_dir": ["--data_dir=gs://bucket/data"],
+    "launch/prove.py": ["--json=hdfs://bucket/prove.json"],
+    "launch/prove.py --data_dir": ["--data_dir=hdfs://bucket/data"],
     "launch/scaling.py": ["--out_dir=gs://bucket/out"],
 }
 
@@ -36,7 +36,7 @@ def test_no_script_takes_an_address_for_a_path(script, tmp_path):
     command = [sys.executable, str(ROOT / script.split()[0]), *SCRIPTS[script]]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "gs://bucket" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "s://bucket" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

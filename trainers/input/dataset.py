@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.tasks import DataSpec, Mixed
+from trainers.input import object_cache
 from trainers.input.augment.augmentation import Augmentation
 from trainers.input.pictures import Pictures
 from trainers.input.pipelines import steady
@@ -18,7 +19,6 @@ from trainers.input.raw.form import Features, Raw
 from trainers.input.raw.images import HALF, RawImages, normalization
 from trainers.input.raw.rows import Layout, RawRows, Scale
 from trainers.input.records import Records, Sample
-from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration
 
 # A split up to this size is held on each device; a larger one streams. Set --input to decide otherwise.
@@ -37,7 +37,8 @@ class Request:
     `name`: the part of `--dataset` before the colon; `argument`: what follows it, a file or a folder of the user's.
     `data_dir`: where prepared data lie. `placement`: `resident`, `stream`, or `auto` by size. `label`: the column of a
     table to predict. `images`: how images are prepared. `document_mask`: whether documents are kept apart.
-    `needs_images`: the loop that takes nothing but images; empty if it takes more.
+    `needs_images`: the loop that takes nothing but images; empty if it takes more. `cache_dir`: where what lies in
+    object stores is kept; empty: the user's folder for such.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Request:
     images: "ImageOptions" = dataclasses.field(default_factory=lambda: ImageOptions())
     document_mask: bool = False
     needs_images: str = ""
+    cache_dir: str = ""
 
     @property
     def full_name(self) -> str:
@@ -56,8 +58,8 @@ class Request:
 
     @property
     def path(self) -> Path:
-        """The argument as a path."""
-        return paths.local(f"--dataset={self.name}:", self.argument)
+        """The argument as a path. What lies at an address is brought here first."""
+        return object_cache.localized(self.argument, self.name, self.cache_dir)
 
     def is_resident(self, num_bytes: float) -> bool:
         """Whether splits are held on each device. `num_bytes`: the size of the data, infinite where it is not fixed."""

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from trainers.input import object_cache
 from trainers.input.dataset import Dataset, ImageOptions, Request
 from trainers.input.errors import reason_of
 from trainers.settings import augmentation
 from trainers.settings.config import Config
-from trainers.settings.data_cards import data_card, split_name
+from trainers.settings.data_cards import data_card, is_own, split_name
 from trainers.settings.exit_codes import BadConfiguration
 
 
@@ -21,21 +22,24 @@ def load(
     images: ImageOptions | None = None,
     document_mask: bool = False,
     needs_images: str = "",
+    cache_dir: str = "",
 ) -> Dataset:
     """Prepares a data set in `data_dir` if it is not there yet, and loads it.
 
     `name`: of `trainers.settings.data_cards`, with its argument, or of TensorFlow Datasets. `placement`: `resident`,
     `stream`, or `auto` by size. `label`: the column of a table to predict. `images`: how images are prepared.
     `document_mask`: whether the documents of a window of tokens are kept apart. `needs_images`: the loop that takes
-    nothing but images, if it is one.
+    nothing but images, if it is one. `cache_dir`: where what lies in object stores is kept on this machine.
 
     Raises:
       BadConfiguration: no such data set, no network for it, no space, or unusable data.
     """
+    card = data_card(name)
+    data_dir = object_cache.data_dir(data_dir, name, cache_dir, prepared=not card.argument and not is_own(name))
     request = Request(
-        *split_name(name), data_dir, placement, label, images or ImageOptions(), document_mask, needs_images
+        *split_name(name), data_dir, placement, label, images or ImageOptions(), document_mask, needs_images, cache_dir
     )
-    load_kind = data_card(name).loader()
+    load_kind = card.loader()
     with _readable_errors(request):
         return load_kind(request)
 
@@ -49,9 +53,8 @@ def load_for(config: Config) -> Dataset:
     card = config.card
     options = ImageOptions(augmentation.parse(config.augment), config.image_size, card.mean, card.deviation)
     needs_images = config.loop if config.needs_images else ""
-    return load(
-        config.dataset, config.data_dir, config.input, config.label, options, config.document_mask, needs_images
-    )
+    rest = (config.document_mask, needs_images, config.cache_dir)
+    return load(config.dataset, config.data_dir, config.input, config.label, options, *rest)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from trainers.record import reading
+from trainers.record import carriers, reading
 from trainers.record.state import State
 from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration
@@ -210,6 +210,7 @@ class Checkpoints:
           OSError, ValueError, KeyError, tf.errors.OpError: it is damaged or gone.
           BadConfiguration: it is of another run, or of another format.
         """
+        carriers.bring(self.run_dir, step)
         path, manifest = self.path(step), self._manifest(step)
         if manifest.pop("digest", None) != _own_digest(manifest):
             raise ValueError("manifest.json does not have the digest that it names")

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainers.record import carriers
 from trainers.settings import paths
 from trainers.settings.config import EPOCHS, Config
 from trainers.settings.exit_codes import BAD_CONFIGURATION, NEVER_RETRIED, OK, BadConfiguration, PeerLost
@@ -43,11 +44,17 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     Raises:
       BadConfiguration: it cannot be read.
     """
+    carriers.refresh(run_dir)
     path = run_dir / RUN
     try:
         return read_json(path)
     except (ValueError, OSError) as error:
         raise BadConfiguration(f"{path} cannot be read: {error}; move it away or name another --run_dir") from None
+
+
+def run_at(place: str) -> dict[str, Any]:
+    """As `read_run`, of a path or an address. Raises StoreLost too."""
+    return carriers.facts(place) if paths.is_address(place) else read_run(Path(place))
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,8 +75,11 @@ def begun_with(config: Config) -> dict[str, Any]:
     """The flags of the run that `--run_dir` holds; empty if it holds none that can be read."""
     if not config.run_dir:
         return {}
+    place = paths.place("--run_dir", config.run_dir)
+    if paths.is_address(place):
+        return begun_as(carriers.facts(place), type(config))
     with contextlib.suppress(ValueError, OSError):
-        return begun_as(read_json(paths.local("--run_dir", config.run_dir) / RUN), type(config))
+        return begun_as(read_json(Path(place) / RUN), type(config))
     return {}
 
 
@@ -100,6 +110,7 @@ def found_with(config: Config, name: str) -> Any:
 
 def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl. One that a killed process left unfinished is left out."""
+    carriers.refresh(run_dir)
     lines = []
     with contextlib.suppress(FileNotFoundError):
         for line in (run_dir / METRICS).read_text(encoding="utf-8").splitlines():
@@ -123,13 +134,19 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
     return run_dir / CHECKPOINTS / f"step-{step:010d}"
 
 
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder; None if the name is not that of one."""
+    match = _STEP_FOLDER.match(name)
+    return int(match[1]) if match else None
+
+
 def checkpoint_steps(run_dir: Path) -> list[int]:
     """Steps of the checkpoints on disk, oldest first. Their contents are not verified."""
     folder = run_dir / CHECKPOINTS
     if not folder.is_dir():
         return []
-    matches = (_STEP_FOLDER.match(path.name) for path in folder.iterdir())
-    return sorted(int(match[1]) for match in matches if match)
+    steps = (step_of(path.name) for path in folder.iterdir())
+    return sorted(step for step in steps if step is not None)
 
 
 def has_checkpoint(run_dir: Path, step: int) -> bool:
@@ -137,7 +154,10 @@ def has_checkpoint(run_dir: Path, step: int) -> bool:
 
     A shared file system may show a folder as it was a minute ago, but not a file that is opened.
     """
-    return (checkpoint_folder(run_dir, step) / MANIFEST).exists()
+    manifest_path = checkpoint_folder(run_dir, step) / MANIFEST
+    if not manifest_path.exists():
+        carriers.refresh(run_dir, at_once=True)
+    return manifest_path.exists()
 
 
 def manifest(run_dir: Path, step: int) -> dict[str, Any]:
@@ -156,6 +176,7 @@ def has_ended(facts: Mapping[str, Any], after: str = "") -> bool:
 def completed(config: Config) -> dict[str, Any]:
     """The run.json of `--run_dir` if its run is complete and `config` asks for nothing more of it; else empty."""
     directory = Path(config.run_dir)
+    carriers.refresh(directory, at_once=True)
     try:
         facts = read_json(directory / RUN)
     except (ValueError, OSError):
@@ -206,11 +227,11 @@ def config_of_run(config: Config, given: Collection[str]) -> Config:
     """
     if not config.run_dir:
         raise BadConfiguration("--mode=evaluate needs --run_dir, the run that it follows; name it")
-    run_dir, began = paths.local("--run_dir", config.run_dir), time.monotonic()
-    while not (facts := read_run(run_dir)):
+    run_dir, began = paths.place("--run_dir", config.run_dir), time.monotonic()
+    while not (facts := run_at(run_dir)):
         if time.monotonic() - began > config.startup_timeout:
             raise PeerLost(f"no run began in --run_dir {config.run_dir} within --startup_timeout; start it again later")
-        time.sleep(0.2)
+        time.sleep(2.0 if paths.is_address(run_dir) else 0.2)
     before = begun_as(facts, type(config))
     if before["loop"] != config.loop:
         raise BadConfiguration(

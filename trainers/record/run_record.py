@@ -7,13 +7,13 @@ import datetime
 import errno
 import platform
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-from trainers.record import reading
+from trainers.record import carriers, reading
 from trainers.settings import options, paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, RunDirRemoved
@@ -29,14 +29,16 @@ def _now() -> str:
 class RunRecord:
     """The files of a run. Opening it takes run_dir for this process; `close` gives it back.
 
-    `writes`: false for a worker that is not the chief. It reads what the chief writes, and writes nothing.
+    `writes`: false for a worker that is not the chief. It reads what the chief writes, and writes nothing. `feed`: told
+    what is waited for at the end of a run in an object store.
 
     Raises:
       BadConfiguration: run_dir is a file, cannot be written, is in use, or was begun with other fixed flags.
     """
 
-    def __init__(self, config: Config, writes: bool = True):
-        self.config, self.directory, self.writes = config, Path(config.run_dir), writes
+    def __init__(self, config: Config, writes: bool = True, feed: Callable[[str], None] = lambda what: None):
+        self.config, self.directory, self.writes, self._feed = config, Path(config.run_dir), writes, feed
+        self.shown = carriers.shown(self.directory)
         self.metrics_path = self.directory / reading.METRICS
         self.facts: dict[str, Any] = {}
         self._lock = None
@@ -45,14 +47,14 @@ class RunRecord:
         self._open_directory()
         self.previous = reading.read_run(self.directory)
         self._check_same_run()
-        options.warn_of_changes(self.previous.get(reading.SOURCES, {}), config.chosen, f"--run_dir {self.directory}")
+        options.warn_of_changes(self.previous.get(reading.SOURCES, {}), config.chosen, f"--run_dir {self.shown}")
         self.facts = {
             "started": self.previous.get("started", _now()),
             "ended": None,
             "exit_reason": None,
             "attempts": self.previous.get("attempts", 0) + 1,
             "loop": config.loop,
-            "flags": config.values(),
+            "flags": config.values() | {"run_dir": self.shown},
             paths.DATASET_PATH: paths.location(config.dataset),
             reading.SOURCES: options.sources_of(config.chosen),
             "versions": machine.versions(),
@@ -94,11 +96,11 @@ class RunRecord:
                 continue
             if name == "loop":
                 raise BadConfiguration(
-                    f"--run_dir {self.directory} was begun by the loop {before[name]!r}, and this is {now!r}; start "
+                    f"--run_dir {self.shown} was begun by the loop {before[name]!r}, and this is {now!r}; start "
                     "that loop's script, or name another --run_dir"
                 )
             raise BadConfiguration(
-                f"--{name} {now} differs from {before[name]}, with which --run_dir {self.directory} was begun; pass "
+                f"--{name} {now} differs from {before[name]}, with which --run_dir {self.shown} was begun; pass "
                 "that, or name another --run_dir"
             )
 
@@ -107,7 +109,9 @@ class RunRecord:
         return self.writes and not any((self.directory / name).exists() for name in (_LOCK, reading.RUN))
 
     def check_there(self) -> None:
-        """Raises RunDirRemoved if run_dir is gone."""
+        """Raises RunDirRemoved if run_dir is gone, StoreLost if its address in an object store is another run's."""
+        if self.writes:
+            carriers.check(self.directory)
         if self.is_gone():
             raise RunDirRemoved(f"--run_dir {self.directory} was removed while the run wrote to it")
 
@@ -141,11 +145,17 @@ class RunRecord:
             files.write_text(self.directory / reading.RUN, files.to_json(self.facts, indent=2) + "\n")
 
     def end(self, exit_code: int, reason: str, **facts: Any) -> None:
-        """Completes run.json."""
+        """Completes run.json. Of a run in an object store, returns when all of the run is there.
+
+        Raises:
+          StoreLost: it cannot be brought there.
+        """
         usage = resource.getrusage(resource.RUSAGE_SELF)
         self.write(
             ended=_now(), exit_code=exit_code, exit_reason=reason, peak_resident_mib=usage.ru_maxrss // 1024, **facts
         )
+        if self.writes:
+            carriers.settle(self.directory, self._feed)
 
     def close(self) -> None:
         """Gives run_dir back."""

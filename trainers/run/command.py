@@ -30,7 +30,8 @@ def config_from(argv: Sequence[str], summary: str, kind: "type[Config] | None" =
     if config.mode == "evaluate":
         config = config_of_run(rules.canonical(config), given)
     config = rules.resolve(config, begun_with(config))
-    config.check_files()
+    if not paths.is_address(config.run_dir):  # else they are looked at when what is there is known
+        config.check_files()
     if config.data_dir == paths.DATA_WITHOUT_HOME and "data_dir" not in given:
         process.say(f"no home directory is known: --data_dir is {Path(config.data_dir).absolute()}")
     return config

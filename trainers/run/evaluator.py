@@ -15,7 +15,7 @@ import tensorflow as tf
 from absl import logging
 
 from trainers.input.batches import batches
-from trainers.record import reading
+from trainers.record import carriers, reading
 from trainers.record.clock import Clock
 from trainers.record.run_record import RunRecord
 from trainers.record.state import State, assign
@@ -28,7 +28,7 @@ from trainers.show.summaries import Summaries
 from trainers.world.signals import Preemption
 from trainers.world.watchdog import Watchdog
 
-FOLDER = "evaluator"
+FOLDER = carriers.EVALUATOR
 _LOOK_SECONDS = 0.5
 
 
@@ -42,7 +42,7 @@ def follow(loop: InnerLoop, clock: Clock, watchdog: Watchdog) -> dict[str, Any]:
       Preempted: SIGTERM or SIGINT came.
     """
     run_dir = Path(loop.config.run_dir)
-    record = RunRecord(dataclasses.replace(loop.config, run_dir=str(run_dir / FOLDER)))
+    record = RunRecord(dataclasses.replace(loop.config, run_dir=str(run_dir / FOLDER)), feed=watchdog.feed)
     with contextlib.closing(record), Preemption() as preemption:
         try:
             line = Follower(loop, record, clock, watchdog, preemption).run()
@@ -51,7 +51,7 @@ def follow(loop: InnerLoop, clock: Clock, watchdog: Watchdog) -> dict[str, Any]:
             with contextlib.suppress(OSError, BadConfiguration):
                 record.end(code, f"{type(error).__name__}: {error}", seconds=clock.seconds)
             raise
-        ended = reading.read_json(run_dir / reading.RUN)
+        ended = reading.read_run(run_dir)
         reason = f"the run has ended with code {ended['exit_code']}: {ended['exit_reason']}"
         record.end(OK, reason, seconds=clock.seconds, final={"eval": line})
         return line
@@ -72,7 +72,7 @@ class Follower:
     def run(self) -> dict[str, Any]:
         """Evaluates until the run has ended. Returns the last line."""
         self.record.rewind_metrics(self.done)
-        self.record.write(follows=str(self.run_dir), replicas=self.loop.world.replicas)
+        self.record.write(follows=carriers.shown(self.run_dir), replicas=self.loop.world.replicas)
         self.evaluate = self._evaluation()
         self.progress = Progress(max(self.done, 0), self.config.train_steps)
         self.summaries = Summaries(self.record.directory, max(self.done, 0), splits=("eval",))
@@ -93,7 +93,7 @@ class Follower:
 
     def _evaluation(self) -> Callable[[], tf.Tensor]:
         """A replica has as many examples at once as one of the run's: the whole batch may be too much for a device."""
-        replicas = reading.read_json(self.run_dir / reading.RUN).get("replicas", 1)
+        replicas = reading.read_run(self.run_dir).get("replicas", 1)
         share = max(self.config.batch_size // replicas // self.config.parts, 1)
         world = self.loop.world
         source = batches(world.strategy, self.loop.dataset.eval, share * world.replicas, None)
@@ -104,7 +104,7 @@ class Follower:
     def next_step(self) -> tuple[int | None, bool]:
         """The oldest checkpoint that is not evaluated yet, if there is one, and whether the run has ended."""
         # Read before the steps are listed: what a run writes last is there when run.json says that it has ended.
-        facts = reading.read_json(self.run_dir / reading.RUN)
+        facts = reading.read_run(self.run_dir)
         ended = reading.has_ended(facts, os.environ.get(reading.RUN_AFTER, ""))
         steps = self.store.steps()
         last = facts.get("step", -1) if ended else -1
@@ -120,7 +120,7 @@ class Follower:
         """
         if time.monotonic() - self.came > self.config.startup_timeout:
             raise PeerLost(
-                f"no checkpoint after step {max(self.done, 0)} came to {self.store.directory} within "
+                f"no checkpoint after step {max(self.done, 0)} came to {carriers.shown(self.run_dir)} within "
                 f"--startup_timeout {self.config.startup_timeout:g} s; start it again when the run goes on"
             )
         self.watchdog.feed("waiting for a checkpoint")

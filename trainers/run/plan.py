@@ -1,5 +1,6 @@
 """What a run prints first, and `--dry_run` alone."""
 
+from trainers.record import carriers
 from trainers.run.inner_loop import InnerLoop
 from trainers.settings import recipes
 from trainers.settings.rules import check_batch
@@ -23,6 +24,6 @@ def plan(loop: InnerLoop) -> str:
         **loop.describe(),
         "cadences": f"log {config.log_every}, evaluate {config.eval_every}, checkpoint {config.checkpoint_every}, "
         f"call {call}",
-        "run_dir": config.run_dir,
+        "run_dir": carriers.shown(config.run_dir),
     }
     return "\n".join(f"{name:<9} {value}" for name, value in rows.items())

@@ -10,7 +10,7 @@ from absl import logging
 
 from trainers.input import load
 from trainers.input.dataset import Dataset
-from trainers.record import reading
+from trainers.record import carriers, reading
 from trainers.record.clock import Clock
 from trainers.record.run_record import RunRecord
 from trainers.run import evaluator, parts, workers
@@ -20,7 +20,7 @@ from trainers.run.plan import plan
 from trainers.run.training import Summary, Training
 from trainers.settings import options
 from trainers.settings.config import Config
-from trainers.settings.exit_codes import CRASHED, BadConfiguration, RunEnded
+from trainers.settings.exit_codes import CRASHED, NEVER_RETRIED, BadConfiguration, RunEnded, StoreLost
 from trainers.settings.rules import check_batch, check_task, finds_parts, with_epochs
 from trainers.show.progress import words
 from trainers.world import cluster as clusters
@@ -46,6 +46,14 @@ def train(config: Config, make_loop: MakeLoop, hooks: Hooks | None = None) -> Su
     if config.dry_run and cluster:
         print(cluster.tf_config())
         return Summary(0, {}, {}, Path(config.run_dir), 0)
+    with carriers.carried(config, chief=cluster is None or cluster.index == 0) as carried:
+        if carried is not config:
+            carried.check_files()
+        return run(carried, cluster, make_loop, clock, hooks)
+
+
+def run(config: Config, cluster: Cluster | None, make_loop: MakeLoop, clock: Clock, hooks: Hooks) -> Summary:
+    """What `train` does, once the run lies in a folder of this machine."""
     if cluster and config.mode == "train" and (summary := complete_already(config)):
         return summary
     with Watchdog(config.step_timeout) as watchdog:
@@ -56,10 +64,10 @@ def train(config: Config, make_loop: MakeLoop, hooks: Hooks | None = None) -> Su
             return Summary(0, {}, {}, Path(config.run_dir), 0)
         if config.mode == "evaluate":
             before = reading.read_run(Path(config.run_dir)).get(reading.SOURCES, {})
-            options.warn_of_changes(before, config.chosen, f"--run_dir {config.run_dir}")
+            options.warn_of_changes(before, config.chosen, f"--run_dir {carriers.shown(config.run_dir)}")
             line = evaluator.follow(loop, clock, watchdog)
             return Summary(line.get("step", 0), {}, line, Path(config.run_dir) / evaluator.FOLDER, 0)
-        record = RunRecord(loop.config, writes=loop.world.chief)
+        record = RunRecord(loop.config, loop.world.chief, watchdog.feed)
         with contextlib.closing(record), Preemption() as preemption, recorded_end(record, clock, cluster):
             return Training(loop, record, clock, preemption, watchdog, hooks).run()
 
@@ -70,7 +78,7 @@ def complete_already(config: Config) -> Summary | None:
     if not facts or not reading.has_checkpoint(run_dir, facts["step"]):
         return None
     final = {split: reading.numbers(line) for split, line in facts["final"].items()}
-    process.say(f"complete already: {words(final['eval'])}  in {run_dir}")
+    process.say(f"complete already: {words(final['eval'])}  in {carriers.shown(run_dir)}")
     return Summary(facts["step"], final["train"], final["eval"], run_dir, 0)
 
 
@@ -104,6 +112,12 @@ def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None):  # n
     except BaseException as error:
         ended = workers.peer_lost(error) if cluster else error
         code = ended.exit_code if isinstance(ended, RunEnded) else CRASHED
-        with contextlib.suppress(OSError, BadConfiguration):
+        try:
             record.end(code, f"{type(ended).__name__}: {ended}", seconds=clock.seconds)
+        except (OSError, BadConfiguration):
+            pass
+        except StoreLost as lost:
+            if isinstance(ended, RunEnded) and code not in NEVER_RETRIED:
+                raise lost from error
+            logging.warning("%s", lost)
         raise ended from (None if ended is error else error)

@@ -14,7 +14,7 @@ from models.options import is_object
 from models.tasks import Task
 from trainers.input.dataset import Dataset
 from trainers.input.errors import reason_of
-from trainers.record import reading
+from trainers.record import carriers, reading
 from trainers.record.checkpoints import Checkpoints
 from trainers.record.state import State
 from trainers.run import workers
@@ -42,15 +42,17 @@ def flags_of(what: str, run_dir: Path) -> Config:
     """
     facts = reading.read_run(run_dir)
     if not facts:
-        raise BadConfiguration(f"{what} {run_dir} holds no run; name a run_dir")
+        raise BadConfiguration(f"{what} {carriers.shown(run_dir)} holds no run; name a run_dir")
     before = reading.begun_as(facts, Config)
     name = options.name_of(facts.get("flags", {}).get("model") or "")  # a loop without --model has none
     if name not in cards.MODELS and not is_object(name):
         raise BadConfiguration(
-            f"{what} {run_dir} is a run of the loop {before['loop']!r} without --model; name another"
+            f"{what} {carriers.shown(run_dir)} is a run of the loop {before['loop']!r} without --model; name another"
         )
     if not reading.checkpoint_steps(run_dir):
-        raise BadConfiguration(f"{what} {run_dir} holds no checkpoint; train it first, or name another run_dir")
+        raise BadConfiguration(
+            f"{what} {carriers.shown(run_dir)} holds no checkpoint; train it first, or name another run_dir"
+        )
     names = {field.name for field in dataclasses.fields(Config)}
     return Config(**{name: value for name, value in before.items() if name in names})
 
@@ -78,7 +80,7 @@ def model_of(
         object `module:object` of a module that no flag of `config` names.
     """
     own = flags_of(what, run_dir)
-    _check_named(f"{what} {run_dir}", options.name_of(own.model), config)
+    _check_named(f"{what} {carriers.shown(run_dir)}", options.name_of(own.model), config)
     scale = own.card.mean, own.card.deviation
     if scale != (config.card.mean, config.card.deviation):
         raise BadConfiguration(
@@ -124,7 +126,9 @@ def _read(what: str, run_dir: Path, step: int | None) -> tuple[int, State]:
                     f"{what} {run_dir}: {store.path(step).name} cannot be read: {reason_of(error)}; name another"
                 ) from error
             logging.warning("checkpoint %s is damaged and skipped: %s", store.path(each), reason_of(error))
-    raise BadConfiguration(f"{what} {run_dir}: every checkpoint is damaged; restore one, or name another run")
+    raise BadConfiguration(
+        f"{what} {carriers.shown(run_dir)}: every checkpoint is damaged; restore one, or name another run"
+    )
 
 
 def evaluated(values: State) -> list[tuple[str, np.ndarray]]:

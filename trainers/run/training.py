@@ -410,11 +410,11 @@ class Training:
         if self.config.export and self.world.chief:
             self.export(final["eval"])
         facts = {"final": final, "seconds": self.clock.seconds, "step": self.step, "traces": self.loop.traces}
-        facts |= self.loop.final_facts()
-        self.record.end(OK, reason, peak_device_mib=devices.peak_memory_mib(), **facts)
+        self.record.end(OK, reason, peak_device_mib=devices.peak_memory_mib(), **facts, **self.loop.final_facts())
         if self.world.cluster:
             # Nobody leaves before the chief has done all: alone it could not be started again.
+            self.watchdog.feed("waiting for the chief's end", 2 * self.config.step_timeout)
             workers.leave_together(self.world, lambda: self.world.chief or bool(reading.completed(self.config)))
         if self.world.chief:
-            process.say(f"{reason}: {words(final['eval'])}  in {self.record.directory}")
+            process.say(f"{reason}: {words(final['eval'])}  in {self.record.shown}")
         return Summary(self.step, final["train"], final["eval"], self.record.directory, self.loop.traces)

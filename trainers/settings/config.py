@@ -35,6 +35,9 @@ EPOCHS = {"train_steps": "train_epochs", "warmup_steps": "warmup_epochs"}
 # A word in place of a value which the run itself finds before its first step, and goes on with ever after.
 FOUND = {"accumulate": "auto"}
 
+# Roles of a flag that is of this start alone: neither of the run, nor of what it is compared by.
+_OF_ONE_START = {"repeated": False, "distinct": False, "compared": False}
+
 
 def flag(default: Any, group: str, text: str, **rules: Any) -> Any:
     """A field that `trainers.settings.flags` makes a flag of.
@@ -274,27 +277,22 @@ class Config:
         "",
         "run",
         "everything that the run writes; default runs/<model>-<dataset>-<time>-<random digits>",
-        repeated=False,
-        distinct=False,
-        compared=False,
+        **_OF_ONE_START,
     )
+    cache_dir: str = flag("", "run", "where files of object stores are kept", **_OF_ONE_START)
     mode: str = flag(
         "train",
         "run",
         "evaluate = follow --run_dir, and evaluate each checkpoint as it comes",
         choices=MODES,
-        repeated=False,
-        distinct=False,
-        compared=False,
+        **_OF_ONE_START,
     )
     resume: str = flag(
         "auto",
         "run",
         "auto = from the newest whole checkpoint in run_dir; never = refuse a run_dir that holds one",
         choices=("auto", "never"),
-        repeated=False,
-        distinct=False,
-        compared=False,
+        **_OF_ONE_START,
     )
     profile: str = flag("", "run", "START:STOP, steps to profile", shared=True, compared=False)
     export: str = flag(
@@ -304,7 +302,7 @@ class Config:
         compared=False,
         switch=True,
     )
-    dry_run: bool = flag(False, "run", "print the plan and stop", repeated=False, distinct=False, compared=False)
+    dry_run: bool = flag(False, "run", "print the plan and stop", **_OF_ONE_START)
 
     # What a loop may override ------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ RETRY = {
     OK: "complete",
     BAD_CONFIGURATION: "never: a flag, the configuration, the data or run_dir is unusable",
     DIVERGED: "never: the loss or a gradient is not finite",
-    PEER_LOST: "yes: a worker was lost or a step took too long; a checkpoint exists",
+    PEER_LOST: "yes: a worker was lost, a step took too long, or a store did not answer; a checkpoint exists",
     PREEMPTED: "yes, free: SIGTERM or SIGINT came; a checkpoint was written first",
 }
 # What a cluster's manager does with them: any other code but 0 is retried, and counted.
@@ -54,6 +54,10 @@ class PeerLost(RunEnded):
     """A peer was lost or never came, or the step watchdog fired."""
 
     exit_code = PEER_LOST
+
+
+class StoreLost(PeerLost):
+    """An object store cannot be reached, or what belongs there could not be written."""
 
 
 class Preempted(RunEnded):

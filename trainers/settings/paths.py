@@ -1,5 +1,6 @@
 """Paths that a user has named: on this machine, with `~` opened, and told apart from one another."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from trainers.settings.exit_codes import BadConfiguration
 DATA_WITHOUT_HOME = "tensorflow_datasets"
 # In run.json and in manifests: where the files of `--dataset` lie, whatever the path was written like.
 DATASET_PATH = "dataset_path"
+# Object stores that hold runs.
+STORES = ("s3://", "gs://", "az://")
 
 
 def local(what: str, text: str | os.PathLike) -> Path:
@@ -30,6 +33,43 @@ def local(what: str, text: str | os.PathLike) -> Path:
         raise BadConfiguration(
             f"{what} {text!r}: the home directory is not known; set HOME, or write the path without ~"
         ) from None
+
+
+def is_address(text: str | os.PathLike) -> bool:
+    """Whether a text names a place in an object store that a run can lie in."""
+    return os.fspath(text).startswith(STORES)
+
+
+def place(what: str, text: str) -> str:
+    """The path or the address that a user has written, in its one spelling. `what`: as of `local`.
+
+    Raises:
+      BadConfiguration: it is the address of something else, or names no folder in a bucket; or as `local`.
+    """
+    if not is_address(text):
+        if "://" in text:
+            raise BadConfiguration(
+                f"{what} {text!r} is not a path, nor an address {', '.join(STORES)} of an object store; name one"
+            )
+        return str(local(what, text))
+    bucket, *folders = text.partition("://")[2].rstrip("/").split("/")
+    if not bucket or not folders or not all(name.strip(".") for name in folders) or set(text) & set("?#*\\ \n"):
+        raise BadConfiguration(
+            f"{what} {text!r} names no folder in a bucket; write {text.partition('://')[0]}://BUCKET/FOLDER"
+        )
+    return text.rstrip("/")
+
+
+def name_of(address: str) -> str:
+    """The name of the folder for an address: readable, and its own."""
+    words = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in address.replace("://", "-"))
+    return f"{words[-60:].strip('-.')}-{hashlib.sha256(address.encode()).hexdigest()[:12]}"
+
+
+def cache_dir(text: str) -> str:
+    """Where copies of what lies in object stores are kept on this machine: as named, or the user's folder for such."""
+    base = os.environ.get("XDG_CACHE_HOME") or ("~/.cache" if has_home() else ".cache")
+    return str(local("--cache_dir", text or os.path.join(base, "lockstep")))
 
 
 def has_home() -> bool:
@@ -50,10 +90,12 @@ def why_no_directory(path: Path) -> str:
 
 
 def location(dataset: str | None) -> str | None:
-    """The absolute path of a data set's files, links followed; None for a set that has none of the user's own."""
+    """The absolute path of a data set's files, links followed, or their address; None for a set that has none."""
     kind, argument = split_name(dataset or "")
     if not argument or kind not in DATASETS or not DATASETS[kind].argument:
         return None
+    if is_address(argument):
+        return argument.rstrip("/")
     return os.path.realpath(os.path.expanduser(argument))
 
 

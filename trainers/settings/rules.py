@@ -93,7 +93,7 @@ def _check_dataset(config: Config) -> None:
     if not argument and (":" in name or form.startswith(":")):
         raise BadConfiguration(f"{flag} names no file or folder; write --dataset={kind}{form}")
     if argument:
-        paths.local(f"--dataset={kind}:", argument)
+        paths.place(f"--dataset={kind}:", argument)
 
 
 def _local_paths(config: Config) -> Config:
@@ -105,8 +105,9 @@ def _local_paths(config: Config) -> Config:
     return dataclasses.replace(
         config,
         **{name: os.path.realpath(paths.local(f"--{name}", text)) for name, text in named.items() if text},
-        run_dir=str(paths.local("--run_dir", config.run_dir or default_run_dir(config))),
-        data_dir=str(paths.local("--data_dir", data_dir)),
+        run_dir=paths.place("--run_dir", config.run_dir or default_run_dir(config)),
+        cache_dir=paths.cache_dir(config.cache_dir),
+        data_dir=paths.place("--data_dir", data_dir),
     )
 
 

@@ -13,6 +13,7 @@ from models import generation
 from models.generation import Cache, Generation, Steps
 from models.sampling import Sampling
 from trainers.input.raw.form import Raw
+from trainers.record import carriers
 from trainers.settings.exit_codes import OK, BadConfiguration
 from trainers.show.tables import readable
 from trainers.use import exports, predictor
@@ -26,7 +27,8 @@ def generate(asked: Any, sampling: Sampling) -> int:
     Raises:
       BadConfiguration: it is no language model, or cannot go on from this prompt.
     """
-    source = predictor.of(asked.model_path, asked)
+    with carriers.readable(asked.model_path) as folder:
+        source = predictor.of(folder, asked)
     if source.kind != "text":
         raise BadConfiguration(f"{source.what}: only language models go on, and this answers with {source.kind}")
     prompt = prompt_of(source, asked.prompt)

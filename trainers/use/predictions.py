@@ -12,6 +12,7 @@ import tensorflow as tf
 import tqdm
 
 from trainers.input.errors import one_line
+from trainers.record import carriers
 from trainers.settings.exit_codes import OK, ROWS_UNUSABLE, BadConfiguration
 from trainers.show.progress import words
 from trainers.use import answers, documents, predictor, row_sources
@@ -30,7 +31,11 @@ def predict(asked: Any) -> int:
     Raises:
       BadConfiguration: the model, the input or the output is unusable.
     """
-    source = predictor.of(asked.model_path, asked)
+    with carriers.readable(asked.model_path) as folder:
+        return _predict(asked, predictor.of(folder, asked))
+
+
+def _predict(asked: Any, source: Predictor) -> int:
     if asked.input == documents.DOCUMENTS:
         return documents.measure(asked, source)
     if source.kind == "masks" and asked.output.suffix == ".csv":

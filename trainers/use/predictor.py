@@ -18,9 +18,9 @@ from trainers.input.dataset import Dataset
 from trainers.input.errors import reason_of
 from trainers.input.raw.described import raw_of
 from trainers.input.raw.form import Raw
-from trainers.record import reading
+from trainers.record import carriers, reading
 from trainers.run import trained
-from trainers.settings import options
+from trainers.settings import options, paths
 from trainers.settings.config import Config
 from trainers.settings.data_cards import is_own
 from trainers.settings.exit_codes import BadConfiguration
@@ -134,16 +134,17 @@ def of(path: Path, asked: Any) -> Predictor:
 
 def _of_run(run_dir: Path, asked: Any) -> Predictor:
     facts, own = reading.read_run(run_dir), trained.flags_of("RUN_DIR_OR_EXPORT", run_dir)
+    name = carriers.shown(run_dir)
     if is_own(own.dataset):
         raise BadConfiguration(
-            f"run {run_dir} is trained on {own.dataset}, of which only you know what an example is; use serve_prepared "
+            f"run {name} is trained on {own.dataset}, of which only you know what an example is; use serve_prepared "
             "of its export"
         )
     config = _found_here(own, facts, asked)
     wanting = dataclasses.replace(config, model=asked.model) if asked.model else config
     if is_object(options.name_of(own.model)) and not asked.model:
         raise BadConfiguration(
-            f"run {run_dir}: its model {own.model} is of somebody's own and is not imported unasked; if you trust it, "
+            f"run {name}: its model {own.model} is of somebody's own and is not imported unasked; if you trust it, "
             f"pass --model={options.name_of(own.model)}"
         )
     options.import_objects([each for each in wanting.chosen if each.flag == "model"])
@@ -151,7 +152,7 @@ def _of_run(run_dir: Path, asked: Any) -> Predictor:
     dataset = load.load_for(config)
     if facts.get("data_fingerprint", dataset.fingerprint) != dataset.fingerprint:
         raise BadConfiguration(
-            f"run {run_dir} was trained on other data than --dataset {own.dataset} holds now, and its preparation "
+            f"run {name} was trained on other data than --dataset {own.dataset} holds now, and its preparation "
             "is not known; bring them back, or use its export"
         )
     loss = "" if is_object(options.name_of(own.loss)) else own.loss
@@ -160,11 +161,11 @@ def _of_run(run_dir: Path, asked: Any) -> Predictor:
     with world.strategy.scope():
         found = trained.model_of("run", run_dir, wanting, dataset, step=chosen)
     model, task = found.model, found.task
-    kind = _known(f"run {run_dir}", answers.kind_of(task, dataset.raw))
+    kind = _known(f"run {name}", answers.kind_of(task, dataset.raw))
     # As many at once as a replica of the run had: the whole batch may be too much for a device.
     share = max(own.batch_size // facts.get("replicas", 1) // max(own.parts or 1, 1), 1)
-    identity = {"run": str(run_dir.resolve()), "checkpoint": found.checkpoint.name, "started": facts.get("started")}
-    what = f"{found.checkpoint.name} of {run_dir}, on {world.replicas} replica{'s' * (world.replicas > 1)}"
+    identity = {"run": carriers.identity(run_dir), "checkpoint": found.checkpoint.name, "started": facts.get("started")}
+    what = f"{found.checkpoint.name} of {name}, on {world.replicas} replica{'s' * (world.replicas > 1)}"
     rest = (world.strategy, share * world.replicas, dataset.spec, dataset, model)
     return Predictor(
         what,
@@ -183,6 +184,7 @@ def _found_here(own: Config, facts: Mapping[str, Any], asked: Any) -> Config:
     data_dir = str(asked.data_dir) if asked.data_dir else own.data_dir
     dataset = reading.dataset_of(reading.begun_as(facts, Config))
     here = {"strategy": asked.strategy, "replicas": asked.replicas, "data_dir": data_dir, "dataset": dataset}
+    here["cache_dir"] = paths.cache_dir("")
     return dataclasses.replace(own, export="", **here)
 
 
@@ -209,7 +211,7 @@ def _of_export(path: Path) -> Predictor:
         raise BadConfiguration(
             f"export {path} cannot be loaded: {reason_of(error)}; copy it again or export again"
         ) from error
-    identity = {"export": str(path.resolve()), "step": step, "started": facts.get("started")}
+    identity = {"export": carriers.identity(path), "step": step, "started": facts.get("started")}
     what = f"export {path} of step {step}"
     has_loss = name in cards.MODELS and not is_object(options.name_of(loss))
     rest = (world.strategy, ROWS_AT_ONCE, spec)

@@ -1,7 +1,14 @@
 """The lock of an open file, which one process holds at a time."""
 
+import contextlib
 import fcntl
 from typing import IO
+
+
+def share(file: IO) -> None:
+    """Holds an open file with others that share it, until it is closed, against who would `hold` it alone."""
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def hold(file: IO, wait: bool) -> str:
