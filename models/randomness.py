@@ -121,12 +121,12 @@ def rounded(x: tf.Tensor, stream: str) -> tf.Tensor:
     pieces = -(-size // _ROUNDED_AT_ONCE)
     flat = tf.pad(tf.reshape(x, [-1]), [[0, pieces * _ROUNDED_AT_ONCE - size]])
 
-    def of_piece(number: tf.Tensor) -> tf.Tensor:
-        with at(place.seed, place.step, number):
-            return _rounded(flat[number * _ROUNDED_AT_ONCE : (number + 1) * _ROUNDED_AT_ONCE], stream)
+    def of_piece(piece: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        with at(place.seed, place.step, piece[1]):
+            return _rounded(tf.reshape(piece[0], [_ROUNDED_AT_ONCE]), stream)
 
-    numbers = tf.range(pieces, dtype=tf.int64)
-    found = tf.map_fn(of_piece, numbers, fn_output_signature=tf.bfloat16, parallel_iterations=1)
+    elements = tf.reshape(flat, [pieces, _ROUNDED_AT_ONCE]), tf.range(pieces, dtype=tf.int64)
+    found = tf.map_fn(of_piece, elements, fn_output_signature=tf.bfloat16, parallel_iterations=1)
     return tf.reshape(tf.reshape(found, [-1])[:size], x.shape)
 
 
@@ -137,7 +137,7 @@ def _rounded(x: tf.Tensor, stream: str) -> tf.Tensor:
     near = tf.bitcast(tf.bitwise.bitwise_and(words, tf.constant(0xFFFF0000, tf.uint32)), tf.float32)
     power = tf.bitcast(tf.bitwise.bitwise_and(words, tf.constant(0x7F800000, tf.uint32)), tf.float32)
     gap = power * 2.0**-7
-    place, shape = _PLACE.get(), tf.reshape(tf.size(x), [1])
+    place, shape = _PLACE.get(), tf.constant([math.prod(x.shape)])
     if place is None:
         chance = tf.floor(tf.random.uniform(tf.shape(x)) * 2**16)
     else:
