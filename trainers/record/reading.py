@@ -22,6 +22,8 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 EXPORT = "export"
 METADATA = "metadata.json"
+# What each worker writes while it goes on.
+WORKERS = "workers"
 # In run.json: the files of what the user has brought, by the kind of what they define.
 SOURCES = "sources"
 # In an evaluator's environment: a time. An end of the run before it does not count, since it was submitted again.
@@ -48,6 +50,18 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         return read_json(path)
     except (ValueError, OSError) as error:
         raise BadConfiguration(f"{path} cannot be read: {error}; move it away or name another --run_dir") from None
+
+
+def worker_file(run_dir: Path, worker: int) -> Path:
+    """Where a worker tells what it is doing, see `trainers.record.beats`."""
+    return run_dir / WORKERS / f"worker-{worker}.json"
+
+
+def told_by(run_dir: Path, worker: int) -> dict[str, Any]:
+    """What a worker has told last; empty where it has told nothing that can be read."""
+    with contextlib.suppress(ValueError, OSError):
+        return read_json(worker_file(run_dir, worker))
+    return {}
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from absl import logging
 from trainers.input import load
 from trainers.input.dataset import Dataset
 from trainers.record import reading
+from trainers.record.beats import Beats
 from trainers.record.clock import Clock
 from trainers.record.run_record import RunRecord
 from trainers.run import evaluator, workers
@@ -49,7 +50,7 @@ def train(config: Config, make_loop: MakeLoop, hooks: Hooks | None = None) -> Su
         return summary
     with Watchdog(config.step_timeout) as watchdog:
         with clock.phase("build"):
-            loop = build(config, cluster, make_loop, hooks, watchdog)
+            loop = build(config, cluster, make_loop, hooks, watchdog, clock)
         if config.dry_run:
             print(plan(loop))
             return Summary(0, {}, {}, Path(config.run_dir), 0)
@@ -58,8 +59,10 @@ def train(config: Config, make_loop: MakeLoop, hooks: Hooks | None = None) -> Su
             options.warn_of_changes(before, config.chosen, f"--run_dir {config.run_dir}")
             line = evaluator.follow(loop, clock, watchdog)
             return Summary(line.get("step", 0), {}, line, Path(config.run_dir) / evaluator.FOLDER, 0)
-        record = RunRecord(loop.config, writes=loop.world.chief)
-        with contextlib.closing(record), Preemption() as preemption, recorded_end(record, clock, cluster):
+        world = loop.world
+        record = RunRecord(loop.config, writes=world.chief, clock=clock)
+        beats = Beats(record, watchdog, cluster.index if cluster else 0, world.workers)
+        with contextlib.closing(record), Preemption() as preemption, beats, recorded_end(record, clock, cluster):
             return Training(loop, record, clock, preemption, watchdog, hooks).run()
 
 
@@ -73,11 +76,19 @@ def complete_already(config: Config) -> Summary | None:
     return Summary(facts["step"], final["train"], final["eval"], run_dir, 0)
 
 
-def build(config: Config, cluster: Cluster | None, make_loop: MakeLoop, hooks: Hooks, watchdog: Watchdog) -> InnerLoop:
+def build(
+    config: Config,
+    cluster: Cluster | None,
+    make_loop: MakeLoop,
+    hooks: Hooks,
+    watchdog: Watchdog,
+    clock: Clock,
+) -> InnerLoop:
     """Meets the other workers, starts the strategy, loads the data and builds the loop."""
     allowed = config.startup_timeout + config.step_timeout
     watchdog.feed("meeting the other workers", allowed)
-    world = devices.set_up(config, cluster, process.say)
+    with clock.phase("peers" if cluster else "build"):
+        world = devices.set_up(config, cluster, process.say)
     if config.mode == "train":
         check_batch(config, world.replicas)
     watchdog.feed("loading the data and building the model", allowed)
@@ -103,4 +114,5 @@ def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None):  # n
         code = ended.exit_code if isinstance(ended, RunEnded) else CRASHED
         with contextlib.suppress(OSError, BadConfiguration):
             record.end(code, f"{type(ended).__name__}: {ended}", seconds=clock.seconds)
+            record.tell_goodput()
         raise ended from (None if ended is error else error)

@@ -31,7 +31,7 @@ from trainers.settings.exit_codes import OK, BadConfiguration, Diverged, Preempt
 from trainers.show.profiles import Profiles
 from trainers.show.progress import Progress, words
 from trainers.show.summaries import Summaries
-from trainers.world import devices, files, process
+from trainers.world import devices, process
 from trainers.world.signals import Preemption
 from trainers.world.watchdog import Watchdog
 
@@ -112,6 +112,7 @@ class Training:
         self.restore()
         self.begin_record()
         if self.step >= self.config.train_steps:
+            self.record.leave_goodput()
             return self.finish("complete already")
         self.build()
         with self.opened():
@@ -158,6 +159,7 @@ class Training:
     def begin_record(self) -> None:
         """Writes flags.txt and the first run.json."""
         metric, mode = self.loop.best
+        self.record.goodput.begin(self.step)
         self.record.facts.update(
             replicas=self.world.replicas,
             devices=list(self.world.strategy.extended.worker_devices),
@@ -207,6 +209,7 @@ class Training:
             self.progress.line(f"resumed from the checkpoint of step {self.step}")
         self.progress.line(plan(self.loop))
         self.pace, self.shares = Pace(self.config.steps_per_call), Shares(self.clock)
+        self.record.goodput.open()
         self.background = Background()
         self.profiles = Profiles(
             self.config.profile_steps,
@@ -279,6 +282,7 @@ class Training:
         what, position = f"the loss or a gradient is not finite at step {at} ({norms})", at + rewinds.ahead
         if rewinds.count < rewinds.most and self.take_checkpoint():
             rewinds.went_back(at, self.step, position - self.step)
+            self.record.goodput.go_back(self.step)
             self.summaries.go_back(self.step)
             self.progress.advance(self.step)
             times = f"{rewinds.count} of --rewind={rewinds.most}"
@@ -296,6 +300,7 @@ class Training:
         logged = [due(int(step), self.config.log_every, self.config.train_steps) for step in steps]
         rates = self.pace.rates(self.step, steps, logged, self.took)
         self.step = int(steps[-1])
+        self.record.goodput.reach(self.step)
         if logged[-1]:
             self.sums = np.zeros_like(self.sums)
         if rates:
@@ -332,7 +337,9 @@ class Training:
             if due(self.step, self.config.checkpoint_every, self.config.train_steps) or better or self.stopping:
                 self.watchdog.feed(f"the checkpoint of step {self.step}")
                 self.background.wait()
-                self.background.do(self.write_checkpoint, self.step, self.values(), evaluation)
+                values = self.values()
+                self.record.goodput.mark(self.step, self.store.steps())
+                self.background.do(self.write_checkpoint, self.step, values, evaluation)
 
     def values(self) -> state.State:
         """What a checkpoint holds."""
@@ -366,11 +373,9 @@ class Training:
         own, read = self.source.examples_read(), None
         if self.world.cluster:
             self.watchdog.feed("waiting for the other workers to finish")
-            read = workers.leave_together(
-                self.world,
-                lambda: self.world.chief or reading.has_checkpoint(self.record.directory, self.step),
-                own or 0,
-            )
+            done = lambda: self.world.chief or reading.has_checkpoint(self.record.directory, self.step)  # noqa: E731
+            with self.clock.phase("peers"):
+                read = workers.leave_together(self.world, done, own or 0)
         if own is not None:
             counts = [own] if read is None else [round(count) for count in read]
             self.record.facts.update(examples_read=counts, input_bytes=self.source.bytes_read())
@@ -387,20 +392,12 @@ class Training:
         raise Preempted(f"{self.preemption.signal_name} came at step {self.step}; {saved}; the same command continues")
 
     def export(self, evaluation: Mapping[str, float]) -> None:
-        """Writes what `--export` names, with what is told of it, unless it is there."""
-        path, formats = self.record.directory / reading.EXPORT, self.config.export
-        if reading.is_exported(self.record.directory, formats, self.step):
+        """Writes what `--export` names, unless it is there."""
+        if reading.is_exported(self.record.directory, self.config.export, self.step):
             return
         self.watchdog.feed("the export", self.config.startup_timeout + self.config.step_timeout)
-        with self.clock.phase("export"), files.aside(path) as place:
-            self.loop.export(place)
-            if place.is_dir():
-                kept = exported.kept(path, place, self.step)
-                told = exported.facts(
-                    self.record.facts, self.config, self.step, evaluation, [*formats.split(","), *kept]
-                )
-                text = files.to_json({**told, **self.loop.export_facts()}, indent=1, ensure_ascii=False)
-                files.write_text(place / reading.METADATA, text + "\n")
+        with self.clock.phase("export"):
+            exported.write(self.loop, self.record, self.step, evaluation)
 
     def finish(self, reason: str) -> Summary:
         """Exports if asked, completes run.json and returns the summary."""
@@ -416,4 +413,5 @@ class Training:
             workers.leave_together(self.world, lambda: self.world.chief or bool(reading.completed(self.config)))
         if self.world.chief:
             process.say(f"{reason}: {words(final['eval'])}  in {self.record.directory}")
+            self.record.tell_goodput()
         return Summary(self.step, final["train"], final["eval"], self.record.directory, self.loop.traces)

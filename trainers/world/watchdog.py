@@ -32,6 +32,11 @@ class Watchdog:
         self._what, self._fed = what, time.monotonic()
         self._allowed = self.seconds if seconds is None else seconds
 
+    @property
+    def doing(self) -> tuple[str, float]:
+        """What comes now, and for how many seconds already."""
+        return self._what, time.monotonic() - self._fed
+
     def _message(self, waited: float) -> str:
         return (
             f"nothing has moved for {waited:.0f} s in: {self._what}; a peer is lost or stuck, or --step_timeout is too "
