@@ -31,6 +31,8 @@ LONGEST_NAME = 63
 _RANDOM_SUFFIX = len("-abcde")
 # How long workers wait for each other where a node or an image may take its time.
 STARTUP_SECONDS = 3600
+# Where the chief answers Prometheus, as k8s/components/metrics has it.
+METRICS_ADDRESS = "0.0.0.0:9400"
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 
@@ -47,6 +49,7 @@ class Submission:
     queue: str = ""
     rdma: bool = False
     evaluator: bool = False
+    metrics: bool = False
     namespace: str = PLACEHOLDER
     trainer: str = SUPERVISED
 
@@ -72,6 +75,7 @@ class Submission:
     def trainer_flags(self) -> list[str]:
         """The trainer's command line."""
         own = [f"--strategy={self.strategy}", f"--run_dir={self.run_dir}", f"--data_dir={RUNS}/data"]
+        own += [f"--metrics_port={METRICS_ADDRESS}"] if self.metrics else []
         return [*own, f"--startup_timeout={STARTUP_SECONDS}", *self.flags]
 
     @property
@@ -104,6 +108,7 @@ class Submission:
             queue=options.queue or "",
             rdma=options.rdma,
             evaluator=options.evaluator,
+            metrics=options.metrics,
             namespace=options.namespace,
             trainer=getattr(options, "trainer", SUPERVISED),
         )

@@ -60,11 +60,17 @@ class Clock:
 class Shares:
     """What the wall time went into since the last question, as shares of 1.
 
-    `input`: waiting for the next batch; `compute`: the compiled calls, without that; `evaluate`; `checkpoint`: what a
-    save keeps training waiting; `python`: the rest.
+    `input`: waiting for the next batch; `peers`: in sums over several workers; `compute`: the compiled calls, without
+    these; `evaluate`; `checkpoint`: what a save keeps training waiting; `python`: the rest.
     """
 
-    PARTS = {"input": "input_wait", "compute": "train", "evaluate": "evaluate", "checkpoint": "checkpoint"}
+    PARTS = {
+        "input": "input_wait",
+        "peers": "peers",
+        "compute": "train",
+        "evaluate": "evaluate",
+        "checkpoint": "checkpoint",
+    }
 
     def __init__(self, clock: Clock):
         self._clock = clock

@@ -5,6 +5,7 @@ on (`trainers.record.beats`), so that `kill -9` loses a second. The next attempt
 done after that checkpoint is done again, and counts as lost.
 """
 
+import collections
 import itertools
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 from trainers.record import reading
 from trainers.record.clock import Clock
-from trainers.settings.exit_codes import OK, PREEMPTED
+from trainers.settings.exit_codes import OK, PEER_LOST, PREEMPTED
 from trainers.world import process
 
 # In run.json, and in what the chief writes while it goes on.
@@ -41,6 +42,9 @@ _PHASES = {
     "checkpoint": "saving",
     "peers": "peers",
 }
+# Of a step, by the clock's phases.
+_OF_A_STEP = {"compute": "train", "input": "input_wait", "peers": "peers"}
+_NOTE_SECONDS = 0.25
 # Attempts that run.json lists one by one; older ones are one entry.
 MOST_LISTED = 100
 
@@ -67,6 +71,9 @@ class Goodput:
         self._written_off = dict.fromkeys(_REPEATED, 0.0)
         self._first = self._step = 0
         self._marks: dict[str, Mapping[str, float]] = {}
+        # At the end of calls, from the first on: the step, and seconds of the clock.
+        self._noted = 0.0
+        self._calls: collections.deque[tuple[int, Mapping[str, float]]] = collections.deque(maxlen=4096)
 
     def _seconds(self) -> dict[str, float]:
         """By part; the sum is the time since this attempt began."""
@@ -105,8 +112,24 @@ class Goodput:
             self.mark(self._first)
 
     def reach(self, step: int) -> None:
-        """A step is done."""
-        self._step = step
+        """A call has ended with a step."""
+        self._step, now = step, time.monotonic()
+        if now - self._noted >= _NOTE_SECONDS:
+            self._noted = now
+            self._calls.append((step, self._clock.snapshot()))
+
+    def pace(self, steps: int, seconds: float) -> dict[str, float]:
+        """Seconds a step of `compute`, `input` and `peers` over the last `steps` of them or more, and as many seconds.
+
+        `steps`: how many it were. Empty as long as there are not as many.
+        """
+        calls = list(self._calls)
+        for step, before in reversed(calls):
+            last, now = calls[-1]
+            parts = {part: now.get(phase, 0.0) - before.get(phase, 0.0) for part, phase in _OF_A_STEP.items()}
+            if last - step >= steps and sum(parts.values()) >= seconds:
+                return {"steps": last - step} | {part: value / (last - step) for part, value in parts.items()}
+        return {}
 
     def mark(self, step: int, others: Sequence[int] = ()) -> None:
         """What is done up to now is in the checkpoint of a step. `others`: those that are there already."""
@@ -128,6 +151,7 @@ class Goodput:
                     if other["first"] <= step:
                         break
             self._step, self._marks = step, dict(entry["marks"])
+            self._calls.clear()
             self.mark(step)
 
     def entry(self) -> Attempt:
@@ -214,14 +238,17 @@ def facts_of(attempts: Sequence[Attempt]) -> dict[str, Any]:
     }
 
 
-def attempts_of(facts: Mapping[str, Any], told: Mapping[str, Any]) -> list[Attempt]:
+def attempts_of(facts: Mapping[str, Any], told: Mapping[str, Any], hang: Mapping[str, Any]) -> list[Attempt]:
     """The attempts that a run's files know of, oldest first; the last as it stood when it was heard of last.
 
     `facts`: run.json. `told`: what its chief writes while it goes on; of another attempt, it does not count.
+    `hang`: what its workers have found when nothing moved, after which they end without another word.
     """
     attempts = [dict(entry) for entry in facts.get(FACT, {}).get("attempts", ())]
     if attempts and facts.get("ended") is None and told.get("attempt") == facts.get("attempts") and told.get(FACT):
         attempts[-1] = dict(told[FACT])
+    if attempts and attempts[-1]["code"] is None and hang.get("time", 0.0) > attempts[-1]["began"]:
+        attempts[-1] |= {"code": PEER_LOST, "reason": hang.get("line") or hang.get("reason")}
     return attempts
 
 
@@ -231,7 +258,7 @@ def of_run(run_dir: Path) -> dict[str, Any]:
     Raises:
       BadConfiguration: run.json cannot be read.
     """
-    attempts = attempts_of(reading.read_run(run_dir), reading.told_by(run_dir, 0))
+    attempts = attempts_of(reading.read_run(run_dir), reading.told_by(run_dir, 0), reading.read_hang(run_dir))
     return facts_of(attempts) if attempts else {}
 
 

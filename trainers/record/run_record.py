@@ -45,6 +45,8 @@ class RunRecord:
         self.facts: dict[str, Any] = {}
         self._lock = None
         self.begun, self.previous = False, {}
+        # The last line of each split that this process has written.
+        self.latest: dict[str, Mapping[str, Any]] = {}
         self.goodput = goodput.Goodput(clock) if clock else None
         if not writes:
             return
@@ -67,7 +69,9 @@ class RunRecord:
             **{name: self.previous[name] for name in ("initial", "rewinds") if name in self.previous},
         }
         if self.goodput:
-            self.goodput.earlier = goodput.attempts_of(self.previous, reading.told_by(self.directory, 0))
+            self.goodput.earlier = goodput.attempts_of(
+                self.previous, reading.told_by(self.directory, 0), reading.read_hang(self.directory)
+            )
 
     def _open_directory(self) -> None:
         try:
@@ -184,6 +188,7 @@ class RunRecord:
         if not self.writes:
             return
         self.check_there()
+        self.latest = self.latest | {line["split"]: line for line in lines if "split" in line}
         with open(self.metrics_path, "a") as file:
             file.write("".join(files.to_json(line) + "\n" for line in lines))
 

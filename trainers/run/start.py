@@ -9,7 +9,7 @@ from absl import logging
 
 from trainers.input import load
 from trainers.input.dataset import Dataset
-from trainers.record import reading
+from trainers.record import prometheus, reading
 from trainers.record.beats import Beats
 from trainers.record.clock import Clock
 from trainers.record.run_record import RunRecord
@@ -20,11 +20,11 @@ from trainers.run.plan import plan
 from trainers.run.training import Summary, Training
 from trainers.settings import options
 from trainers.settings.config import Config
-from trainers.settings.exit_codes import CRASHED, BadConfiguration, RunEnded
+from trainers.settings.exit_codes import CRASHED, BadConfiguration, PeerLost, RunEnded
 from trainers.settings.rules import check_batch, check_task, with_epochs
 from trainers.show.progress import words
 from trainers.world import cluster as clusters
-from trainers.world import devices, process
+from trainers.world import collectives, devices, process
 from trainers.world.cluster import Cluster
 from trainers.world.devices import World
 from trainers.world.signals import Preemption
@@ -61,8 +61,15 @@ def train(config: Config, make_loop: MakeLoop, hooks: Hooks | None = None) -> Su
             return Summary(line.get("step", 0), {}, line, Path(config.run_dir) / evaluator.FOLDER, 0)
         world = loop.world
         record = RunRecord(loop.config, writes=world.chief, clock=clock)
-        beats = Beats(record, watchdog, cluster.index if cluster else 0, world.workers)
-        with contextlib.closing(record), Preemption() as preemption, beats, recorded_end(record, clock, cluster):
+        meter = collectives.meter_of(world.strategy)
+        index, sums = cluster.index if cluster else 0, (lambda: meter.read()[:2]) if meter else None
+        beats = Beats(record, watchdog, index, world.workers, sums)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(record))
+            preemption = stack.enter_context(Preemption())
+            for context in (beats, prometheus.served(record, config.metrics_port)):
+                stack.enter_context(context)
+            stack.enter_context(recorded_end(record, clock, cluster, beats))
             return Training(loop, record, clock, preemption, watchdog, hooks).run()
 
 
@@ -105,7 +112,7 @@ def build(
 
 
 @contextlib.contextmanager
-def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None):  # noqa: ANN201
+def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None, beats: Beats):  # noqa: ANN201
     """Writes to run.json how the block ends if it raises, and raises a lost peer as such."""
     try:
         yield
@@ -113,6 +120,8 @@ def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None):  # n
         ended = workers.peer_lost(error) if cluster else error
         code = ended.exit_code if isinstance(ended, RunEnded) else CRASHED
         with contextlib.suppress(OSError, BadConfiguration):
-            record.end(code, f"{type(ended).__name__}: {ended}", seconds=clock.seconds)
+            missing = beats.before_end(str(ended), others=False) if isinstance(ended, PeerLost) else ""
+            reason = f"{type(ended).__name__}: {ended}" + (f"; {missing}" if missing else "")
+            record.end(code, reason, seconds=clock.seconds)
             record.tell_goodput()
         raise ended from (None if ended is error else error)

@@ -146,7 +146,7 @@ class Training:
 
     def take_checkpoint(self) -> bool:
         """Takes up the newest whole checkpoint, if there is one, and drops the metrics that came after it."""
-        self.watchdog.feed("restoring a checkpoint")
+        self.watchdog.feed("restoring a checkpoint", together=True)
         checkpoint = workers.restore(self.world, self.store)
         if checkpoint:
             self.step, values = checkpoint
@@ -254,13 +254,14 @@ class Training:
         self.pace.begin_call()
         with self.clock.phase("train"), self.profiles.mark(self.step):
             allowed = config.step_timeout + (config.startup_timeout if self.pace.calls == 0 else 0)
-            self.watchdog.feed(f"steps {self.step} to {stop}", allowed)
+            self.watchdog.feed(f"steps {self.step} to {stop}", allowed, together=True)
             news = tf.constant([float(self.preemption.requested), self.pace.own_seconds], tf.float64)
             first, last, ahead = (tf.constant(n, tf.int64) for n in (self.step, stop, self.rewinds.ahead))
             with faults_named(self.source, int(first + ahead), int(last + ahead), self.watchdog):
                 results = self.train_call(first, last, tf.constant(self.sums), news, ahead)
             rows, self.sums, finite, (stops, agreed), waited = (result.numpy() for result in results)
             self.clock.move("train", "input_wait", waited)
+            self.clock.move("train", "peers", self.world.waited())
         self.took = self.pace.end_call(self.step, int(self.columns.column(rows, "step")[-1]))
         if self.world.cluster is None:
             stops, agreed = self.preemption.requested, self.pace.own_seconds
@@ -313,7 +314,7 @@ class Training:
         """The values of an evaluation, if one is due."""
         if not due(self.step, self.config.eval_every, self.config.train_steps):
             return None
-        self.watchdog.feed(f"the evaluation at step {self.step}")
+        self.watchdog.feed(f"the evaluation at step {self.step}", together=True)
         steps = -(-self.eval_source.size // self.eval_source.batch_size)
         with (
             self.clock.phase("evaluate"),
@@ -372,7 +373,7 @@ class Training:
         """Nobody leaves before the chief's last checkpoint is there. What each has read is told, where it reads."""
         own, read = self.source.examples_read(), None
         if self.world.cluster:
-            self.watchdog.feed("waiting for the other workers to finish")
+            self.watchdog.feed("waiting for the other workers to finish", together=True)
             done = lambda: self.world.chief or reading.has_checkpoint(self.record.directory, self.step)  # noqa: E731
             with self.clock.phase("peers"):
                 read = workers.leave_together(self.world, done, own or 0)

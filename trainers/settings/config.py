@@ -293,6 +293,7 @@ class Config:
         compared=False,
     )
     profile: str = flag("", "run", "START:STOP, steps to profile", shared=True, compared=False)
+    metrics_port: str = flag("", "run", "PORT or HOST:PORT at which Prometheus reads of the run", compared=False)
     export: str = flag(
         "",
         "run",
