@@ -70,6 +70,16 @@ def metrics_address(text: str) -> tuple[str, int]:
     return bare or "127.0.0.1", int(port)
 
 
+def _check_metrics_port(config: Config) -> None:
+    if not config.metrics_port:
+        return
+    metrics_address(config.metrics_port)
+    if config.mode == "evaluate":
+        raise BadConfiguration(
+            f"--metrics_port {config.metrics_port} with --mode=evaluate: the trainer answers; leave it out here"
+        )
+
+
 def short(text: str, most: int = _MOST_CHARACTERS) -> str:
     """A text as part of a file's name: what a path cannot hold is replaced; of one that is too long, the end."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in text)[-most:]
@@ -142,12 +152,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     if filled.get("dataset") == "":
         raise BadConfiguration(f"--model {config.model} is of your own, without a recipe for its data; name --dataset")
     _check_profile(config)
-    if config.metrics_port:
-        metrics_address(config.metrics_port)
-        if config.mode == "evaluate":
-            raise BadConfiguration(
-                f"--metrics_port {config.metrics_port} with --mode=evaluate: the trainer answers; leave it out here"
-            )
+    _check_metrics_port(config)
     if config.mode == "evaluate" and config.strategy == "multi_worker":
         raise BadConfiguration("--mode=evaluate runs in one process; use --strategy=mirrored")
     if config.strategy == "multi_worker" and not config.run_dir and not config.dry_run:
