@@ -9,7 +9,7 @@ import time
 import pytest
 
 from launch.workers import free_ports
-from trainers.record import fleet, reading
+from trainers.record import fleet, goodput, reading
 from trainers.world import host
 
 # Each update takes 60 ms at least, on worker 1 as much longer as PLANTED says; or reading an example there takes 50 ms.
@@ -136,6 +136,20 @@ def test_before_a_worker_ends_that_waits_in_vain_the_one_that_did_not_come_is_na
     assert stacks.startswith("worker 1 (") and 'sitecustomize.py", line 2' in stacks
     assert "waiting in sum" in own.splitlines()[0] and "in no sum over workers" in stacks.splitlines()[0]
     assert reading.read_json(run_dir / "workers/hang.json")["line"] == line
+
+
+def test_a_process_alone_that_stands_still_leaves_its_stacks_and_the_reason_in_run_dir(trainer, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(STUCK)
+    run_dir = tmp_path / "run"
+    flags = ("--model=mlp", *FLAGS[1:], "--train_steps=1000000", "--step_timeout=5", f"--run_dir={run_dir}")
+    one = trainer(*flags, env={"PYTHONPATH": str(tmp_path)})
+    wait_for_step(run_dir, [one], 200)
+    one.process.send_signal(signal.SIGUSR1)
+    code, output = one.wait(120)
+    assert code == 75 and "did not come" not in output, output
+    assert 'sitecustomize.py", line 2' in reading.stacks_file(run_dir, 0).read_text()
+    (attempt,) = goodput.of_run(run_dir)["attempts"]
+    assert attempt["code"] == 75 and attempt["reason"].startswith("nothing has moved in: steps ")
 
 
 def told(worker, compute, wait=0.0, **more):
