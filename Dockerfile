@@ -15,19 +15,19 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
     /opt/sbom/bin/pip install --require-hashes --no-deps --only-binary=:all: -r sbom.txt
 
 FROM builder AS builder-cpu
-COPY requirements/cpu.txt requirements/storage.txt ./
+COPY requirements/cpu.txt requirements/storage.txt requirements/metrics.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca.crt,target=/etc/ssl/pip-ca.crt,required=false \
     /opt/venv/bin/pip install --require-hashes --no-deps --no-build-isolation --only-binary=:all: \
-      --no-binary=promise -r cpu.txt -r storage.txt && /opt/venv/bin/pip check && \
+      --no-binary=promise -r cpu.txt -r storage.txt -r metrics.txt && /opt/venv/bin/pip check && \
     /opt/sbom/bin/cyclonedx-py environment --output-file /opt/venv/sbom.cdx.json /opt/venv
 
 FROM builder AS builder-gpu
-COPY requirements/gpu.txt requirements/storage.txt ./
+COPY requirements/gpu.txt requirements/storage.txt requirements/metrics.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca.crt,target=/etc/ssl/pip-ca.crt,required=false \
     /opt/venv/bin/pip install --require-hashes --no-deps --no-build-isolation --only-binary=:all: \
-      --no-binary=promise -r gpu.txt -r storage.txt && /opt/venv/bin/pip check && \
+      --no-binary=promise -r gpu.txt -r storage.txt -r metrics.txt && /opt/venv/bin/pip check && \
     /opt/sbom/bin/cyclonedx-py environment --output-file /opt/venv/sbom.cdx.json /opt/venv
 
 FROM builder AS builder-tensorboard

@@ -2,7 +2,7 @@
 
     python launch/k8s.py submit --name=first --nodes=2 --gpus_per_node=8 --image=IMAGE@sha256:… -- --model=resnet50
     python launch/k8s.py submit --name=first --nodes=2 --gpus_per_node=8 --image=IMAGE@sha256:… --dry_run -- …
-    python launch/k8s.py status --name=first        # pods, restarts, why one is Pending, the last metrics
+    python launch/k8s.py status --name=first        # pods, why one is Pending, how the run stands
     python launch/k8s.py logs --name=first          # of all workers, as they come
     python launch/k8s.py resume --name=first        # again, from its checkpoint; --nodes=4 on another size
     python launch/k8s.py delete --name=first        # its objects; the run stays on the claim
@@ -135,7 +135,7 @@ def status(options: argparse.Namespace, flags: Sequence[str]) -> int:
     else:
         warnings = pods.warnings(events, [name, f"{name}-worker-0"])
         print(f"no pods yet{f': {warnings[-1]}' if warnings else ''}")
-    print("\n".join(pods.last_metrics(kubectl, members)))
+    print("\n".join(pods.standing(kubectl, members, submission.run_dir)))
     return OK
 
 
@@ -200,6 +200,7 @@ def command_line() -> argparse.ArgumentParser:
             add("--queue", default="", help="a LocalQueue of Kueue")
             add("--rdma", action="store_true", help="an RDMA device for each pod")
             add("--evaluator", action="store_true", help="a second Job that evaluates each checkpoint")
+            add("--metrics", action="store_true", help="a PodMonitor: Prometheus reads of the run")
     return parser
 
 

@@ -14,5 +14,6 @@ lock "$@" test.in -c cpu.txt -o test.txt
 lock "$@" tensorboard.in -c cpu.txt -c storage.txt -o tensorboard.txt
 lock "$@" sbom.in -o sbom.txt
 lock "$@" k8s.in -o k8s.txt
+lock "$@" metrics.in -o metrics.txt
 lock "$@" tokenize.in -o tokenize.txt
 lock "$@" emulators.in -o emulators.txt

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainers.record import carriers, reading
+from trainers.record import carriers, goodput, reading
 from trainers.settings import paths
 from trainers.settings.config import NO_DIFFERENCE
 from trainers.settings.exit_codes import BadConfiguration
@@ -44,11 +44,12 @@ svg { max-width: 100%; height: auto }
 
 
 class Loaded(NamedTuple):
-    """A run as it is in its files. `facts`: run.json; `lines`: metrics.jsonl."""
+    """A run as it is in its files. `facts`: run.json; `lines`: metrics.jsonl; `goodput`: as `goodput.facts_of`."""
 
     name: str
     facts: Mapping[str, Any]
     lines: Sequence[Mapping[str, Any]]
+    goodput: Mapping[str, Any]
 
     def last(self, split: str) -> Mapping[str, Any]:
         """The last metrics of a split: those of the end of the run or, before that, the last line."""
@@ -71,7 +72,7 @@ def load(directory: Path) -> Loaded:
         raise BadConfiguration(
             f"{directory / reading.METRICS} cannot be read: {error.strerror}; name the --run_dir of a run"
         ) from None
-    return Loaded(directory.name or str(directory), facts, lines)
+    return Loaded(directory.name or str(directory), facts, lines, goodput.of_run(directory))
 
 
 def curves(runs: Sequence[Loaded]) -> str:
@@ -144,6 +145,19 @@ def breakdown(runs: Sequence[Loaded]) -> str:
     return table(["phase", *(run.name for run in runs)], rows)
 
 
+def goodputs(runs: Sequence[Loaded]) -> str:
+    """What the wall time of all attempts went into, as shares; empty if no run tells of it."""
+    known = [run for run in runs if run.goodput]
+    if not known:
+        return ""
+    rows = [
+        [words, *(f"{run.goodput['seconds'][part]:.1f} s, {run.goodput['shares'][part]:.1%}" for run in known)]
+        for part, words in goodput.PARTS.items()
+    ]
+    rows.append(["since the first start", *(f"{run.goodput['wall_seconds']:.1f} s" for run in known)])
+    return table(["goodput", *(run.name for run in known)], rows)
+
+
 def differences(runs: Sequence[Loaded]) -> str:
     """The flags in which runs differ."""
     flags = [run.facts.get("flags", {}) for run in runs]
@@ -171,7 +185,11 @@ def card(run: Loaded) -> str:
 def page(runs: Sequence[Loaded]) -> str:
     """The whole file."""
     title = ", ".join(run.name for run in runs)
-    parts = [("Results", results(runs)), ("Curves", curves(runs)), ("Where the time went", breakdown(runs))]
+    parts = [
+        ("Results", results(runs)),
+        ("Curves", curves(runs)),
+        ("Where the time went", goodputs(runs) + breakdown(runs)),
+    ]
     if len(runs) > 1:
         parts.append(("Differences of flags", differences(runs)))
     parts.append(("Run cards", "".join(card(run) for run in runs)))

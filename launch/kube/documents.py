@@ -15,6 +15,8 @@ from trainers.world.cluster import Cluster, from_environment
 Document = dict[str, Any]
 INSTANCE, COMPONENT = "app.kubernetes.io/instance", "app.kubernetes.io/component"
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+# What the cluster gives a pod beside its template.
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 SUBMISSION = "lockstep/submission"
 GPU = "nvidia.com/gpu"
@@ -26,8 +28,8 @@ def kustomization(submission: Submission, folder: str) -> Document:
     """The kustomization that a submission renders; `folder`: the path to `k8s/`."""
     overlay = "smoke" if not submission.gpus else "single-node" if submission.nodes == 1 else "multi-node"
     # JobSet copies the pod, so what changes it comes before; a queue takes what is there.
-    wanted = {"rdma": submission.rdma, "evaluator": submission.evaluator, "store": bool(submission.run_store)}
-    wanted["jobset"] = submission.backend == "jobset"
+    wanted = {"metrics": submission.metrics, "rdma": submission.rdma, "evaluator": submission.evaluator}
+    wanted |= {"store": bool(submission.run_store), "jobset": submission.backend == "jobset"}
     wanted["kueue"] = bool(submission.queue)
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",

@@ -176,4 +176,6 @@ def remove(kubectl: Kubectl, name: str) -> str:
     """Deletes the objects of a run: its pods first, which save and agree on it, then what they need for that."""
     workloads = "jobset,job" if kubectl.has_jobsets else "job"
     deleted = kubectl.call("delete", workloads, selector(name), "--wait=true", "--cascade=foreground")
-    return deleted + kubectl.call("delete", "service,networkpolicy", selector(name), REQUEST_TIMEOUT)
+    monitors = kubectl.run("delete", "podmonitors", selector(name), REQUEST_TIMEOUT)  # a cluster may not know them
+    others = kubectl.call("delete", "service,networkpolicy", selector(name), REQUEST_TIMEOUT)
+    return deleted + monitors.stdout + others

@@ -8,18 +8,19 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.kube.documents import COMPONENT, EVALUATOR, Document
+from launch.kube.documents import COMPONENT, EVALUATOR, INDEX_LABEL, Document
 from launch.kube.kubectl import REQUEST_TIMEOUT, Kubectl, ended, selector, workload_of
 from trainers.settings.exit_codes import RETRY
 from trainers.show.progress import parse_line
 
-INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 FAILURE_COUNTS = ("job-index-failure-count", "job-index-ignored-failure-count")
 HEAD = ("pod", "who", "phase", "restarts", "node", "note")
 LOOK_SECONDS = 3.0
 LOG_LINES = 400
 LONGEST_NOTE = 160
 SPLITS = ("train", "eval")
+# In a pod: the image holds the trainers alone.
+READ = ("timeout", "20", "python", "/app/trainers/record/standing.py")
 
 
 def pods_of(kubectl: Kubectl, name: str) -> list[Document]:
@@ -101,6 +102,19 @@ def last_metrics(kubectl: Kubectl, pods: Sequence[Document]) -> list[str]:
         if newest.keys() >= set(SPLITS):
             break
     return [newest.get(split, f"no line of {split} yet") for split in SPLITS]
+
+
+def standing(kubectl: Kubectl, pods: Sequence[Document], run_dir: str) -> list[str]:
+    """How a run stands by its files, as `launch/status.py` says it: the chief's pod reads them, while it runs.
+
+    From a pod that has ended, or where nobody may start a command in one, the last metrics.
+    """
+    chiefs = [pod for pod in pods if who(pod) == ("trainer", "0") and pod.get("status", {}).get("phase") == "Running"]
+    for pod in reversed(chiefs):
+        done = kubectl.run("exec", pod["metadata"]["name"], REQUEST_TIMEOUT, "--", *READ, run_dir)
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.rstrip().splitlines()
+    return last_metrics(kubectl, pods)
 
 
 class Follower:

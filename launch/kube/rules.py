@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from launch.kube.documents import (
     GPU,
+    INDEX_LABEL,
     INSTANCE,
     Document,
     clusters,
@@ -115,23 +116,32 @@ def _selectors(documents: Sequence[Document]) -> Problems:
                 yield f"{where} selects no pod of the run"
         if document["kind"] == "NetworkPolicy":
             rules = (*document["spec"].get("ingress", ()), *document["spec"].get("egress", ()))
-            if any(rule.get("ports") for rule in rules):
-                yield f"{where} names ports: NCCL takes any"
+            for rule in rules:
+                peers = rule.get("from", rule.get("to", ()))
+                from_pods = all("namespaceSelector" not in peer for peer in peers)
+                if rule.get("ports") and from_pods:
+                    yield f"{where} names ports: NCCL takes any"
+                if not rule.get("ports") and not from_pods:
+                    yield f"{where} names no port: another namespace would reach all of them"
     for template in trainers:
         yield from _reach(documents, template)
         yield from _affinity(template)
 
 
 def _selectors_of(document: Document) -> list[Mapping[str, str]]:
-    """The labels by which a Service or a NetworkPolicy selects pods."""
-    spec = document["spec"]
-    if document["kind"] == "Service":
+    """The labels by which a Service, a NetworkPolicy or a PodMonitor selects pods of the run."""
+    spec, kind = document["spec"], document["kind"]
+    if kind == "Service":
         return [spec["selector"]]
-    if document["kind"] != "NetworkPolicy":
+    if kind == "PodMonitor":
+        labels = spec["selector"].get("matchLabels", {})
+        return [{name: value for name, value in labels.items() if name != INDEX_LABEL}]
+    if kind != "NetworkPolicy":
         return []
     peers = [peer for rule in spec.get("ingress", ()) for peer in rule.get("from", ())]
     peers += [peer for rule in spec.get("egress", ()) for peer in rule.get("to", ())]
-    return [each["podSelector"].get("matchLabels", {}) for each in (spec, *peers)]
+    own = [peer for peer in peers if "namespaceSelector" not in peer]
+    return [each["podSelector"].get("matchLabels", {}) for each in (spec, *own)]
 
 
 def _affinity(template: Document) -> Problems:

@@ -32,6 +32,8 @@ LONGEST_NAME = 63
 _RANDOM_SUFFIX = len("-abcde")
 # How long workers wait for each other where a node or an image may take its time.
 STARTUP_SECONDS = 3600
+# Where the chief answers Prometheus, as k8s/components/metrics has it.
+METRICS_ADDRESS = "0.0.0.0:9400"
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 
@@ -51,6 +53,7 @@ class Submission:
     queue: str = ""
     rdma: bool = False
     evaluator: bool = False
+    metrics: bool = False
     namespace: str = PLACEHOLDER
     trainer: str = SUPERVISED
     run_store: str = ""
@@ -78,6 +81,7 @@ class Submission:
         """The trainer's command line."""
         own = [f"--strategy={self.strategy}", f"--run_dir={self.run_dir}", f"--data_dir={RUNS}/data"]
         own += [f"--cache_dir={RUNS}/cache"] if self.run_store else []
+        own += [f"--metrics_port={METRICS_ADDRESS}"] if self.metrics else []
         return [*own, f"--startup_timeout={STARTUP_SECONDS}", *self.flags]
 
     @property
@@ -110,6 +114,7 @@ class Submission:
             queue=options.queue or "",
             rdma=options.rdma,
             evaluator=options.evaluator,
+            metrics=options.metrics,
             namespace=options.namespace,
             trainer=getattr(options, "trainer", SUPERVISED),
             run_store=_store_of(getattr(options, "run_store", "")),

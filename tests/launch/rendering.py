@@ -56,6 +56,9 @@ def render(**changes):
 def submissions():
     """Rendered submissions of every size, backend and component."""
     found = {}
+    for backend in ("job", "jobset"):
+        changes = {"nodes": 2, "gpus": 8, "backend": backend, "queue": "", "rdma": False, "evaluator": True}
+        found[json.dumps(changes | {"metrics": True})] = render(**changes, metrics=True)
     for nodes, gpus in ((1, 0), (2, 0), (1, 8), (3, 4)):
         for backend, queue, rdma, evaluator in itertools.product(("job", "jobset"), ("", "team"), *[(False, True)] * 2):
             changes = {"nodes": nodes, "gpus": gpus, "backend": backend, "queue": queue}

@@ -318,6 +318,31 @@ def test_status_tells_of_each_pod_why_it_waits_and_how_training_goes(cluster):
     assert "loss 1.0" not in done.stdout
 
 
+def test_status_has_the_chiefs_pod_read_how_the_run_stands(cluster):
+    pods = [a_pod(0, phase="Running"), a_pod(1, phase="Running")]
+    cluster.answer(
+        NO_JOBSETS
+        | {
+            "get jobs first": workload(),
+            "get pods": json.dumps({"items": pods}),
+            "exec first-0-abcde": "/work/runs/first\n  step      120/400, 3 min left\n",
+            "logs first-0-abcde": "step 40/100  train  loss 0.5\n",
+        }
+    )
+    done = cluster("status", "--name=first")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("/work/runs/first\n  step      120/400, 3 min left\n")
+    command = next(words for words, _ in cluster.calls() if "exec" in words)
+    command = command[command.index("--") + 1 :]
+    assert command[-1] == "/work/runs/first"
+    # The same command here, where /app is this repository.
+    told = subprocess.run(
+        [sys.executable if word == "python" else word.replace("/app", str(ROOT)) for word in command],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == 2 and "/work/runs/first holds no run.json" in told.stderr
+
+
 def test_status_says_why_there_are_no_pods(cluster):
     event = {"type": "Warning", "reason": "FailedCreate", "message": "exceeded quota: lockstep"}
     event["involvedObject"] = {"name": "first"}
@@ -356,7 +381,8 @@ def test_delete_takes_the_pods_first_and_leaves_the_run(cluster):
     calls = [words[2:] for words, _ in cluster.calls() if "delete" in words]
     # While workers save they need each other, so the names and the policy go last.
     assert calls[0] == ["delete", "job", chosen, "--wait=true", "--cascade=foreground"]
-    assert calls[1][:3] == ["delete", "service,networkpolicy", chosen]
+    assert calls[1][:3] == ["delete", "podmonitors", chosen]
+    assert calls[2][:3] == ["delete", "service,networkpolicy", chosen]
     cluster.answer(NO_JOBSETS)
     done = cluster("delete", "--name=first")
     assert done.returncode == 2 and "nothing of such a run is in namespace lockstep" in done.stderr

@@ -17,7 +17,7 @@ from launch.kube.rules import matches
 pytestmark = needs_kustomize
 
 VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35")
-COMPONENTS = ("evaluator", "jobset", "kueue", "rdma", "store")
+COMPONENTS = ("evaluator", "jobset", "kueue", "metrics", "rdma", "store")
 
 
 def documents_of(rendered, submissions):
@@ -35,6 +35,7 @@ def test_every_folder_renders_and_nothing_is_empty(rendered, submissions):
     for text, group in submissions.items():
         changes = json.loads(text)
         expected = [("JobSet" if changes["backend"] == "jobset" else "Job"), "NetworkPolicy", "Service"]
+        expected += ["PodMonitor", "NetworkPolicy"] * changes.get("metrics", False)
         assert sorted(d["kind"] for d in group) == sorted(expected + ["Job"] * changes["evaluator"])
 
 
@@ -42,6 +43,8 @@ def test_strict_schemas_of_five_versions_hold(rendered, submissions, tmp_path):
     """Of a JobSet its child Job is checked, by the schema of a Job."""
     documents = []
     for document in documents_of(rendered, submissions):
+        if document["kind"] == "PodMonitor":
+            continue  # of the Prometheus operator; see test_metrics.py
         if document["kind"] != "JobSet":
             documents.append(document)
             continue

@@ -31,9 +31,12 @@ STANDARD = {
     "launch/environment.py": (2, "call it with one word: runtime"),
     "launch/doctor.py": (0, "--run_dir"),
     "launch/gpu_check.py": (0, "where all goes"),
+    "launch/status.py": (0, "--watch"),
+    "trainers/record/standing.py": (0, "--watch"),
 }
-# Those of them that do their work without any package; test_doctor.py and test_gpu_check.py have them do it.
-COMPLETE = ("launch/doctor.py", "launch/gpu_check.py")
+# Those of them that do their work without any package; test_doctor.py, test_gpu_check.py and test_standing.py have them
+# do it.
+COMPLETE = ("launch/doctor.py", "launch/gpu_check.py", "launch/status.py", "trainers/record/standing.py")
 # Those that need fewer packages than a trainer.
 NEEDS = {"launch/k8s.py": ("absl", "yaml", "tqdm")}
 REMEDIES = ("launch/local.sh", "launch/environment.py tokenize", "launch/environment.py tensorboard")

@@ -29,6 +29,14 @@ def test_no_rule_is_broken_by_what_is_shipped(rendered, submissions):
         assert problems(group) == [], name
 
 
+def letting_in(**changes):
+    """A policy that lets other namespaces in, or another object of that name."""
+    spec = {"podSelector": {"matchLabels": {INSTANCE: "first"}}, "policyTypes": ["Ingress"]}
+    spec["ingress"] = [{"from": [{"namespaceSelector": {}}]}]
+    metadata = {"name": "more", "namespace": "lockstep", "labels": {INSTANCE: "first"}}
+    return {"kind": "NetworkPolicy", "metadata": metadata, "spec": spec} | changes
+
+
 MISTAKES = {
     "an image in upper case": (
         lambda d: container(d).update(image="Team/Image:v1@sha256:" + "0" * 64),
@@ -55,6 +63,11 @@ MISTAKES = {
     ),
     "another subdomain": (lambda d: pod(d)["spec"].update(subdomain="second"), "must be equal"),
     "another domain": (lambda d: variable(d, "WORKER_DOMAIN").update(value="second"), "must be equal"),
+    "another namespace at every port": (lambda d: d.append(letting_in()), "names no port: another namespace would"),
+    "a monitor of another run": (
+        lambda d: d.append(letting_in(kind="PodMonitor", spec={"selector": {"matchLabels": {INSTANCE: "second"}}})),
+        "PodMonitor more selects no pod of the run",
+    ),
     "another Service": (
         lambda d: first(d, "Service")["metadata"].update(name="second"),
         "no Service has the name of the subdomain",

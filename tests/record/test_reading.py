@@ -114,3 +114,13 @@ def test_an_export_without_metadata_is_not_written(tmp_path):
     assert not reading.is_exported(tmp_path, "saved_model", 3)
     (folder / "metadata.json").write_text('{"step": 3, "formats": ["saved_model"]}')
     assert reading.is_exported(tmp_path, "saved_model", 3) and not reading.is_exported(tmp_path, "keras", 3)
+
+
+def test_the_last_line_of_a_split_is_found_at_the_end_of_a_long_file_and_at_its_begin(tmp_path):
+    train = "".join(json.dumps({"step": step, "split": "train", "loss": 0.5}) + "\n" for step in range(9000))
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"step": 1, "split": "eval"}) + "\n" + train + '{"step": 9000, "s'
+    )
+    assert reading.last_line(tmp_path, "train")["step"] == 8999
+    assert reading.last_line(tmp_path, "eval") == {"step": 1, "split": "eval"}
+    assert reading.last_line(tmp_path, "test") == {} == reading.last_line(tmp_path / "none", "eval")

@@ -88,7 +88,7 @@ def test_metrics_come_at_their_cadences_and_agree_with_tensorboard(run, tmp_path
         else:
             wanted |= {"learning_rate", "gradient_norm", "parameter_norm", "update_norm"}
             wanted |= {"steps_per_second", "examples_per_second", "model_flops_per_second"}
-            wanted |= {f"share_{part}" for part in ("input", "compute", "evaluate", "checkpoint", "python")}
+            wanted |= {f"share_{part}" for part in ("input", "peers", "compute", "evaluate", "checkpoint", "python")}
         assert line.keys() == wanted | {"step", "split"}
     events = event_multiplexer.EventMultiplexer(size_guidance={"tensors": 0}).AddRunsFromDirectory(
         str(tmp_path / "run")

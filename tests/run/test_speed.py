@@ -98,7 +98,7 @@ def test_the_lines_tell_where_the_time_went_and_how_much_was_computed(run, tmp_p
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     lines = [line for line in metrics(tmp_path / "run") if line["split"] == "train"]
     for line in lines:
-        shares = [line[f"share_{part}"] for part in ("input", "compute", "evaluate", "checkpoint", "python")]
+        shares = [line[f"share_{part}"] for part in ("input", "peers", "compute", "evaluate", "checkpoint", "python")]
         assert all(-1e-6 <= share <= 1 for share in shares) and sum(shares) == pytest.approx(1, abs=0.01)
         assert line["model_flops_per_second"] == pytest.approx(line["steps_per_second"] * facts["flops_per_step"])
     assert facts["peak_resident_mib"] > 100

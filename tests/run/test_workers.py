@@ -374,9 +374,10 @@ def test_streamed_input_and_batch_statistics_do_not_depend_on_the_workers(run, t
         assert difference <= 1e-5, name
 
 
-def test_only_the_chief_writes(tmp_path, expected):
+def test_only_the_chief_writes_but_for_what_each_worker_says_of_itself(tmp_path, expected):
     names = {path.name for path in expected.iterdir()}
-    assert names == {".lock", "flags.txt", "run.json", "metrics.jsonl", "checkpoints", "train", "eval"}
+    assert names == {".lock", "flags.txt", "run.json", "metrics.jsonl", "checkpoints", "train", "eval", "workers"}
+    assert {path.name for path in (expected / "workers").iterdir()} == {"worker-0.json", "worker-1.json"}
     assert len(list((expected / "train").glob("events*.v2"))) == 2  # the mark of the start, and the events
     assert json.loads((expected / "run.json").read_text())["replicas"] == 2
 

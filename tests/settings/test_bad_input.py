@@ -71,6 +71,7 @@ def answer(*arguments):
         ("--train_steps=-5", ["--train_steps -5"]),
         ("--lerning_rate=1", ["lerning_rate", "learning_rate"]),
         ("--profile=10:5", ["START:STOP", "100:110"]),
+        ("--metrics_port=70000", ["--metrics_port '70000'", "HOST:PORT", "9400"]),
         ("--warmup_steps=1000000", ["--warmup_steps 1000000", "--train_steps"]),
         ("--ema=1.0", ["--ema 1"]),
         ("--flagfile=/nonexistent", ["/nonexistent"]),

@@ -153,6 +153,7 @@ SCRIPTS = [
         "launch/prove.py",
         "launch/workers.py",
         "launch/k8s.py",
+        "launch/status.py",
     ),
     *("launch/scaling.py", "launch/environment.py", "launch/proof/probe.py"),
 ]

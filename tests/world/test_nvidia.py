@@ -42,6 +42,21 @@ def test_a_machine_without_gpus_is_told_nothing(plant, nowhere, monkeypatch):
     assert nvidia.unseen({}, nowhere) == ""
 
 
+def test_what_a_gpu_is_at_is_read_and_why_it_is_held_back(plant):
+    """The rows of an H200 with driver 580, and of a card that tells little."""
+    rows = "0, 0, 0, 345, 38, 77.85, 0x0000000000000001, 0\n3, 98, 70012, 1100, 91, 699.5, 0x0000000000000024, 2\n"
+    plant("nvidia-smi", f"printf '{rows}4, [N/A], 12, [N/A], 40, [N/A], [N/A], [N/A]\\n'")
+    idle, hot, old = nvidia.readings({"CUDA_VISIBLE_DEVICES": "0, 3,4"})
+    assert idle == {
+        "gpu": 0, "utilization": 0, "memory_mib": 0, "clock_mhz": 345, "temperature": 38, "watts": 77.85,
+        "throttled": [], "ecc_errors": 0,
+    }  # fmt: skip
+    assert hot["throttled"] == ["power cap", "software thermal slowdown"] and hot["ecc_errors"] == 2
+    assert old["utilization"] is None and old["throttled"] == []
+    plant("nvidia-smi", faults.failing(faults.NO_DRIVER, 9))
+    assert nvidia.readings({}) == []
+
+
 def test_a_trainer_that_sees_no_gpu_of_the_machine_says_so_once_and_names_the_doctor(plant, trainer):
     plant("nvidia-smi", faults.smi([faults.H100, faults.H100]))
     code, output = trainer("--model=mlp", "--dry_run").wait()

@@ -23,10 +23,16 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 EXPORT = "export"
 METADATA = "metadata.json"
+# What each worker writes while it goes on.
+WORKERS = "workers"
+# In it: that all are to write the stacks of their threads, and what came of it.
+HANG = "hang.json"
 # In run.json: the files of what the user has brought, by the kind of what they define.
 SOURCES = "sources"
 # In an evaluator's environment: a time. An end of the run before it does not count, since it was submitted again.
 RUN_AFTER = "RUN_AFTER"
+# Of metrics.jsonl, where a last line is looked for first.
+_TAIL_BYTES = 1 << 16
 _STEP_FOLDER = re.compile(r"step-(\d{10})$")
 
 
@@ -55,6 +61,30 @@ def read_run(run_dir: Path) -> dict[str, Any]:
 def run_at(place: str) -> dict[str, Any]:
     """As `read_run`, of a path or an address. Raises StoreLost too."""
     return carriers.facts(place) if paths.is_address(place) else read_run(Path(place))
+
+
+def worker_file(run_dir: Path, worker: int) -> Path:
+    """Where a worker tells what it is doing, see `trainers.record.beats`."""
+    return run_dir / WORKERS / f"worker-{worker}.json"
+
+
+def stacks_file(run_dir: Path, worker: int) -> Path:
+    """Where a worker writes the stacks of its threads before it ends with code 75."""
+    return run_dir / WORKERS / f"stacks-{worker}.txt"
+
+
+def read_hang(run_dir: Path) -> dict[str, Any]:
+    """What the workers have found when nothing moved, see `trainers.record.beats`; empty where nothing can be read."""
+    with contextlib.suppress(ValueError, OSError):
+        return read_json(run_dir / WORKERS / HANG)
+    return {}
+
+
+def told_by(run_dir: Path, worker: int) -> dict[str, Any]:
+    """What a worker has told last; empty where it has told nothing that can be read."""
+    with contextlib.suppress(ValueError, OSError):
+        return read_json(worker_file(run_dir, worker))
+    return {}
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,8 +150,30 @@ def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def last_line(run_dir: Path, split: str) -> dict[str, Any]:
-    """The last line of a split, or an empty one."""
-    return next((line for line in reversed(metric_lines(run_dir)) if line["split"] == split), {})
+    """The last line of a split, or an empty one. Of a long file the end alone is read."""
+    size = _TAIL_BYTES
+    while True:
+        lines, whole = _tail(run_dir, size)
+        for text in reversed(lines):
+            with contextlib.suppress(ValueError):
+                line = numbers(json.loads(text))
+                if line["split"] == split:
+                    return line
+        if whole:
+            return {}
+        size *= 8
+
+
+def _tail(run_dir: Path, size: int) -> tuple[list[str], bool]:
+    """The whole lines in the last so many bytes of metrics.jsonl, and whether that is all of it."""
+    try:
+        with open(run_dir / METRICS, "rb") as file:
+            begin = max(file.seek(0, os.SEEK_END) - size, 0)
+            file.seek(begin)
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return [], True
+    return lines[1:] if begin else lines, not begin
 
 
 def is_timing(metric: str) -> bool:

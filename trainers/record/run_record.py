@@ -13,13 +13,16 @@ from typing import Any
 
 from absl import logging
 
-from trainers.record import carriers, reading
+from trainers.record import carriers, goodput, reading
+from trainers.record.clock import Clock
 from trainers.settings import options, paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, RunDirRemoved
-from trainers.world import files, locks, machine
+from trainers.world import files, locks, machine, process
 
 _LOCK = ".lock"
+# In run.json: how the last attempt has ended.
+ENDED = ("exit_code", "exit_reason")
 
 
 def _now() -> str:
@@ -29,19 +32,29 @@ def _now() -> str:
 class RunRecord:
     """The files of a run. Opening it takes run_dir for this process; `close` gives it back.
 
-    `writes`: false for a worker that is not the chief. It reads what the chief writes, and writes nothing. `feed`: told
-    what is waited for at the end of a run in an object store.
+    `writes`: false for a worker that is not the chief. It reads what the chief writes, and writes nothing here. `feed`:
+    told what is waited for at the end of a run in an object store. `clock`: that of a run whose goodput is told.
 
     Raises:
       BadConfiguration: run_dir is a file, cannot be written, is in use, or was begun with other fixed flags.
     """
 
-    def __init__(self, config: Config, writes: bool = True, feed: Callable[[str], None] = lambda what: None):
+    def __init__(
+        self,
+        config: Config,
+        writes: bool = True,
+        feed: Callable[[str], None] = lambda what: None,
+        clock: Clock | None = None,
+    ):
         self.config, self.directory, self.writes, self._feed = config, Path(config.run_dir), writes, feed
         self.shown = carriers.shown(self.directory)
         self.metrics_path = self.directory / reading.METRICS
         self.facts: dict[str, Any] = {}
         self._lock = None
+        self.begun, self.previous = False, {}
+        # The last line of each split that this process has written.
+        self.latest: dict[str, Mapping[str, Any]] = {}
+        self.goodput = goodput.Goodput(clock) if clock else None
         if not writes:
             return
         self._open_directory()
@@ -62,6 +75,10 @@ class RunRecord:
             "host": platform.node(),
             **{name: self.previous[name] for name in ("initial", "rewinds", "accumulate") if name in self.previous},
         }
+        if self.goodput:
+            self.goodput.earlier = goodput.attempts_of(
+                self.previous, reading.told_by(self.directory, 0), reading.read_hang(self.directory)
+            )
 
     def _open_directory(self) -> None:
         try:
@@ -121,6 +138,12 @@ class RunRecord:
         self._open_directory()
         self.begin()
 
+    def leave_goodput(self) -> None:
+        """This attempt has nothing to do: the goodput is what it was."""
+        self.goodput = None
+        if goodput.FACT in self.previous:
+            self.facts[goodput.FACT] = self.previous[goodput.FACT]
+
     def begin(self) -> None:
         """Writes flags.txt and the first run.json."""
         if self.writes:
@@ -128,6 +151,7 @@ class RunRecord:
                 self.directory / "flags.txt", "\n".join(self.config.flag_lines(self.config.names("repeated"))) + "\n"
             )
             self.write()
+        self.begun = True
 
     def card(self) -> dict[str, Any]:
         """What a person wants to know of a run first."""
@@ -142,7 +166,15 @@ class RunRecord:
         self.facts.update(facts)
         if self.writes:
             self.check_there()
+            if self.goodput:
+                code, reason = (self.facts[name] if self.facts["ended"] else None for name in ENDED)
+                self.facts[goodput.FACT] = self.goodput.facts(code, reason)
             files.write_text(self.directory / reading.RUN, files.to_json(self.facts, indent=2) + "\n")
+
+    def tell_goodput(self) -> None:
+        """Prints what the time of all attempts went into."""
+        if self.goodput and self.writes and goodput.FACT in self.facts:
+            process.say(goodput.line(self.facts[goodput.FACT]))
 
     def end(self, exit_code: int, reason: str, **facts: Any) -> None:
         """Completes run.json. Of a run in an object store, returns when all of the run is there.
@@ -167,6 +199,7 @@ class RunRecord:
         if not self.writes:
             return
         self.check_there()
+        self.latest = self.latest | {line["split"]: line for line in lines if "split" in line}
         with open(self.metrics_path, "a") as file:
             file.write("".join(files.to_json(line) + "\n" for line in lines))
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.settings.exit_codes import BadConfiguration, UnsavedVariable
-from trainers.world import private_api
+from trainers.world import collectives, private_api
 from trainers.world.devices import components, first_component, native
 
 State = dict[str, np.ndarray | tf.Tensor]
@@ -104,6 +104,8 @@ def unsaved_variables(
     """Name, handle, dtype and shape of each variable that a concrete function uses and that is not in `variables`."""
     saved = {id(component.handle) for v in variables.values() for component in components(_whole(v))}
     saved |= {id(token.handle) for token in private_api.ordering_tokens(strategy)}
+    if meter := collectives.meter_of(strategy):
+        saved.add(id(meter.counts.handle))
     captured = private_api.captured_variables(function)
     return [(name, handle, dtype, shape) for handle, name, dtype, shape in captured if id(handle) not in saved]
 

@@ -1,4 +1,4 @@
-"""What the metadata of an export says of the run, and what is kept of an export before it."""
+"""Writing what `--export` names: what its metadata says of the run, and what is kept of an export before it."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from trainers.record import reading
+from trainers.record.run_record import RunRecord
+from trainers.run.inner_loop import InnerLoop
 from trainers.settings.config import Config
+from trainers.world import files
 
 FORMAT = 1
 # What a run is, of the facts of run.json.
 _OF_RUN = ("started", "loop", "flags", "commit", "versions", "data_fingerprint", "parameters", "replicas")
+
+
+def write(loop: InnerLoop, record: RunRecord, step: int, evaluation: Mapping[str, float]) -> None:
+    """Writes what `--export` names of a step, with what is told of it."""
+    path, formats = record.directory / reading.EXPORT, loop.config.export.split(",")
+    with files.aside(path) as place:
+        loop.export(place)
+        if place.is_dir():
+            formats += kept(path, place, step)
+            told = facts(record.facts, loop.config, step, evaluation, formats) | loop.export_facts()
+            files.write_text(place / reading.METADATA, files.to_json(told, indent=1, ensure_ascii=False) + "\n")
 
 
 def facts(

@@ -72,9 +72,16 @@ class Reporter:
                 line |= {"utilization": rate * self.flops / self.peak / self.loop.world.replicas}
             lines.append(line | dict(spent))
         self.lines("train", [int(step) for step in self.columns.column(rows, "step")], lines)
+        self._tell_goodput(int(self.columns.column(rows[-1], "step")))
         self._advise(spent.get("share_input", 0.0))
         if SKIPPED in self.columns.names:
             self._tell_spikes(*(int(self.columns.column(rows[-1], name)) for name in ("step", SKIPPED)))
+
+    def _tell_goodput(self, step: int) -> None:
+        """In TensorBoard: the parts of the wall time of all attempts, as shares of 1."""
+        if self.record.goodput and self.record.writes:
+            shares = self.record.goodput.facts()["shares"]
+            self.summaries.scalars("train", step, {f"goodput/{part}": share for part, share in shares.items()})
 
     def _tell_spikes(self, step: int, count: int) -> None:
         """Says it when updates were left out since it was said last. `count`: in the whole run."""

@@ -10,7 +10,8 @@ from absl import logging
 
 from trainers.input import load
 from trainers.input.dataset import Dataset
-from trainers.record import carriers, reading
+from trainers.record import carriers, prometheus, reading
+from trainers.record.beats import Beats
 from trainers.record.clock import Clock
 from trainers.record.run_record import RunRecord
 from trainers.run import evaluator, parts, workers
@@ -20,11 +21,11 @@ from trainers.run.plan import plan
 from trainers.run.training import Summary, Training
 from trainers.settings import options
 from trainers.settings.config import Config
-from trainers.settings.exit_codes import CRASHED, NEVER_RETRIED, BadConfiguration, RunEnded, StoreLost
+from trainers.settings.exit_codes import CRASHED, NEVER_RETRIED, BadConfiguration, PeerLost, RunEnded, StoreLost
 from trainers.settings.rules import check_batch, check_task, finds_parts, with_epochs
 from trainers.show.progress import words
 from trainers.world import cluster as clusters
-from trainers.world import devices, process
+from trainers.world import collectives, devices, process
 from trainers.world.cluster import Cluster
 from trainers.world.devices import World
 from trainers.world.signals import Preemption
@@ -58,7 +59,7 @@ def run(config: Config, cluster: Cluster | None, make_loop: MakeLoop, clock: Clo
         return summary
     with Watchdog(config.step_timeout) as watchdog:
         with clock.phase("build"):
-            loop = build(config, cluster, make_loop, hooks, watchdog)
+            loop = build(config, cluster, make_loop, hooks, watchdog, clock)
         if config.dry_run:
             print(plan(loop))
             return Summary(0, {}, {}, Path(config.run_dir), 0)
@@ -67,8 +68,17 @@ def run(config: Config, cluster: Cluster | None, make_loop: MakeLoop, clock: Clo
             options.warn_of_changes(before, config.chosen, f"--run_dir {carriers.shown(config.run_dir)}")
             line = evaluator.follow(loop, clock, watchdog)
             return Summary(line.get("step", 0), {}, line, Path(config.run_dir) / evaluator.FOLDER, 0)
-        record = RunRecord(loop.config, loop.world.chief, watchdog.feed)
-        with contextlib.closing(record), Preemption() as preemption, recorded_end(record, clock, cluster):
+        world = loop.world
+        record = RunRecord(loop.config, world.chief, watchdog.feed, clock)
+        meter = collectives.meter_of(world.strategy)
+        index, sums = cluster.index if cluster else 0, (lambda: meter.read()[:2]) if meter else None
+        beats = Beats(record, watchdog, index, world.workers, sums)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(record))
+            preemption = stack.enter_context(Preemption())
+            for context in (beats, prometheus.served(record, config.metrics_port)):
+                stack.enter_context(context)
+            stack.enter_context(recorded_end(record, clock, cluster, beats))
             return Training(loop, record, clock, preemption, watchdog, hooks).run()
 
 
@@ -82,11 +92,19 @@ def complete_already(config: Config) -> Summary | None:
     return Summary(facts["step"], final["train"], final["eval"], run_dir, 0)
 
 
-def build(config: Config, cluster: Cluster | None, make_loop: MakeLoop, hooks: Hooks, watchdog: Watchdog) -> InnerLoop:
+def build(
+    config: Config,
+    cluster: Cluster | None,
+    make_loop: MakeLoop,
+    hooks: Hooks,
+    watchdog: Watchdog,
+    clock: Clock,
+) -> InnerLoop:
     """Meets the other workers, starts the strategy, loads the data and builds the loop."""
     allowed = config.startup_timeout + config.step_timeout
     watchdog.feed("meeting the other workers", allowed)
-    world = devices.set_up(config, cluster, process.say)
+    with clock.phase("peers" if cluster else "build"):
+        world = devices.set_up(config, cluster, process.say)
     if config.mode == "train":
         check_batch(config, world.replicas)
     watchdog.feed("loading the data and building the model", allowed)
@@ -105,7 +123,7 @@ def build(config: Config, cluster: Cluster | None, make_loop: MakeLoop, hooks: H
 
 
 @contextlib.contextmanager
-def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None):  # noqa: ANN201
+def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None, beats: Beats):  # noqa: ANN201
     """Writes to run.json how the block ends if it raises, and raises a lost peer as such."""
     try:
         yield
@@ -113,7 +131,10 @@ def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None):  # n
         ended = workers.peer_lost(error) if cluster else error
         code = ended.exit_code if isinstance(ended, RunEnded) else CRASHED
         try:
-            record.end(code, f"{type(ended).__name__}: {ended}", seconds=clock.seconds)
+            missing = beats.before_end(str(ended), others=False) if isinstance(ended, PeerLost) else ""
+            reason = f"{type(ended).__name__}: {ended}" + (f"; {missing}" if missing else "")
+            record.end(code, reason, seconds=clock.seconds)
+            record.tell_goodput()
         except (OSError, BadConfiguration):
             pass
         except StoreLost as lost:

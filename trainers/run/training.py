@@ -31,7 +31,7 @@ from trainers.settings.exit_codes import OK, BadConfiguration, Diverged, Preempt
 from trainers.show.profiles import Profiles
 from trainers.show.progress import Progress, words
 from trainers.show.summaries import Summaries
-from trainers.world import devices, files, process
+from trainers.world import devices, process
 from trainers.world.signals import Preemption
 from trainers.world.watchdog import Watchdog
 
@@ -112,6 +112,7 @@ class Training:
         self.restore()
         self.begin_record()
         if self.step >= self.config.train_steps:
+            self.record.leave_goodput()
             return self.finish("complete already")
         self.build()
         with self.opened():
@@ -145,7 +146,7 @@ class Training:
 
     def take_checkpoint(self) -> bool:
         """Takes up the newest whole checkpoint, if there is one, and drops the metrics that came after it."""
-        self.watchdog.feed("restoring a checkpoint")
+        self.watchdog.feed("restoring a checkpoint", together=True)
         checkpoint = workers.restore(self.world, self.store)
         if checkpoint:
             self.step, values = checkpoint
@@ -158,6 +159,7 @@ class Training:
     def begin_record(self) -> None:
         """Writes flags.txt and the first run.json."""
         metric, mode = self.loop.best
+        self.record.goodput.begin(self.step)
         self.record.facts.update(
             replicas=self.world.replicas,
             devices=list(self.world.strategy.extended.worker_devices),
@@ -208,6 +210,7 @@ class Training:
             self.progress.line(self.restored)
         self.progress.line(plan(self.loop))
         self.pace, self.shares = Pace(self.config.steps_per_call), Shares(self.clock)
+        self.record.goodput.open()
         self.background = Background()
         self.profiles = Profiles(
             self.config.profile_steps,
@@ -252,13 +255,14 @@ class Training:
         self.pace.begin_call()
         with self.clock.phase("train"), self.profiles.mark(self.step):
             allowed = config.step_timeout + (config.startup_timeout if self.pace.calls == 0 else 0)
-            self.watchdog.feed(f"steps {self.step} to {stop}", allowed)
+            self.watchdog.feed(f"steps {self.step} to {stop}", allowed, together=True)
             news = tf.constant([float(self.preemption.requested), self.pace.own_seconds], tf.float64)
             first, last, ahead = (tf.constant(n, tf.int64) for n in (self.step, stop, self.rewinds.ahead))
             with faults_named(self.source, int(first + ahead), int(last + ahead), self.watchdog):
                 results = self.train_call(first, last, tf.constant(self.sums), news, ahead)
             rows, self.sums, finite, (stops, agreed), waited = (result.numpy() for result in results)
             self.clock.move("train", "input_wait", waited)
+            self.clock.move("train", "peers", self.world.waited())
         self.took = self.pace.end_call(self.step, int(self.columns.column(rows, "step")[-1]))
         if self.world.cluster is None:
             stops, agreed = self.preemption.requested, self.pace.own_seconds
@@ -280,6 +284,7 @@ class Training:
         what, position = f"the loss or a gradient is not finite at step {at} ({norms})", at + rewinds.ahead
         if rewinds.count < rewinds.most and self.take_checkpoint():
             rewinds.went_back(at, self.step, position - self.step)
+            self.record.goodput.go_back(self.step)
             self.summaries.go_back(self.step)
             self.progress.advance(self.step)
             times = f"{rewinds.count} of --rewind={rewinds.most}"
@@ -297,6 +302,7 @@ class Training:
         logged = [due(int(step), self.config.log_every, self.config.train_steps) for step in steps]
         rates = self.pace.rates(self.step, steps, logged, self.took)
         self.step = int(steps[-1])
+        self.record.goodput.reach(self.step)
         if logged[-1]:
             self.sums = np.zeros_like(self.sums)
         if rates:
@@ -309,7 +315,7 @@ class Training:
         """The values of an evaluation, if one is due."""
         if not due(self.step, self.config.eval_every, self.config.train_steps):
             return None
-        self.watchdog.feed(f"the evaluation at step {self.step}")
+        self.watchdog.feed(f"the evaluation at step {self.step}", together=True)
         steps = -(-self.eval_source.size // self.eval_source.batch_size)
         with (
             self.clock.phase("evaluate"),
@@ -333,7 +339,9 @@ class Training:
             if due(self.step, self.config.checkpoint_every, self.config.train_steps) or better or self.stopping:
                 self.watchdog.feed(f"the checkpoint of step {self.step}")
                 self.background.wait()
-                self.background.do(self.write_checkpoint, self.step, self.values(), evaluation)
+                values = self.values()
+                self.record.goodput.mark(self.step, self.store.steps())
+                self.background.do(self.write_checkpoint, self.step, values, evaluation)
 
     def values(self) -> state.State:
         """What a checkpoint holds."""
@@ -366,12 +374,10 @@ class Training:
         """Nobody leaves before the chief's last checkpoint is there. What each has read is told, where it reads."""
         own, read = self.source.examples_read(), None
         if self.world.cluster:
-            self.watchdog.feed("waiting for the other workers to finish")
-            read = workers.leave_together(
-                self.world,
-                lambda: self.world.chief or reading.has_checkpoint(self.record.directory, self.step),
-                own or 0,
-            )
+            self.watchdog.feed("waiting for the other workers to finish", together=True)
+            done = lambda: self.world.chief or reading.has_checkpoint(self.record.directory, self.step)  # noqa: E731
+            with self.clock.phase("peers"):
+                read = workers.leave_together(self.world, done, own or 0)
         if own is not None:
             counts = [own] if read is None else [round(count) for count in read]
             self.record.facts.update(examples_read=counts, input_bytes=self.source.bytes_read())
@@ -388,20 +394,12 @@ class Training:
         raise Preempted(f"{self.preemption.signal_name} came at step {self.step}; {saved}; the same command continues")
 
     def export(self, evaluation: Mapping[str, float]) -> None:
-        """Writes what `--export` names, with what is told of it, unless it is there."""
-        path, formats = self.record.directory / reading.EXPORT, self.config.export
-        if reading.is_exported(self.record.directory, formats, self.step):
+        """Writes what `--export` names, unless it is there."""
+        if reading.is_exported(self.record.directory, self.config.export, self.step):
             return
         self.watchdog.feed("the export", self.config.startup_timeout + self.config.step_timeout)
-        with self.clock.phase("export"), files.aside(path) as place:
-            self.loop.export(place)
-            if place.is_dir():
-                kept = exported.kept(path, place, self.step)
-                told = exported.facts(
-                    self.record.facts, self.config, self.step, evaluation, [*formats.split(","), *kept]
-                )
-                text = files.to_json({**told, **self.loop.export_facts()}, indent=1, ensure_ascii=False)
-                files.write_text(place / reading.METADATA, text + "\n")
+        with self.clock.phase("export"):
+            exported.write(self.loop, self.record, self.step, evaluation)
 
     def finish(self, reason: str) -> Summary:
         """Exports if asked, completes run.json and returns the summary."""
@@ -417,4 +415,5 @@ class Training:
             workers.leave_together(self.world, lambda: self.world.chief or bool(reading.completed(self.config)))
         if self.world.chief:
             process.say(f"{reason}: {words(final['eval'])}  in {self.record.shown}")
+            self.record.tell_goodput()
         return Summary(self.step, final["train"], final["eval"], self.record.directory, self.loop.traces)

@@ -295,6 +295,7 @@ class Config:
         **_OF_ONE_START,
     )
     profile: str = flag("", "run", "START:STOP, steps to profile", shared=True, compared=False)
+    metrics_port: str = flag("", "run", "PORT or HOST:PORT at which Prometheus reads of the run", compared=False)
     export: str = flag(
         "",
         "run",

@@ -55,6 +55,33 @@ def _check_profile(config: Config) -> None:
         )
 
 
+def metrics_address(text: str) -> tuple[str, int]:
+    """Host and port of `--metrics_port`: `9400`, which is of this machine's loopback, `0.0.0.0:9400`, `[::1]:9400`.
+
+    Raises:
+      BadConfiguration: it is neither PORT nor HOST:PORT.
+    """
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    in_order = bool(bare) == bool(colon) and (":" not in bare or host == f"[{bare}]")
+    if not (in_order and port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise BadConfiguration(
+            f"--metrics_port {text!r} is not PORT or HOST:PORT with a port from 1 to 65535; pass e.g. 9400, or "
+            "0.0.0.0:9400 for other machines"
+        )
+    return bare or "127.0.0.1", int(port)
+
+
+def _check_metrics_port(config: Config) -> None:
+    if not config.metrics_port:
+        return
+    metrics_address(config.metrics_port)
+    if config.mode == "evaluate":
+        raise BadConfiguration(
+            f"--metrics_port {config.metrics_port} with --mode=evaluate: the trainer answers; leave it out here"
+        )
+
+
 def short(text: str, most: int = _MOST_CHARACTERS) -> str:
     """A text as part of a file's name: what a path cannot hold is replaced; of one that is too long, the end."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in text)[-most:]
@@ -128,6 +155,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     if filled.get("dataset") == "":
         raise BadConfiguration(f"--model {config.model} is of your own, without a recipe for its data; name --dataset")
     _check_profile(config)
+    _check_metrics_port(config)
     if config.mode == "evaluate" and config.strategy == "multi_worker":
         raise BadConfiguration("--mode=evaluate runs in one process; use --strategy=mirrored")
     if config.strategy == "multi_worker" and not config.run_dir and not config.dry_run:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from trainers.settings.config import DEFAULT_CPU_REPLICAS, Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import data_sheets, nvidia, quiet, rendezvous
+from trainers.world import collectives, data_sheets, nvidia, quiet, rendezvous
 from trainers.world.cluster import Cluster
 
 
@@ -27,6 +27,11 @@ class World:
     def chief(self) -> bool:
         """Whether this process writes what users read."""
         return self.cluster is None or self.cluster.index == 0
+
+    def waited(self) -> float:
+        """Seconds that this worker has been in sums over workers since it was asked last; 0 where there is one."""
+        meter = collectives.meter_of(self.strategy)
+        return meter.more_seconds() if meter else 0.0
 
     @property
     def workers(self) -> int:
@@ -128,6 +133,7 @@ def set_up(config: Config, cluster: Cluster | None = None, log: Callable[[str], 
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     if joined is not None:
+        collectives.Meter(joined)
         return World(joined, cluster)
     if config.strategy == "one_device":
         return World(tf.distribute.OneDeviceStrategy(f"{kind}:0"))

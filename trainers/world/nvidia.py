@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trainers.world import process, programs
 
@@ -17,6 +17,26 @@ from trainers.world import process, programs
 DRIVER = Path("/proc/driver/nvidia")
 # The last field is unknown to drivers before 510.
 _FIELDS = ("index", "name", "driver_version", "memory.total", "compute_cap")
+
+# What `readings` has, and nvidia-smi's names of it.
+_READ = {
+    "gpu": "index",
+    "utilization": "utilization.gpu",
+    "memory_mib": "memory.used",
+    "clock_mhz": "clocks.sm",
+    "temperature": "temperature.gpu",
+    "watts": "power.draw",
+    "throttled": "clocks_throttle_reasons.active",
+    "ecc_errors": "ecc.errors.uncorrected.volatile.total",
+}
+# Of the bits of that mask, those that say that a GPU is held back. Source: NVIDIA, NVML API, nvmlClocksEventReasons.
+THROTTLED = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
 
 
 class Gpu(NamedTuple):
@@ -95,6 +115,43 @@ def look(driver: Path = DRIVER) -> Driver:
         if len(row) >= 4 and row[0].isdigit()
     ]
     return Driver(version or (rows[0][2] if gpus else ""), models(driver), program, tuple(gpus), complaint)
+
+
+def readings(environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What each GPU is at, of those that CUDA_VISIBLE_DEVICES names; none where nvidia-smi does not tell.
+
+    `gpu` (its index), `utilization` (percent of the time in which it computed), `memory_mib`, `clock_mhz`,
+    `temperature` (°C), `watts`, `throttled` (reasons by which it is slower than it could be), `ecc_errors` (not
+    corrected, since the driver was loaded). A number that is not told is None.
+    """
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return []
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "")
+    chosen = [f"--id={visible}"] if visible else []
+    text, _ = ask(program, *chosen, f"--query-gpu={','.join(_READ.values())}", "--format=csv,noheader,nounits")
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+    found = [dict(zip(_READ, row, strict=True)) for row in rows if len(row) == len(_READ) and row[0].isdigit()]
+    return [
+        {name: _number(value) for name, value in one.items() if name != "throttled"}
+        | {"throttled": _reasons(one["throttled"])}
+        for one in found
+    ]
+
+
+def _number(text: str) -> float | int | None:
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return None  # [N/A], [Not Supported]
+
+
+def _reasons(mask: str) -> list[str]:
+    try:
+        bits = int(mask, 16)
+    except ValueError:
+        return []
+    return [name for bit, name in THROTTLED.items() if bits & bit]
 
 
 def hidden(environment: Mapping[str, str]) -> bool:

@@ -11,8 +11,10 @@ import errno
 import importlib.util
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from trainers.settings.exit_codes import BAD_CONFIGURATION, CRASHED, OK, PREEMPTED, BadConfiguration, RunEnded
@@ -23,6 +25,21 @@ T = TypeVar("T")
 import_seconds = 0.0
 REQUIREMENTS = ("absl", "numpy", "tensorflow", "keras", "tensorflow_datasets")
 _ENVIRONMENT = "run launch/local.sh once, then `source .venv/bin/activate` and start this again"
+
+
+def age() -> float:
+    """Seconds since this process began, where a loop's script was started; in any other process 0.
+
+    Where the kernel does not tell, the seconds of the imports.
+    """
+    if not import_seconds:
+        return 0.0
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        if import_seconds <= seconds < 86400:
+            return seconds
+    return import_seconds
 
 
 def check_requirements(*packages: str, remedy: str = _ENVIRONMENT) -> None:

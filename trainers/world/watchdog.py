@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from trainers.settings.exit_codes import PEER_LOST
 from trainers.world import last_resort
@@ -25,12 +26,25 @@ class Watchdog:
     def __init__(self, seconds: float):
         self.seconds, self._allowed, self._what = seconds, seconds, ""
         self._fed, self._stop = time.monotonic(), threading.Event()
+        # How often something has begun that all workers do together, and whether this one does such a thing now.
+        self.met, self.meeting = 0, False
+        # Called before the end, at most for some seconds.
+        self.witness: Callable[[], None] | None = None
         self._deadline: last_resort.Deadline | None = None
 
-    def feed(self, what: str, seconds: float | None = None) -> None:
-        """Something moved; `what` comes now, and may take `seconds` instead of the usual."""
+    def feed(self, what: str, seconds: float | None = None, together: bool = False) -> None:
+        """Something moved; `what` comes now, and may take `seconds` instead of the usual.
+
+        `together`: all workers do it, in the same order.
+        """
         self._what, self._fed = what, time.monotonic()
+        self.met, self.meeting = self.met + together, together
         self._allowed = self.seconds if seconds is None else seconds
+
+    @property
+    def doing(self) -> tuple[str, float]:
+        """What comes now, and for how many seconds already."""
+        return self._what, time.monotonic() - self._fed
 
     def _message(self, waited: float) -> str:
         return (
@@ -65,6 +79,9 @@ class Watchdog:
         with contextlib.suppress(OSError, ValueError):
             print(self._message(waited), file=sys.stderr, flush=True)
             faulthandler.dump_traceback(all_threads=True)
+        if self.witness:
+            with contextlib.suppress(Exception):
+                self.witness()
         remove_generated_sources()
 
     def __enter__(self) -> "Watchdog":
