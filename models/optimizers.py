@@ -350,7 +350,7 @@ def lion(
 
 
 def _with_slots(optimizer: keras.optimizers.Optimizer, slots: str) -> keras.optimizers.Optimizer:
-    """With the attribute `slots`, which whoever builds the optimizer looks at (`trainers.run.vector_optimizer`)."""
+    """With the attribute `slots`, which whoever builds the optimizer looks at."""
     if slots not in SLOTS:
         raise ValueError(f"slots={slots} is neither {' nor '.join(SLOTS)}; pass one of them")
     if slots != SLOTS[0] and getattr(optimizer, "amsgrad", False):
