@@ -286,6 +286,21 @@ def test_who_was_taken_for_dead_writes_no_more_and_is_told(proxy, address, owner
         assert check_whole(address) == [10, 30]
 
 
+def test_what_the_mirror_does_not_know_of_goes_too(proxy, address, owner):
+    """A checkpoint whose manifest came although its answer was lost, and files of one that was given up."""
+    with owner(address) as one:
+        advance(one.folder, 20)
+        one.settle(no_feed)
+        manifest = stores.Store(address).read("checkpoints/step-0000000020/manifest.json")
+        stores.Store(address).write("checkpoints/step-0000000010/manifest.json", manifest)
+        stores.Store(address).write("checkpoints/step-0000000015/state.index", b"begun")
+        advance(one.folder, 30)
+        one.settle(no_feed)
+    names = {name.split("/")[1] for name in stores.Store(address).tags("checkpoints")}
+    assert names == {"step-0000000020", "step-0000000030"}
+    assert check_whole(address) == [20, 30]
+
+
 def test_a_run_that_was_removed_from_the_store_is_written_again(proxy, address, owner, monkeypatch):
     monkeypatch.setattr(store_lock, "BEAT_SECONDS", 0.2)
     with owner(address) as one:

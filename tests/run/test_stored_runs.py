@@ -212,6 +212,8 @@ def test_killed_at_random_moments_a_stored_run_ends_with_the_same_bits(trainer, 
     code, output = trainer(*flags, f"--run_dir={address}", f"--cache_dir={tmp_path / 'last machine'}").wait()
     assert code == 0 and f"in {address}" in output, output
     proxy.fault = lambda method, path: None
+    (working,) = (path for path in (tmp_path / "last machine/runs").iterdir() if path.is_dir())
+    assert reading.checkpoint_steps(working) == reading.checkpoint_steps(tmp_path / "local")
     check_same(tmp_path / "local", download(address))
 
 

@@ -356,10 +356,17 @@ class Mirror:
                 self._steps[step] = manifest
 
     def _remove_checkpoints(self) -> None:
-        """Removes those that the folder does not have any more. It always has the newest, or has set it aside."""
-        left = set(self._local_steps())
+        """Removes those that the folder does not have any more, and what was begun of others.
+
+        The folder always has the newest, or has set it aside. What there is, the store says: a request whose answer was
+        lost may have been done.
+        """
+        names, left = self._store.tags(reading.CHECKPOINTS), set(self._local_steps())
         self._check_there()
-        for step in sorted(set(self._steps) - left):
+        there = {reading.step_of(name.split("/")[1]) for name in names} - {None}
+        whole = {step for step in there if copies.manifest_name(step) in names}
+        self._steps = {step: self._steps.get(step, b"") for step in whole}
+        for step in sorted(there - left):
             damaged = reading.checkpoint_folder(self.folder, step).with_suffix(".damaged").exists()
             if damaged or step < max(left, default=-1):
                 self._remove_checkpoint(step)
@@ -374,7 +381,7 @@ class Mirror:
                 self._store.rename(each, f"{folder}.damaged/{each.rpartition('/')[2]}")
         else:
             self._store.remove(names)
-        del self._steps[step]
+        self._steps.pop(step, None)
 
     def _remove_loose(self) -> None:
         """Removes what was written and is not in the folder any more."""
