@@ -91,6 +91,7 @@ class LeftOut:
         """The columns that `counts` fills."""
         return (SKIPPED,) if self.spikes else ()
 
+    @tf.autograph.experimental.do_not_convert
     def counts(self) -> tuple[tf.Tensor, ...]:
         """Spikes so far, for the metrics: float32."""
         return (tf.cast(self.spikes.skipped, tf.float32),) if self.spikes else ()
