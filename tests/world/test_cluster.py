@@ -123,9 +123,14 @@ def test_a_pod_waits_until_its_name_is_its_own():
 def test_a_pod_takes_the_place_of_one_that_was_lost_with_its_node():
     addresses = free_addresses(3)
     members = [(Cluster(i, addresses, KUBERNETES_SOURCE), {}) for i in range(3)]
-    results = []
-    chief = threading.Thread(target=lambda: results.append(outcomes(members[:1], 60.0)))
-    chief.start()
+    results = {}
+
+    def start(index):
+        thread = threading.Thread(target=lambda: results.update({index: outcomes([members[index]], 60.0)[0]}))
+        thread.start()
+        return thread
+
+    chief = start(0)
     host, port = addresses[0].split(":")
     lost = None
     for _ in range(100):
@@ -136,11 +141,14 @@ def test_a_pod_takes_the_place_of_one_that_was_lost_with_its_node():
             time.sleep(0.05)
     lost.sendall(json.dumps({"index": 1, "addresses": addresses, "identity": {}}).encode() + b"\n")
     time.sleep(0.5)  # it has said hello, and will never say anything again
-    found, _ = outcomes(members[1:], 60.0)
-    chief.join()
+    again = start(1)
+    lost.settimeout(60)
+    assert lost.recv(1) == b""  # the chief has the other in its place
+    last = start(2)
+    for thread in (chief, again, last):
+        thread.join()
     lost.close()
-    assert found == [None, None]
-    assert results[0][0] == [None]
+    assert results == {0: [None], 1: [None], 2: [None]}
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -167,9 +175,14 @@ def test_a_stranger_at_the_door_does_no_harm():
     addresses = free_addresses(2)
     host, port = addresses[0].split(":")
     members = [(Cluster(i, addresses, "test"), {}) for i in range(2)]
-    results = []
-    chief = threading.Thread(target=lambda: results.append(outcomes(members[:1], 60.0)))
-    chief.start()
+    results = {}
+
+    def start(index):
+        thread = threading.Thread(target=lambda: results.update({index: outcomes([members[index]], 60.0)[0]}))
+        thread.start()
+        return thread
+
+    chief = start(0)
     for words in (b"GET / HTTP/1.1\r\n\r\n\n", b"[1]\n", b'{"index": 1}\n', b""):
         for _ in range(50):
             try:

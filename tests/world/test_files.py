@@ -115,6 +115,7 @@ def test_what_is_not_finite_is_null_in_json_and_no_number_when_it_is_read():
 def test_every_file_of_json_is_written_by_the_one_function():
     """The others write what no metric is in: messages between processes, digests, and what Kubernetes is given."""
     messages = {"world/cluster.py", "world/rendezvous.py", "record/checkpoints.py", "world/files.py"}
+    messages |= {"run/workers.py", "record/store_lock.py"}
     messages |= {"measure/input_contenders.py", "measure/input_pipelines.py", "doctor.py"}
     messages |= {"health/probe.py", "health/libraries.py", "pack_tokens.py"}
     messages |= {"workers.py", "environment.py", "proof/prover.py", "proof/served.py", "kube/submission.py"}

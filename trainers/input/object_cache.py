@@ -86,7 +86,7 @@ def _bring(store: Store, folder: Path, name: str, only: str, address: str) -> No
         with guard:
             index[each] = entry
             if time.monotonic() - kept > _INDEX_SECONDS:
-                files.write_text(folder / _INDEX, json.dumps(index))
+                files.write_text(folder / _INDEX, files.to_json(index))
                 kept = time.monotonic()
 
     try:
@@ -97,7 +97,7 @@ def _bring(store: Store, folder: Path, name: str, only: str, address: str) -> No
                     pool.shutdown(cancel_futures=True)
                     _raise(future.exception(), address)
     finally:
-        files.write_text(folder / _INDEX, json.dumps(index))
+        files.write_text(folder / _INDEX, files.to_json(index))
 
 
 def _raise(error: BaseException, address: str) -> None:
