@@ -3,6 +3,8 @@
 Python 3.9 and the standard library are enough: launch/doctor.py asks here before anything is installed.
 """
 
+from __future__ import annotations  # launch/doctor.py runs on Python 3.9 too
+
 import functools
 import os
 import re

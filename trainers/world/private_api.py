@@ -4,6 +4,8 @@ Checked with TensorFlow 2.21.0, Keras 3.15.1 and TensorBoard 2.21.0. `tests/worl
 a new version moves one of them. Imports stand inside the functions, so that this module is free of TensorFlow.
 """
 
+from __future__ import annotations  # launch/doctor.py runs on Python 3.9 too
+
 import contextlib
 import importlib
 import os
