@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from conftest import LONG_TESTS
 
 from trainers import report
 from trainers.record import goodput, reading
@@ -115,7 +116,7 @@ def test_a_run_tells_it_where_people_look(run, tmp_path, capfd):
     assert b"goodput/between" in events
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [10 if LONG_TESTS else 2])
 def test_killed_again_and_again_the_parts_add_up_to_the_wall_time(trainer, tmp_path, kills):
     """Times are taken here too, outside of the processes: when each began and when it was killed."""
     chance, run_dir, down, ended = random.Random(kills), tmp_path / "run", 0.0, None

@@ -108,13 +108,11 @@ def test_the_smallest_number_that_fits_is_found_in_few_trials(count):
 @pytest.mark.parametrize(
     "flags",
     [
-        {"replicas": 1},
-        BATCH_NORM | {"batch_size": 64},
-        {"batch_size": 64, "input": "stream", "augment": "flip"},
+        BATCH_NORM | {"batch_size": 64, "input": "stream", "augment": "flip"},
         {"batch_size": 64, "model": "transformer,depth=1,heads=2,width=16,dropout=0.2", "skip_spikes": 3.0},
         {"batch_size": 64, "precision": "float16", "optimizer": "sam"},
     ],
-    ids=["one replica", "two", "streamed", "noise", "two gradients and a loss scale"],
+    ids=["streamed", "noise", "two gradients and a loss scale"],
 )
 def test_what_is_tried_leaves_no_trace_in_the_run(auto, tmp_path, flags):
     found = auto(loop=HeavyToTheEnd, **flags)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LONG_TESTS, metrics, short, weights, without_times
+from conftest import metrics, short, weights, without_times
 
 from trainers.record import reading
 from trainers.settings.config import Config
@@ -116,7 +116,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 def test_killed_at_random_moments_the_run_ends_with_the_same_bits(trainer, tmp_path, uninterrupted, model):
     expected = reference(uninterrupted, trainer, model)
     # A start of the others takes long.
-    signals = SIGNALS if model in ("mlp", "resnet") and (LONG_TESTS or model == "mlp") else SIGNALS[:2]
+    signals = SIGNALS if model == "mlp" else SIGNALS[:2]
     kill_at_random(lambda *flags: trainer(*RUNS[model], *EXACT, *flags), tmp_path / "run", model, signals)
     assert_same_bits(tmp_path / "run", expected)
 
