@@ -368,7 +368,7 @@ class Mirror:
         self._steps = {step: self._steps.get(step, b"") for step in whole}
         for step in sorted(there - left):
             damaged = reading.checkpoint_folder(self.folder, step).with_suffix(".damaged").exists()
-            if damaged or step < max(left, default=-1):
+            if damaged or step < max(whole & left, default=-1):  # a newer one is in the store
                 self._remove_checkpoint(step)
 
     def _remove_checkpoint(self, step: int) -> None:

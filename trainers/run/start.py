@@ -130,8 +130,11 @@ def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None, beats
     except BaseException as error:
         ended = workers.peer_lost(error) if cluster else error
         code = ended.exit_code if isinstance(ended, RunEnded) else CRASHED
+        missing = ""
+        with contextlib.suppress(Exception):  # what is only told hides no end; a store that is lost is no worker
+            if isinstance(ended, PeerLost) and not isinstance(ended, StoreLost):
+                missing = beats.before_end(str(ended), others=False)
         try:
-            missing = beats.before_end(str(ended), others=False) if isinstance(ended, PeerLost) else ""
             reason = f"{type(ended).__name__}: {ended}" + (f"; {missing}" if missing else "")
             record.end(code, reason, seconds=clock.seconds)
             record.tell_goodput()
