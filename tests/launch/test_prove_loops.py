@@ -42,7 +42,10 @@ MUTANTS = {
     "a critic step too few after a resume": (
         {
             TRAINING: [
-                ("                self.restored = True\n", "                self.restored = self.loop.late = True\n")
+                (
+                    "                self.restored = workers.resumed(",
+                    "                self.loop.late = True\n                self.restored = workers.resumed(",
+                )
             ],
             ADVERSARIAL: [
                 (
