@@ -83,6 +83,18 @@ def outcomes(members, timeout=20.0):
     return found, logs
 
 
+def apart(members):
+    """`start(index)` lets one of them meet, in a thread that it returns; and what became of each, by its index."""
+    results = {}
+
+    def start(index):
+        thread = threading.Thread(target=lambda: results.update({index: outcomes([members[index]], 60.0)[0]}))
+        thread.start()
+        return thread
+
+    return results, start
+
+
 def test_workers_meet():
     addresses = free_addresses(4)
     found, logs = outcomes([(Cluster(i, addresses, "test"), {"seed": "0"}) for i in range(4)])
@@ -123,13 +135,7 @@ def test_a_pod_waits_until_its_name_is_its_own():
 def test_a_pod_takes_the_place_of_one_that_was_lost_with_its_node():
     addresses = free_addresses(3)
     members = [(Cluster(i, addresses, KUBERNETES_SOURCE), {}) for i in range(3)]
-    results = {}
-
-    def start(index):
-        thread = threading.Thread(target=lambda: results.update({index: outcomes([members[index]], 60.0)[0]}))
-        thread.start()
-        return thread
-
+    results, start = apart(members)
     chief = start(0)
     host, port = addresses[0].split(":")
     lost = None
@@ -175,13 +181,7 @@ def test_a_stranger_at_the_door_does_no_harm():
     addresses = free_addresses(2)
     host, port = addresses[0].split(":")
     members = [(Cluster(i, addresses, "test"), {}) for i in range(2)]
-    results = {}
-
-    def start(index):
-        thread = threading.Thread(target=lambda: results.update({index: outcomes([members[index]], 60.0)[0]}))
-        thread.start()
-        return thread
-
+    results, start = apart(members)
     chief = start(0)
     for words in (b"GET / HTTP/1.1\r\n\r\n\n", b"[1]\n", b'{"index": 1}\n', b""):
         for _ in range(50):
@@ -194,4 +194,4 @@ def test_a_stranger_at_the_door_does_no_harm():
     worker, _ = outcomes(members[1:])
     chief.join()
     assert worker == [None]
-    assert results[0][0] == [None]
+    assert results == {0: [None]}
