@@ -12,20 +12,10 @@ from models import randomness
 from trainers.world.devices import native
 
 
-class RoundedSlot:
-    """What an update rule takes for a slot: a variable of float32 that lasts from `read` to `keep`.
+class ForOneUpdate:
+    """What an update rule takes for a variable: a tensor, which stands for what has become of it so far."""
 
-    `variable`: the slot, bfloat16. `stream`: names its noise, see `models.randomness`.
-    """
-
-    dtype = "float32"
-
-    def __init__(self, variable: Any, stream: str):
-        self.variable, self.stream, self.shape = variable, stream, tuple(variable.shape)
-        self.value: tf.Tensor | None = None
-
-    def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
-        return self.value
+    value: tf.Tensor | None = None
 
     def assign(self, value: tf.Tensor) -> None:
         """As of a variable."""
@@ -38,6 +28,21 @@ class RoundedSlot:
     def assign_sub(self, value: tf.Tensor) -> None:
         """As of a variable."""
         self.value = self.value - value
+
+
+class RoundedSlot(ForOneUpdate):
+    """What an update rule takes for a slot: a variable of float32 that lasts from `read` to `keep`.
+
+    `variable`: the slot, bfloat16. `stream`: names its noise, see `models.randomness`.
+    """
+
+    dtype = "float32"
+
+    def __init__(self, variable: Any, stream: str):
+        self.variable, self.stream, self.shape = variable, stream, tuple(variable.shape)
+
+    def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
+        return self.value
 
     def read(self) -> None:
         """On a device: begins with what is kept there."""

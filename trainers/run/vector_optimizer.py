@@ -13,7 +13,7 @@ import tensorflow as tf
 from models import randomness
 from models.optimizers import SLOTS, Momentum
 from trainers.record.state import Part
-from trainers.run.rounded_slots import RoundedSlot
+from trainers.run.rounded_slots import ForOneUpdate, RoundedSlot
 from trainers.run.vectors import joined, vectors_of
 from trainers.world import private_api
 from trainers.world.devices import native
@@ -43,7 +43,7 @@ def takes_vectors(optimizer: Any, weights: Sequence[keras.Variable]) -> bool:
     return type(optimizer) in ELEMENTWISE and not special and not any(getattr(optimizer, each) for each in _BESIDES)
 
 
-class _Values:
+class _Values(ForOneUpdate):
     """What an update rule takes for a variable: values that last for one update, `[elements]` or those of one weight.
 
     Of an optimizer that is built they have the shape alone. Keras tells variables apart by `_unique_id`.
@@ -53,15 +53,6 @@ class _Values:
         self._unique_id = f"vector_{number}"
         self.path = self.name = path or self._unique_id
         self.shape, self.dtype, self.value = tuple(shape), tf.as_dtype(dtype).name, value
-
-    def assign(self, value: tf.Tensor) -> None:
-        self.value = value
-
-    def assign_add(self, value: tf.Tensor) -> None:
-        self.value = self.value + value
-
-    def assign_sub(self, value: tf.Tensor) -> None:
-        self.value = self.value - value
 
 
 class VectorOptimizer:
