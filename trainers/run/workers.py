@@ -1,9 +1,10 @@
 """What the workers of a run do together: share a value, wait for each other, and find out that one is gone."""
 
 import functools
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -93,15 +94,13 @@ def _compiled_broadcast(world: World) -> Callable[[tf.Tensor], tf.Tensor]:
     return tf.function(total)
 
 
-def _broadcast_words(world: World, words: np.ndarray) -> np.ndarray:
-    """The chief's int64 vector on all workers, who come with vectors of its length. Traced for two lengths at most."""
-    parts = []
+def _broadcast_words(world: World, words: np.ndarray) -> None:
+    """Puts the chief's int64 vector into those of the others, which are as long. Traced for two lengths at most."""
     for first in range(0, len(words), _WORDS_AT_ONCE):
         part = words[first : first + _WORDS_AT_ONCE]
-        whole = np.zeros(min(len(words), _WORDS_AT_ONCE), np.int64)
-        whole[: len(part)] = part
-        parts.append(_compiled_broadcast(world)(tf.constant(whole)).numpy()[: len(part)])
-    return np.concatenate(parts) if parts else words
+        piece = np.zeros(min(len(words), _WORDS_AT_ONCE), np.int64)
+        piece[: len(part)] = part
+        part[:] = _compiled_broadcast(world)(tf.constant(piece)).numpy()[: len(part)]
 
 
 def broadcast(world: World, values: state.State | None) -> state.State:
@@ -113,22 +112,23 @@ def broadcast(world: World, values: state.State | None) -> state.State:
         return values or {}
     arrays = {name: np.asarray(value) for name, value in (values or {}).items()}
     known = [(name, tf.as_dtype(array.dtype).name, array.shape) for name, array in arrays.items()]
-    header = json.dumps(known).encode()
+    header = json.dumps(known).encode() if world.chief else b""
     size = int(from_chief(world, len(header)))
-    words = _broadcast_words(world, _as_words([header]) if world.chief else np.zeros(-(-size // 8), np.int64))
-    specs = [(n, tf.as_dtype(d).as_numpy_dtype, tuple(s)) for n, d, s in json.loads(words.tobytes()[:size])]
-    sizes = [-(-math.prod(shape) * np.dtype(dtype).itemsize // 8) for _, dtype, shape in specs]
-    own = _as_words([array.tobytes() for array in arrays.values()]) if world.chief else np.zeros(sum(sizes), np.int64)
-    words, found, first = _broadcast_words(world, own), {}, 0
-    for (name, dtype, shape), length in zip(specs, sizes, strict=True):
-        values_of = words[first : first + length].view(np.uint8)[: math.prod(shape) * np.dtype(dtype).itemsize]
-        found[name], first = values_of.view(dtype).reshape(shape), first + length
+    text = np.zeros(-(-size // 8), np.int64)
+    text.view(np.uint8)[: len(header)] = np.frombuffer(header, np.uint8)
+    _broadcast_words(world, text)
+    specs = [
+        (name, tf.as_dtype(dtype).as_numpy_dtype, shape) for name, dtype, shape in json.loads(text.tobytes()[:size])
+    ]
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for _, dtype, shape in specs]
+    firsts = [0, *itertools.accumulate(-(-size // 8) for size in sizes)]
+    words, found = np.zeros(firsts[-1], np.int64), {}
+    for (name, dtype, shape), size, first in zip(specs, sizes, firsts[:-1], strict=True):
+        found[name] = words.view(np.uint8)[8 * first :][:size].view(dtype).reshape(shape)
+        if world.chief:
+            found[name][...] = arrays[name]
+    _broadcast_words(world, words)
     return found
-
-
-def _as_words(parts: Iterable[bytes]) -> np.ndarray:
-    """Bytes one after another as int64, each part filled up with zeros to a multiple of 8."""
-    return np.frombuffer(b"".join(part + bytes(-len(part) % 8) for part in parts), np.int64)
 
 
 def restore(world: World, store: checkpoints.Checkpoints) -> tuple[int, state.State] | None:
