@@ -135,7 +135,7 @@ def status(options: argparse.Namespace, flags: Sequence[str]) -> int:
     else:
         warnings = pods.warnings(events, [name, f"{name}-worker-0"])
         print(f"no pods yet{f': {warnings[-1]}' if warnings else ''}")
-    print("\n".join(pods.standing(kubectl, members, submission.run_dir)))
+    print("\n".join(pods.standing(kubectl, members, submission.folder_in_pod)))
     return OK
 
 

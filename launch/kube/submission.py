@@ -11,6 +11,7 @@ from pathlib import Path
 
 from models.options import is_object
 from models.sources import NotFound, locate
+from trainers.record import carriers
 from trainers.settings import paths
 from trainers.settings.config import DEFAULT_CPU_REPLICAS, Config
 from trainers.settings.exit_codes import BadConfiguration
@@ -65,6 +66,11 @@ class Submission:
             return []
         script, *module = page_of(self.trainer).command
         return ["python", f"{TRAINERS_IN_IMAGE}/{Path(script).name}", *module]
+
+    @property
+    def folder_in_pod(self) -> str:
+        """Where the files of the run lie in the chief's pod."""
+        return str(carriers.working(Path(RUNS, "cache"), self.run_dir)) if self.run_store else self.run_dir
 
     @property
     def run_dir(self) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainers.record import fleet, reading
+from trainers.record import carriers, fleet, reading
 from trainers.record.goodput import FACT
 from trainers.record.run_record import RunRecord
 from trainers.world import files, host, process
@@ -49,6 +49,8 @@ class Beats:
         self.record, self.watchdog, self.worker, self.workers, self.sums = record, watchdog, worker, workers, sums
         self.directory = record.directory / reading.WORKERS
         self.path = reading.worker_file(record.directory, worker)
+        # In a store each worker has a folder of its own, where it does not see what the others tell.
+        self.sees_others = workers > 1 and carriers.of(record.directory) is None
         self.seconds = max(BEAT_SECONDS, workers / _WORKERS_A_SECOND)
         self._old = self._seen = self._hang().get("id")
         self._machine: dict[str, Any] = {}
@@ -116,9 +118,9 @@ class Beats:
                 if self._is_time("beat", self.seconds * 0.9):
                     self._look()
                     self.beat()
-                if self.workers > 1 and self.record.writes and self._is_time("fleet", _FLEET_SECONDS):
+                if self.sees_others and self.record.writes and self._is_time("fleet", _FLEET_SECONDS):
                     self._tell_slow()
-                if self.workers > 1 and self._hang().get("id") not in (None, self._seen):
+                if self.sees_others and self._hang().get("id") not in (None, self._seen):
                     self._seen = self._hang().get("id")
                     self.write_stacks()
 
@@ -175,7 +177,7 @@ class Beats:
             return ""
         asked, began = self._demand(reason) if others else 0.0, time.monotonic()
         self.write_stacks()
-        if self.workers < 2:
+        if not self.sees_others:
             return ""
         while others and not self._have_written(asked) and time.monotonic() - began < _STACKS_SECONDS:
             time.sleep(0.1)

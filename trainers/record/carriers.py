@@ -137,6 +137,11 @@ def identity(folder: Path) -> str:
     return carrier.address if carrier else str(folder.resolve())
 
 
+def working(cache_dir: Path, address: str) -> Path:
+    """The folder in which the owner of an address works."""
+    return cache_dir / WORKING / paths.name_of(address)
+
+
 @contextlib.contextmanager
 def readable(place: str | os.PathLike) -> Iterator[Path]:
     """Within the block a run or an export at an address lies in a folder, for reading. A path is that folder itself.
@@ -176,12 +181,12 @@ def carried(config: Config, chief: bool) -> Iterator[Config]:
     patience = config.step_timeout or 600.0
     with contextlib.ExitStack() as stack:
         if config.mode == "train" and chief:
-            folder = stack.enter_context(Mirror(address, cache / WORKING / paths.name_of(address), patience)).folder
+            folder = stack.enter_context(Mirror(address, working(cache, address), patience)).folder
         else:
             folder = stack.enter_context(Copy(address, cache / COPIES, patience)).folder
         if config.mode == "evaluate":
             own = f"{address}/{EVALUATOR}"
-            mirror = stack.enter_context(Mirror(own, cache / WORKING / paths.name_of(own), patience))
+            mirror = stack.enter_context(Mirror(own, working(cache, own), patience))
             (folder / EVALUATOR).symlink_to(mirror.folder, target_is_directory=True)
             register(folder / EVALUATOR, mirror)
             stack.callback(forget, folder / EVALUATOR)

@@ -23,7 +23,9 @@ _TRIES = 3
 # Folders of a run that TensorBoard has no use for.
 _NOT_SHOWN = {reading.CHECKPOINTS, reading.EXPORT}
 _YOUNG_SECONDS = 60
-_SMALL = (reading.METRICS, "flags.txt", f"{reading.EXPORT}/{reading.METADATA}", reading.RUN)
+_SMALL = (reading.METRICS, "flags.txt", f"{reading.EXPORT}/{reading.METADATA}")
+# What a killed attempt has told last, for its goodput.
+_SMALL += (reading.worker_file(Path(), 0).as_posix(), f"{reading.WORKERS}/{reading.HANG}", reading.RUN)
 
 
 def manifest_name(step: int) -> str:
@@ -39,7 +41,7 @@ def manifests(store: Store) -> dict[int, str]:
 
 
 def fetch_small(store: Store, folder: Path) -> None:
-    """Brings run.json, flags.txt, metrics and what is told of an export; run.json last."""
+    """Brings run.json, flags.txt, metrics, what the chief told last and what is told of an export; run.json last."""
     for name in _SMALL:
         path = folder / name
         try:

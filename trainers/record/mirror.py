@@ -218,7 +218,7 @@ class Mirror:
         if error and not before and not self._end.is_set() and not isinstance(error, _Over):
             logging.warning("%s: %s; until then what the run writes is kept on this machine", self.address, error)
         if before and not error:
-            logging.warning("%s: everything is written again", self.address)
+            logging.warning("%s: the store takes what is written again", self.address)
 
     def settle(self, feed: Callable[[str], None]) -> None:
         """Returns when all that is in the folder now is in the store. `feed` is called as long as it moves.

@@ -127,6 +127,8 @@ def found_with(config: Config, name: str) -> Any:
 
     A run.json may be lost. Checkpoints have it too.
     """
+    if paths.is_address(config.run_dir):  # of a dry run; any other works in a folder
+        return carriers.facts(config.run_dir).get("flags", {}).get(name)
     run_dir = paths.local("--run_dir", config.run_dir)
     with contextlib.suppress(ValueError, OSError):
         facts = read_json(run_dir / RUN)

@@ -17,7 +17,7 @@ from trainers.record import carriers, goodput, reading
 from trainers.record.clock import Clock
 from trainers.settings import options, paths
 from trainers.settings.config import Config
-from trainers.settings.exit_codes import BadConfiguration, RunDirRemoved
+from trainers.settings.exit_codes import CRASHED, NEVER_RETRIED, BadConfiguration, RunDirRemoved, RunEnded, StoreLost
 from trainers.world import files, locks, machine, process
 
 _LOCK = ".lock"
@@ -175,6 +175,23 @@ class RunRecord:
         """Prints what the time of all attempts went into."""
         if self.goodput and self.writes and goodput.FACT in self.facts:
             process.say(goodput.line(self.facts[goodput.FACT]))
+
+    def end_by(self, error: BaseException, seconds: Mapping[str, float], more: str = "") -> None:
+        """Completes run.json, if it can be written, for the error that ends the run. `more`: behind its words.
+
+        Raises:
+          StoreLost: it cannot be brought to the store, and the error is one after which the run is started again.
+        """
+        code = error.exit_code if isinstance(error, RunEnded) else CRASHED
+        try:
+            self.end(code, f"{type(error).__name__}: {error}{more}", seconds=seconds)
+            self.tell_goodput()
+        except (OSError, BadConfiguration):
+            pass
+        except StoreLost as lost:
+            if isinstance(error, RunEnded) and code not in NEVER_RETRIED:
+                raise lost from error
+            logging.warning("%s", lost)
 
     def end(self, exit_code: int, reason: str, **facts: Any) -> None:
         """Completes run.json. Of a run in an object store, returns when all of the run is there.

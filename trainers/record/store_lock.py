@@ -18,7 +18,7 @@ from typing import Any
 from absl import logging
 
 from trainers.settings.exit_codes import BadConfiguration, StoreLost
-from trainers.world.stores import Store
+from trainers.world.stores import Store, Version
 
 NAME = ".lock"
 BEAT_SECONDS = 10.0
@@ -41,7 +41,7 @@ class StoreLock:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._own = {"token": secrets.token_hex(8), "host": platform.node(), "pid": os.getpid(), "since": now}
         self._own |= {"place": self._place, "beat": 0}
-        self._tag, self._beaten = "", 0.0
+        self._version, self._beaten = Version(), 0.0
         self._guard, self._end = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
         self.lost, self.was_removed = "", threading.Event()
@@ -49,16 +49,16 @@ class StoreLock:
     def _content(self) -> bytes:
         return json.dumps(self._own).encode()
 
-    def _read(self) -> tuple[dict[str, Any], str] | None:
+    def _read(self) -> tuple[dict[str, Any], Version] | None:
         try:
-            content, tag = self._store.read_tagged(NAME)
+            content, version = self._store.read_versioned(NAME)
         except FileNotFoundError:
             return None
         try:
             owner = json.loads(content)
         except ValueError:
             owner = {}
-        return (owner if isinstance(owner, dict) else {}), tag
+        return (owner if isinstance(owner, dict) else {}), version
 
     def take(self) -> None:
         """Takes the lock, and begins to keep it alive.
@@ -68,17 +68,17 @@ class StoreLock:
           StoreLost: the store cannot be reached.
         """
         while True:
-            tag = self._store.create(NAME, self._content())
-            if tag is None and (there := self._read()):
-                tag = self._after(*there)
-            if tag:
+            version = self._store.create(NAME, self._content())
+            if version is None and (there := self._read()):
+                version = self._after(*there)
+            if version:
                 break
-        self._tag, self._beaten = tag, time.monotonic()
+        self._version, self._beaten = version, time.monotonic()
         self._thread = threading.Thread(target=self._work, name="store lock", daemon=True)
         self._thread.start()
 
-    def _after(self, owner: dict[str, Any], tag: str) -> str | None:
-        """Takes the lock from a dead owner. Returns its tag, or None if it is another's by now, or nobody's."""
+    def _after(self, owner: dict[str, Any], version: Version) -> Version | None:
+        """Takes the lock from a dead owner. Returns its version, or None if it is another's by now, or nobody's."""
         who = f"process {owner.get('pid')} of {owner.get('host')}, which began at {owner.get('since')}"
         if owner.get("place") == self._place:
             reason = "is gone"
@@ -90,12 +90,12 @@ class StoreLock:
                 there = self._read()
                 if there is None:
                     return None
-                if there[1] != tag:
+                if there[1] != version:
                     raise BadConfiguration(
                         f"--run_dir {self._store.address} is in use by another run, {who}; wait for it, end it, or "
                         "name another address"
                     )
-        taken = self._store.replace(NAME, self._content(), tag)
+        taken = self._store.replace(NAME, self._content(), version)
         if taken:
             logging.warning("%s was locked by %s, and %s; taken over", self._store.address, who, reason)
         return taken
@@ -112,21 +112,21 @@ class StoreLock:
             if self.lost or self._end.is_set():
                 return
             self._own["beat"] += 1
-            tag = self._store.replace(NAME, self._content(), self._tag)
-            if tag is None:
-                tag = self._regained()
-            if tag:
-                self._tag, self._beaten = tag, time.monotonic()
+            version = self._store.replace(NAME, self._content(), self._version)
+            if version is None:
+                version = self._regained()
+            if version:
+                self._version, self._beaten = version, time.monotonic()
 
-    def _regained(self) -> str | None:
-        """The tag of the lock after it was not what this process has left; None and `lost` if it is another's."""
+    def _regained(self) -> Version | None:
+        """The version of the lock after it was not what this process has left; None and `lost` if it is another's."""
         there = self._read()
         if there is None:
             self.was_removed.set()
             return self._store.create(NAME, self._content())
-        owner, tag = there
+        owner, version = there
         if owner.get("token") == self._own["token"]:
-            return tag
+            return version
         self.lost = f"process {owner.get('pid')} of {owner.get('host')} has taken over {self._store.address}"
         return None
 

@@ -22,7 +22,7 @@ from trainers.record.state import State, assign
 from trainers.run.faults import faults_named
 from trainers.run.inner_loop import InnerLoop
 from trainers.run.training import checkpoints_of
-from trainers.settings.exit_codes import CRASHED, OK, BadConfiguration, PeerLost, Preempted, RunEnded
+from trainers.settings.exit_codes import OK, PeerLost, Preempted
 from trainers.show.progress import Progress
 from trainers.show.summaries import Summaries
 from trainers.world.signals import Preemption
@@ -47,9 +47,7 @@ def follow(loop: InnerLoop, clock: Clock, watchdog: Watchdog) -> dict[str, Any]:
         try:
             line = Follower(loop, record, clock, watchdog, preemption).run()
         except BaseException as error:
-            code = error.exit_code if isinstance(error, RunEnded) else CRASHED
-            with contextlib.suppress(OSError, BadConfiguration):
-                record.end(code, f"{type(error).__name__}: {error}", seconds=clock.seconds)
+            record.end_by(error, clock.seconds)
             raise
         ended = reading.read_run(run_dir)
         reason = f"the run has ended with code {ended['exit_code']}: {ended['exit_reason']}"

@@ -21,7 +21,7 @@ from trainers.run.plan import plan
 from trainers.run.training import Summary, Training
 from trainers.settings import options
 from trainers.settings.config import Config
-from trainers.settings.exit_codes import CRASHED, NEVER_RETRIED, BadConfiguration, PeerLost, RunEnded, StoreLost
+from trainers.settings.exit_codes import PeerLost, StoreLost
 from trainers.settings.rules import check_batch, check_task, finds_parts, with_epochs
 from trainers.show.progress import words
 from trainers.world import cluster as clusters
@@ -129,19 +129,9 @@ def recorded_end(record: RunRecord, clock: Clock, cluster: Cluster | None, beats
         yield
     except BaseException as error:
         ended = workers.peer_lost(error) if cluster else error
-        code = ended.exit_code if isinstance(ended, RunEnded) else CRASHED
         missing = ""
         with contextlib.suppress(Exception):  # what is only told hides no end; a store that is lost is no worker
             if isinstance(ended, PeerLost) and not isinstance(ended, StoreLost):
                 missing = beats.before_end(str(ended), others=False)
-        try:
-            reason = f"{type(ended).__name__}: {ended}" + (f"; {missing}" if missing else "")
-            record.end(code, reason, seconds=clock.seconds)
-            record.tell_goodput()
-        except (OSError, BadConfiguration):
-            pass
-        except StoreLost as lost:
-            if isinstance(ended, RunEnded) and code not in NEVER_RETRIED:
-                raise lost from error
-            logging.warning("%s", lost)
+        record.end_by(ended, clock.seconds, f"; {missing}" if missing else "")
         raise ended from (None if ended is error else error)

@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ from trainers.settings.exit_codes import BadConfiguration, StoreLost
 from trainers.world import files
 
 T = TypeVar("T")
+# What tells two contents of an object apart: a tag, a number or both. Google's store asks for the number.
+Version = dict[str, str]
 # One request; larger objects are read and written in pieces.
 REQUEST_SECONDS = 60
 PIECE_BYTES = 8 << 20
@@ -53,6 +55,10 @@ def _first_line(error: BaseException) -> str:
     """What went wrong, without the server's page and the library's internals."""
     text = next(iter(str(error).splitlines()), "") or type(error).__name__
     return re.sub(r": Error performing (\w+) (\S+?)(\?\S*)? in \S+( - |: )", r": \1 \2: ", text)[:300]
+
+
+def _version(facts: Mapping[str, Any]) -> Version:
+    return {name: facts[name] for name in ("e_tag", "version") if facts.get(name)}
 
 
 class Store:
@@ -115,21 +121,21 @@ class Store:
             self._stop.wait(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def read_tagged(self, name: str) -> tuple[bytes, str]:
-        """An object and the tag of its version. Raises FileNotFoundError if there is none."""
+    def read_versioned(self, name: str) -> tuple[bytes, Version]:
+        """An object and its version. Raises FileNotFoundError if there is none."""
 
-        def get() -> tuple[bytes, str]:
+        def get() -> tuple[bytes, Version]:
             result = self._obstore.get(self._store, name)
             data = bytes(result.bytes())
             if len(data) != result.meta["size"]:
                 raise _Short(f"{name} has ended after {len(data)} of {result.meta['size']} bytes")
-            return data, result.meta["e_tag"]
+            return data, _version(result.meta)
 
         return self._tried(f"read {name}", get)
 
     def read(self, name: str) -> bytes:
         """An object. Raises FileNotFoundError if there is none."""
-        return self.read_tagged(name)[0]
+        return self.read_versioned(name)[0]
 
     def fetch(self, name: str, path: Path) -> None:
         """Brings an object, of any size, into a file, which is whole or not there. Raises FileNotFoundError."""
@@ -161,24 +167,24 @@ class Store:
         pieces = {"chunk_size": max(PIECE_BYTES, -(-size // _MOST_PIECES)), "max_concurrency": 4}
         self._tried(f"write {name}", lambda: self._obstore.put(self._store, name, content, **pieces))
 
-    def create(self, name: str, content: bytes) -> str | None:
-        """Writes an object that is not there yet. Returns its tag, or None if there is one."""
+    def create(self, name: str, content: bytes) -> Version | None:
+        """Writes an object that is not there yet. Returns its version, or None if there is one."""
         return self._conditional(name, content, "create")
 
-    def replace(self, name: str, content: bytes, tag: str) -> str | None:
-        """Writes an object in place of the version with a tag. Returns the new tag, or None if it has another."""
-        return self._conditional(name, content, {"e_tag": tag})
+    def replace(self, name: str, content: bytes, version: Version) -> Version | None:
+        """Writes an object in place of a version. Returns the new version, or None if there is another."""
+        return self._conditional(name, content, version)
 
-    def _conditional(self, name: str, content: bytes, mode: Any) -> str | None:
+    def _conditional(self, name: str, content: bytes, mode: Any) -> Version | None:
         errors = self._obstore.exceptions
         put = lambda: self._obstore.put(self._store, name, content, mode=mode, use_multipart=False)  # noqa: E731
         try:
-            return self._tried(f"write {name}", put)["e_tag"]
+            return _version(self._tried(f"write {name}", put))
         except (errors.AlreadyExistsError, errors.PreconditionError, FileNotFoundError):
             # Perhaps by a try of ours whose answer was lost.
             with contextlib.suppress(FileNotFoundError):
-                there, tag = self.read_tagged(name)
-                return tag if there == content else None
+                there, version = self.read_versioned(name)
+                return version if there == content else None
             return None
 
     def entries(self, under: str = "") -> dict[str, tuple[str, int]]:
