@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
+from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.eager import context
 
 from models import mlp
 from trainers.world import private_api
@@ -174,3 +176,12 @@ def test_without_collectives_each_replica_keeps_its_own():
     values, total = tf.function(totals)()
     assert [float(value) for value in strategy.experimental_local_results(values["own"])] == [3, 3]
     assert float(total) == 6
+
+
+def test_graphs_are_rewritten_once_by_options_that_every_function_is_called_with():
+    private_api.rewrite_graphs_once()
+    told = context.context().function_call_options.config_proto_serialized
+    options = config_pb2.ConfigProto.FromString(told).graph_options.rewrite_options
+    assert options.meta_optimizer_iterations == 1
+    assert options.disable_tfg_optimizer
+    assert float(tf.function(lambda x: x * 2 + 1)(tf.constant(3.0))) == 7

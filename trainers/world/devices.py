@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from trainers.settings.config import DEFAULT_CPU_REPLICAS, Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import collectives, data_sheets, nvidia, quiet, rendezvous
+from trainers.world import collectives, data_sheets, nvidia, private_api, quiet, rendezvous
 from trainers.world.cluster import Cluster
 
 
@@ -120,6 +120,7 @@ def set_up(config: Config, cluster: Cluster | None = None, log: Callable[[str], 
     """
     if not tf.config.list_physical_devices("GPU"):
         nvidia.warn_of_unseen()
+        private_api.rewrite_graphs_once()  # a third of a first call; no GPU's graphs were measured
     replicas = replica_count(config)
     keep_freed_memory()
     if cluster is None:

@@ -201,6 +201,23 @@ def is_deterministic() -> bool:
     return config.is_op_determinism_enabled()
 
 
+def rewrite_graphs_once() -> None:
+    """Has Grappler go over a new graph once instead of twice, and without its passes in MLIR, which find nothing more.
+
+    `tf.config.optimizer` takes neither. What an options proto of the start would say is what is set here.
+    """
+    from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
+    from tensorflow.python.eager import context
+
+    of_process = context.context()
+    config = of_process._config or config_pb2.ConfigProto()
+    options = config.graph_options.rewrite_options
+    options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+    options.disable_tfg_optimizer = True
+    of_process._config = config
+    of_process._thread_local_data.function_call_options = None  # made anew, as after each change of an option
+
+
 def types_of_kernel(operation: str, device: str) -> set[str]:
     """Names of the types for which TensorFlow has a kernel of an operation. It documents them nowhere."""
     import tensorflow as tf
