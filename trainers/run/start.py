@@ -77,7 +77,8 @@ def run(config: Config, cluster: Cluster | None, make_loop: MakeLoop, clock: Clo
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(record))
             preemption = stack.enter_context(Preemption())
-            for context in (beats, prometheus.served(record, config.metrics_port), Tracking(record, watchdog)):
+            served = prometheus.served(record, config.metrics_port, beats.ear)
+            for context in (beats, served, Tracking(record, watchdog)):
                 stack.enter_context(context)
             stack.enter_context(recorded_end(record, clock, cluster, beats))
             return Training(loop, record, clock, preemption, watchdog, hooks).run()
