@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.record import reading, trackers
+from trainers.record import carriers, reading, trackers
 from trainers.record.goodput import FACT
 from trainers.record.run_record import RunRecord
+from trainers.settings.exit_codes import BadConfiguration, StoreLost
 from trainers.settings.tracker import parse
 from trainers.world import files, process
 from trainers.world.watchdog import Watchdog
@@ -117,7 +118,7 @@ class Tracking:
             self._thread.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if not self._thread.ident:
             return
         self._watchdog.feed("the tracker", self._watchdog.seconds + 2 * END_SECONDS)
@@ -130,6 +131,10 @@ class Tracking:
                 f"--tracker {self.tracker.name}: not all was sent within {END_SECONDS:.0f} s of the end{why}; the rest "
                 "goes with the next start of the run"
             )
+        if self.record.begun and not (kind and issubclass(kind, StoreLost)):
+            # What was noted, and W&B's files, belong to a run in an object store too.
+            with contextlib.suppress(StoreLost, BadConfiguration, OSError):
+                carriers.settle(self.record.directory, self._watchdog.feed)
 
     def _work(self) -> None:
         while not (self.record.begun or self._ends.wait(0.05)):
@@ -192,7 +197,7 @@ class Tracking:
     def _begin(self) -> None:
         """Makes the tracked run, or goes on with it."""
         record, options = self.record, dict(self.tracker.options)
-        name = options.pop("name", record.directory.name)
+        name = options.pop("name", str(record.shown).rstrip("/").rpartition("/")[2])
         self._note = self._note or Note(record.directory, {"tracker": self.tracker.name, "of": options})
         self._note.write()  # the key, before anything is made with it
         card = {key: str(value) for key, value in record.card().items() if not key.startswith("--")}
