@@ -173,7 +173,7 @@ class Beats:
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         os.replace(aside, place)
-        self._written = demand
+        self._written = demand or self._written
         self.beat()
 
     def _demand(self, reason: str) -> str:
