@@ -19,7 +19,15 @@ COPY requirements/cpu.txt requirements/storage.txt requirements/metrics.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca.crt,target=/etc/ssl/pip-ca.crt,required=false \
     /opt/venv/bin/pip install --require-hashes --no-deps --no-build-isolation --only-binary=:all: \
-      --no-binary=promise -r cpu.txt -r storage.txt -r metrics.txt && /opt/venv/bin/pip check && \
+      --no-binary=promise -r cpu.txt -r storage.txt -r metrics.txt
+# What else is wanted, for --tracker: --build-arg EXTRAS="mlflow wandb".
+ARG EXTRAS=""
+COPY requirements/mlflow.txt requirements/wandb.txt ./
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
+    --mount=type=secret,id=ca.crt,target=/etc/ssl/pip-ca.crt,required=false \
+    for extra in $EXTRAS; do \
+      /opt/venv/bin/pip install --require-hashes --no-deps --only-binary=:all: -r "$extra.txt" || exit 1; \
+    done && /opt/venv/bin/pip check && \
     /opt/sbom/bin/cyclonedx-py environment --output-file /opt/venv/sbom.cdx.json /opt/venv
 
 FROM builder AS builder-gpu
@@ -27,7 +35,14 @@ COPY requirements/gpu.txt requirements/storage.txt requirements/metrics.txt ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca.crt,target=/etc/ssl/pip-ca.crt,required=false \
     /opt/venv/bin/pip install --require-hashes --no-deps --no-build-isolation --only-binary=:all: \
-      --no-binary=promise -r gpu.txt -r storage.txt -r metrics.txt && /opt/venv/bin/pip check && \
+      --no-binary=promise -r gpu.txt -r storage.txt -r metrics.txt
+ARG EXTRAS=""
+COPY requirements/mlflow.txt requirements/wandb.txt ./
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf,required=false \
+    --mount=type=secret,id=ca.crt,target=/etc/ssl/pip-ca.crt,required=false \
+    for extra in $EXTRAS; do \
+      /opt/venv/bin/pip install --require-hashes --no-deps --only-binary=:all: -r "$extra.txt" || exit 1; \
+    done && /opt/venv/bin/pip check && \
     /opt/sbom/bin/cyclonedx-py environment --output-file /opt/venv/sbom.cdx.json /opt/venv
 
 FROM builder AS builder-tensorboard

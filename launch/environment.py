@@ -2,12 +2,15 @@
 
     python launch/environment.py runtime        # what launch/local.sh needs
     python launch/environment.py storage        # the same and what object stores need (s3://, gs://, az://)
-    python launch/environment.py test           # the same and the test tools, for launch/test.sh
+    python launch/environment.py mlflow         # what launch/local.sh and --tracker=mlflow need
+    python launch/environment.py wandb          # the same for --tracker=wandb
+    python launch/environment.py test           # all of these and the test tools, for launch/test.sh
     python launch/environment.py tensorboard    # .venv.tensorboard, without TensorFlow, for launch/tensorboard.sh
     python launch/environment.py sbom           # .venv.sbom, what lists and audits packages, for launch/audit.sh
     python launch/environment.py k8s            # .venv.k8s, what checks the manifests, for the tests
     python launch/environment.py tokenize       # .venv.tokenize, for launch/pack_tokens.py
     python launch/environment.py emulators      # .venv.emulators, an object store on this machine, for the tests
+    python launch/environment.py trackers       # .venv.trackers, an MLflow server on this machine, for the tests
 
 Standard library only: this runs on a machine that has bash and Python 3.11 and nothing else. A lock that is
 installed already (a stamp holds its digest) costs a small file read and reaches no network.
@@ -41,9 +44,15 @@ from trainers.world.locks import hold
 
 ROOT = Path(__file__).resolve().parent.parent
 # Purposes with an environment of their own; the others share `.venv`.
-ALONE = ("tensorboard", "sbom", "k8s", "tokenize", "emulators")
+ALONE = ("tensorboard", "sbom", "k8s", "tokenize", "emulators", "trackers")
 # Those that share `.venv`, and what each adds.
-SHARED = {"runtime": [], "storage": ["storage"], "test": ["storage", "test"]}
+SHARED = {
+    "runtime": [],
+    "storage": ["storage"],
+    "mlflow": ["mlflow"],
+    "wandb": ["wandb"],
+    "test": ["storage", "mlflow", "wandb", "test"],
+}
 PURPOSES = (*SHARED, *ALONE)
 
 

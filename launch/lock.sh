@@ -15,5 +15,8 @@ lock "$@" tensorboard.in -c cpu.txt -c storage.txt -o tensorboard.txt
 lock "$@" sbom.in -o sbom.txt
 lock "$@" k8s.in -o k8s.txt
 lock "$@" metrics.in -o metrics.txt
+lock "$@" mlflow.in -c cpu.txt -o mlflow.txt
+lock "$@" wandb.in -c cpu.txt -c mlflow.txt -o wandb.txt
+lock "$@" trackers.in -c mlflow.txt -o trackers.txt
 lock "$@" tokenize.in -o tokenize.txt
 lock "$@" emulators.in -o emulators.txt

@@ -1,7 +1,7 @@
 """How runs stand, from their files alone: step, time left, goodput, last evaluation, restarts and why, slowest worker.
 
 python launch/status.py runs/first runs/second
-python launch/status.py --watch runs/first          # drawn again every two seconds, until all have ended
+python launch/status.py --watch runs/first          # drawn again every two seconds, until all have ended for good
 """
 
 import os

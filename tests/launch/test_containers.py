@@ -68,6 +68,30 @@ def test_the_bill_of_materials_names_versions_and_licences_of_the_lock(podman, i
     assert len(licensed) > 0.8 * len(found)
 
 
+PACKAGES = """
+import importlib.metadata, importlib.util, json
+names = ("obstore", "prometheus-client", "mlflow-skinny", "wandb")
+print(json.dumps([name for name in names if importlib.util.find_spec({"prometheus-client": "prometheus_client",
+    "mlflow-skinny": "mlflow"}.get(name, name)) and importlib.metadata.version(name)]))
+"""
+
+
+def test_one_build_argument_adds_what_a_tracker_needs(podman, images):
+    """Buckets and Prometheus every image has; the layers below the packages are those of the image without."""
+    name = "localhost/lockstep-extras:cpu"
+    podman.call(ROOT / "launch/image.sh", "cpu", "--build-arg", "EXTRAS=mlflow wandb", f"--tag={name}", *podman.build)
+    words = ["run", "--rm", "--network", "none", "--entrypoint", "python"]
+    every = ["obstore", "prometheus-client"]
+    assert json.loads(podman(*words, images["cpu"], "-c", PACKAGES).stdout) == every
+    assert json.loads(podman(*words, name, "-c", PACKAGES).stdout) == [*every, "mlflow-skinny", "wandb"]
+    bill = json.loads(podman(*words[:-1], "cat", name, "/opt/venv/sbom.cdx.json").stdout)
+    assert {"mlflow-skinny", "wandb"} <= {part["name"] for part in bill["components"]}
+    flags = ["--model=mlp", "--tracker=wandb,project=x", "--train_steps=20", "--run_dir=/work/run"]
+    done = podman(*words[:-2], "--env", "WANDB_MODE=offline", "--tmpfs", "/work:mode=1777", name, *flags)
+    assert "complete: step 20" in done.stdout + done.stderr and "--tracker" not in done.stderr
+    podman("image", "rm", name)
+
+
 def test_two_builds_of_a_commit_give_the_same_layer_of_code(podman, images):
     layers = []
     for number in range(2):

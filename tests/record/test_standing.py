@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import ROOT
 
 from trainers.record import goodput, reading, standing
 from trainers.settings.exit_codes import PEER_LOST, BadConfiguration
-from trainers.world import host
+from trainers.world import files, host
 
 
 def entry(first, step, code=None, reason=None, **seconds):
@@ -79,16 +80,39 @@ def test_a_run_that_was_killed_and_one_whose_worker_does_not_come(going):
 
 
 @pytest.mark.parametrize("script", ["launch/status.py", "trainers/record/standing.py"])
-def test_the_script_draws_runs_until_all_have_ended(going, script):
+def test_the_script_draws_runs_until_all_have_ended_for_good(going, script):
     words = [sys.executable, "-S", script, str(going)]  # without any package
     once = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
     assert once.returncode == 0 and once.stdout.startswith(f"{going}\n  state     "), once.stderr
     watching = subprocess.Popen([*words, "--watch"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert watching.stdout.readline() == f"{going}\n"
     facts = json.loads((going / "run.json").read_text())
-    (going / "run.json").write_text(json.dumps(facts | {"ended": "2026", "exit_code": 0, "exit_reason": "complete"}))
+    ends = {143: "Preempted: SIGTERM came", 75: "PeerLost: a worker was lost", 1: "ValueError: x", 0: "complete"}
+    for code, reason in ends.items():
+        files.write_text(
+            going / "run.json", json.dumps(facts | {"ended": "2026", "exit_code": code, "exit_reason": reason})
+        )
+        while code and f"{reason} (code {code}: it may be started again)\n" not in (line := watching.stdout.readline()):
+            assert line, "it has ended"
     rest, _ = watching.communicate(timeout=60)
     assert watching.returncode == 0 and "  state     complete\n" in rest
+
+
+def test_a_run_of_another_machine_is_heard_by_the_clock_of_who_looks(going, capfd):
+    """Its own clock may be an hour before; a run of here is looked for among the processes, at once."""
+    told = reading.told_by(going, 0) | {"processes": "others", "time": time.time() + 3600}
+    reading.worker_file(going, 0).write_text(json.dumps(told))
+    settings = standing.settings_from(["status.py", str(going)])
+    began = time.monotonic()
+    assert standing.main(settings) == 0 and time.monotonic() - began > 4
+    assert "  state     not heard of: last heard of 5 s ago in: steps 300" in capfd.readouterr().out
+    again = threading.Timer(
+        0.5, files.write_text, [reading.worker_file(going, 0), json.dumps(told | {"time": time.time() + 3601})]
+    )
+    again.start()
+    began = time.monotonic()
+    assert standing.main(settings) == 0 and time.monotonic() - began < 4
+    assert "  state     steps 300 to 400 (for 1 s), 2 workers" in capfd.readouterr().out
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):
@@ -101,3 +125,13 @@ def test_a_run_of_a_version_that_told_less_is_read(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "split": "train", "loss": 1.0}\n')
     text = "\n".join(standing.lines(tmp_path, standing.facts_of(tmp_path)))
     assert "it has not begun to tell" in text and "3/5" in text
+    (tmp_path / "run.json").write_text(json.dumps({"ended": "2026", "exit_reason": "complete", "attempts": 1}))
+    assert standing.facts_of(tmp_path)["final"], "no code says that it may go on"
+
+
+@pytest.mark.parametrize("code", [2, 65])
+def test_an_end_after_which_nobody_starts_a_run_again_is_the_end_of_watching(tmp_path, code):
+    facts = {"ended": "2026", "exit_code": code, "exit_reason": "Diverged: x", "attempts": 1}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    known = standing.facts_of(tmp_path)
+    assert known["final"] and known["state"] == "Diverged: x"

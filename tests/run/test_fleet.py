@@ -1,5 +1,6 @@
 """Workers as real processes: who is slower than the others is named, and who does not come."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,9 +11,15 @@ import pytest
 
 from launch.workers import free_ports
 from trainers.record import fleet, goodput, reading
+from trainers.record.beats import Beats
+from trainers.record.run_record import RunRecord
+from trainers.settings.config import Config
+from trainers.settings.rules import resolve
 from trainers.world import host
+from trainers.world.watchdog import Watchdog
 
-# Each update takes 60 ms at least, on worker 1 as much longer as PLANTED says; or reading an example there takes 20 ms.
+# Each update takes 60 ms at least, on worker 1 as much longer as PLANTED says; or reading an example there takes 6 ms,
+# and so the 16 of an update as long.
 PLANTED = """
 import json
 import os
@@ -35,7 +42,7 @@ def sleep(seconds):
 
 
 def slow_read(self, index):
-    with tf.control_dependencies([sleep(0.02)]):
+    with tf.control_dependencies([sleep(0.006)]):
         return read(self, tf.identity(index))
 
 
@@ -93,7 +100,7 @@ def test_a_worker_that_holds_the_others_up_is_named_with_what_it_waits_for(pair,
         "--model=planted:build",
         "--dataset=planted:load",
         "--input=stream",
-        f"--train_steps={260 if what == 'compute' else 190}",
+        "--train_steps=220",
     )
     results = [one.wait() for one in pair(*flags, PLANTED=planted)]
     assert [code for code, _ in results] == [0, 0], results
@@ -168,7 +175,15 @@ def told(worker, compute, wait=0.0, **more):
         "every": 1.0,
         "pace": pace,
     }
-    known |= {"worker": worker, "met": 5, "meeting": True, "sums": [10, 9], "doing": "steps 0 to 9", "for_seconds": 3}
+    known |= {
+        fleet.UNHEARD: 0.0,
+        "worker": worker,
+        "met": 5,
+        "meeting": True,
+        "sums": [10, 9],
+        "doing": "steps 0 to 9",
+        "for_seconds": 3,
+    }
     return known | more
 
 
@@ -193,18 +208,76 @@ def test_a_gpu_that_is_held_back_is_the_reason():
         ({"met": 4, "sums": [12, 12]}, "it is in: "),
         ({"meeting": False, "doing": "the checkpoint of step 9"}, "it is in: the checkpoint of step 9"),
         (
-            {"host": "elsewhere", "processes": "others", "time": time.time() - 60},
-            "it was not heard of, so it is frozen, cut off or gone",
+            {"host": "elsewhere", "processes": "others", "time": time.time() + 3600},
+            "it was not heard of, so it is frozen, cut off or gone, and cannot write its stacks; last heard of 6 s ago",
         ),
         ({"pid": 2**22 + 1}, "its process is gone"),
     ],
 )
 def test_who_is_behind_is_told_from_what_each_has_told(tmp_path, other, words):
     (tmp_path / "workers").mkdir()
-    for one in (told(0, 0.01), told(1, 0.01, **other), told(2, 0.01)):
-        reading.worker_file(tmp_path, one["worker"]).write_text(json.dumps(one))
-    assert words in fleet.who_did_not_come(tmp_path, 3)
-    assert fleet.who_did_not_come(tmp_path, 3).startswith("worker 1 (")
-    assert fleet.who_did_not_come(tmp_path, 4) == "worker 3 did not come: it has told nothing in this run"
-    reading.worker_file(tmp_path, 1).write_text(json.dumps(told(1, 0.01)))
-    assert fleet.who_did_not_come(tmp_path, 3) == "", "all wait in the same place"
+    now = [0.0]
+    ear = fleet.Ear(lambda: now[0])
+
+    def who(workers=3):
+        return fleet.who_did_not_come(tmp_path, workers, ear)
+
+    def tell(*workers):
+        for one in workers:
+            reading.worker_file(tmp_path, one["worker"]).write_text(json.dumps(one))
+
+    tell(told(0, 0.01), told(1, 0.01, **other), told(2, 0.01))
+    who()
+    if "processes" in other:  # the others go on to tell
+        now[0] = 6.0
+        tell(told(0, 0.01, for_seconds=9), told(2, 0.01, for_seconds=9))
+    assert words in who() and who().startswith("worker 1 (")
+    assert who(4) == "worker 3 did not come: it has told nothing in this run"
+    tell(told(1, 0.01))
+    assert who() == "", "all wait in the same place"
+
+
+def test_who_is_silent_is_judged_by_one_clock(tmp_path):
+    """A clock of another machine may be hours off; what counts is that a worker tells something new."""
+    (tmp_path / "workers").mkdir()
+    now = [0.0]
+    ear = fleet.Ear(lambda: now[0])
+
+    def states(*times):
+        for number, at in enumerate(times):
+            one = told(number, 0.01, time=at, host="elsewhere", processes="others")
+            del one[fleet.UNHEARD]
+            reading.worker_file(tmp_path, number).write_text(json.dumps(one))
+        return [fleet.state_of(one) for one in fleet.told_by_all(tmp_path, ear)]
+
+    assert states(0.0, 1e10) == ["", ""] and not ear.has_news(tmp_path, 0)
+    now[0] = 4.0
+    assert states(1.0, 1e10) == ["", ""] and ear.has_news(tmp_path, 0) and not ear.has_news(tmp_path, 1)
+    now[0] = 6.0
+    assert states(2.0, 1e10) == ["", "silent"]
+    now[0] = 20.0
+    assert states(0.5, 1e10 - 7200) == ["", ""], "that a clock was set is news too"
+
+
+def test_a_demand_for_stacks_is_of_its_attempt_whatever_the_clocks_say(tmp_path):
+    entry = {"began": 1e10, "until": 1e10, "first": 0, "step": 5, "seconds": {}, "marks": {}, "code": None}
+    facts = {"attempts": 2, "ended": None, goodput.FACT: {"attempts": [entry]}}
+    for attempt, code in ((2, 75), (1, None)):
+        hang = {"id": "x", "time": 5.0 if attempt == 2 else 2e10, "attempt": attempt, "reason": "nothing has moved"}
+        assert goodput.attempts_of(facts, {}, hang)[-1]["code"] == code
+
+
+def test_a_driver_that_does_not_answer_delays_no_beat(plant, tmp_path):
+    """A worker whose beats come late would be taken for a silent one."""
+    plant("nvidia-smi", "sleep 60")
+    config = resolve(Config(model="mlp", run_dir=str(tmp_path / "run")))
+    with Watchdog(0) as watchdog, contextlib.closing(RunRecord(config)) as record, Beats(record, watchdog, 0, 1):
+        record.begin()
+        path, times = reading.worker_file(record.directory, 0), set()
+        until = time.monotonic() + 30
+        while len(times) < 3:
+            assert time.monotonic() < until, times
+            times.add(reading.told_by(record.directory, 0).get("time"))
+            time.sleep(0.05)
+        assert time.monotonic() < until - 22, "sooner than the driver would have been given up"
+        assert path.exists() and reading.told_by(record.directory, 0).get("load") is not None

@@ -52,12 +52,18 @@ class Beats:
         # In a store each worker has a folder of its own, where it does not see what the others tell.
         self.sees_others = workers > 1 and carriers.of(record.directory) is None
         self.seconds = max(BEAT_SECONDS, workers / _WORKERS_A_SECOND)
+        self.ear = fleet.Ear()
+        # When demands for stacks were seen first, by their id; the one for which this worker has written its own.
+        self._demands: dict[str, float] = {}
         self._old = self._seen = self._hang().get("id")
+        self._written: str | None = None
         self._machine: dict[str, Any] = {}
         self._looked: dict[str, float] = {}
         self._slow: int | None = None
         self._stop, self._one = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._work, name="beats", daemon=True)
+        # One of its own: a driver that does not answer must not make a worker seem silent.
+        self._looking = threading.Thread(target=self._look, name="machine", daemon=True)
 
     def _is_time(self, what: str, seconds: float) -> bool:
         now = time.monotonic()
@@ -82,6 +88,8 @@ class Beats:
             "met": self.watchdog.met,
             "meeting": self.watchdog.meeting,
         }
+        if self._written:
+            facts["stacks"] = self._written
         if self.sums:
             facts["sums"] = self.sums()
         goodput = self.record.goodput
@@ -92,11 +100,17 @@ class Beats:
         return facts | self._machine
 
     def _look(self) -> None:
-        """At the machine and its GPUs, now and then."""
-        if self._is_time("host", _HOST_SECONDS):
-            self._machine |= host.facts()
-        if self._is_time("gpus", _GPU_SECONDS) and (gpus := host.gpus()):
-            self._machine["gpus"] = gpus
+        """At the machine and its GPUs, now and then. What does not tell any more is not told any more."""
+        known: dict[str, Any] = {}
+        pause = 0.0
+        while not self._stop.wait(pause):
+            pause = _HOST_SECONDS
+            with contextlib.suppress(Exception):
+                facts = host.facts()
+                self._machine = facts | known
+                if self._is_time("gpus", _GPU_SECONDS):
+                    known = {"gpus": gpus} if (gpus := host.gpus()) else {}
+                    self._machine = facts | known
 
     def beat(self) -> None:
         """Writes it now. A folder that is not there is not made again, and what cannot be written is left."""
@@ -116,17 +130,23 @@ class Beats:
                 continue
             with contextlib.suppress(Exception):  # nobody trains worse for what only shows
                 if self._is_time("beat", self.seconds * 0.9):
-                    self._look()
                     self.beat()
-                if self.sees_others and self.record.writes and self._is_time("fleet", _FLEET_SECONDS):
+                if self.sees_others and self._listens() and self._is_time("fleet", _FLEET_SECONDS):
                     self._tell_slow()
                 if self.sees_others and self._hang().get("id") not in (None, self._seen):
                     self._seen = self._hang().get("id")
-                    self.write_stacks()
+                    self.write_stacks(self._seen)
+
+    def _listens(self) -> bool:
+        """The chief always; with many workers all others would be many readers, so they do when it may be the end."""
+        allowed = self.watchdog.seconds
+        return self.record.writes or (allowed > 0 and self.watchdog.doing[1] > allowed / 2)
 
     def _tell_slow(self) -> None:
-        """The chief says it once when a worker has become slower than the others."""
-        told = [one for one in fleet.told_by_all(self.record.directory) if one["worker"] < self.workers]
+        """Hears of all. The chief says it once when a worker has become slower than the others."""
+        told = [one for one in fleet.told_by_all(self.record.directory, self.ear) if one["worker"] < self.workers]
+        if not self.record.writes:
+            return
         number, line = fleet.straggler([one for one in told if not fleet.state_of(one)]) or (None, "")
         if line and number != self._slow:
             process.say(line)
@@ -135,10 +155,13 @@ class Beats:
     # Before the end with code 75 --------------------------------------------------------------------------------
 
     def _hang(self) -> dict[str, Any]:
-        return reading.read_hang(self.record.directory)
+        hang = reading.read_hang(self.record.directory)
+        if hang.get("id"):
+            self._demands.setdefault(hang["id"], time.monotonic())
+        return hang
 
-    def write_stacks(self) -> None:
-        """Writes where all threads of this worker are, and tells once more what it is doing."""
+    def write_stacks(self, demand: str | None = None) -> None:
+        """Writes where all threads of this worker are, and tells that it has, and once more what it is doing."""
         if not (self.record.begun and self.record.directory.is_dir()):
             return
         self.beat()
@@ -150,40 +173,45 @@ class Beats:
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         os.replace(aside, place)
+        self._written = demand or self._written
+        self.beat()
 
-    def _demand(self, reason: str) -> float:
-        """Has all workers write their stacks. Returns when that was demanded first, a time."""
+    def _demand(self, reason: str) -> str:
+        """Has all workers write their stacks. Returns the demand's id: of this one, or of one that is there."""
         known = self._hang()
         if self._is_new(known):
-            return known["time"]
+            return known["id"]
         asked = {"id": secrets.token_hex(8), "time": time.time(), "worker": self.worker, "reason": reason}
+        # The attempt, as the chief tells it: who reads it later must not compare clocks.
+        asked |= {"attempt": reading.told_by(self.record.directory, 0).get("attempt")}
         self._seen = asked["id"]
         self._write(reading.HANG, files.to_json(asked) + "\n")
-        return asked["time"]
+        return asked["id"]
 
     def _is_new(self, hang: Mapping[str, Any]) -> bool:
         """Whether a demand is of this attempt, and of now."""
-        return hang.get("id") not in (None, self._old) and time.time() - hang["time"] < _SAME_HANG_SECONDS
+        seen = self._demands.get(hang.get("id"), -1e9)
+        return hang.get("id") not in (None, self._old) and time.monotonic() - seen < _SAME_HANG_SECONDS
 
-    def _have_written(self, asked: float) -> bool:
+    def _have_written(self, demand: str) -> bool:
         """Whether all workers that can have written their stacks."""
-        places = [reading.stacks_file(self.record.directory, number) for number in range(self.workers)]
-        silent = [one["worker"] for one in fleet.told_by_all(self.record.directory) if fleet.state_of(one)]
-        return all(n in silent or (p.exists() and p.stat().st_mtime > asked - 1.0) for n, p in enumerate(places))
+        told = {one["worker"]: one for one in fleet.told_by_all(self.record.directory, self.ear)}
+        wrote = {number for number, one in told.items() if one.get("stacks") == demand or fleet.state_of(one)}
+        return wrote >= set(range(self.workers))
 
     def before_end(self, reason: str, others: bool = True) -> str:
         """Stacks of all threads, of `others` too, in run_dir. Says, and returns, which worker did not come."""
         if not (self.record.begun and self.record.directory.is_dir()):
             return ""
-        asked, began = self._demand(reason) if others else 0.0, time.monotonic()
-        self.write_stacks()
+        demand, began = self._demand(reason) if others else None, time.monotonic()
+        self.write_stacks(demand)
         if not self.sees_others:
             return ""
-        while others and not self._have_written(asked) and time.monotonic() - began < _STACKS_SECONDS:
+        while demand and not self._have_written(demand) and time.monotonic() - began < _STACKS_SECONDS:
             time.sleep(0.1)
         # Who has found it first has ended perhaps by now.
         found = self._hang().get("line") if self._is_new(self._hang()) else None
-        line = found or fleet.who_did_not_come(self.record.directory, self.workers)
+        line = found or fleet.who_did_not_come(self.record.directory, self.workers, self.ear)
         if line:
             process.say(line)
             if others and not found:
@@ -196,6 +224,7 @@ class Beats:
     def __enter__(self) -> "Beats":
         self.watchdog.witness = self._witness
         self._thread.start()
+        self._looking.start()
         return self
 
     def __exit__(self, *exception: object) -> None:

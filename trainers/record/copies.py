@@ -23,7 +23,7 @@ _TRIES = 3
 # Folders of a run that TensorBoard has no use for.
 _NOT_SHOWN = {reading.CHECKPOINTS, reading.EXPORT}
 _YOUNG_SECONDS = 60
-_SMALL = (reading.METRICS, "flags.txt", f"{reading.EXPORT}/{reading.METADATA}")
+_SMALL = (reading.METRICS, reading.TRACKER, "flags.txt", f"{reading.EXPORT}/{reading.METADATA}")
 # What a killed attempt has told last, for its goodput.
 _SMALL += (reading.worker_file(Path(), 0).as_posix(), f"{reading.WORKERS}/{reading.HANG}", reading.RUN)
 

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,40 @@ WORTH_A_LINE = 0.05
 _BEATS, _MORE_SECONDS = 3, 2.0
 
 Told = Mapping[str, Any]
+# In what a worker has told, of who reads it: seconds since it told something else. By one clock: those of two machines
+# may differ by more than a worker may be silent.
+UNHEARD = "unheard"
 
 
-def told_by_all(run_dir: Path) -> list[dict[str, Any]]:
-    """What each worker has told last, in their order; without those that have told nothing."""
+class Ear:
+    """For who reads what workers tell: when each of them told something new, by the own clock. It has to be used often.
+
+    `clock`: seconds, which never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._heard = clock, {}
+
+    def hear(self, run_dir: Path, told: Told) -> float:
+        """Seconds since a worker told something new; since it was heard of first, where it has not."""
+        now, key = self._clock(), (run_dir, told["worker"])
+        before, since, news = self._heard.get(key, (None, now, -1))
+        if told != before:
+            since, news = now, news + 1
+        self._heard[key] = told, since, news
+        return now - since
+
+    def has_news(self, run_dir: Path, worker: int) -> bool:
+        """Whether a worker has told something new since it was heard of first."""
+        return self._heard.get((run_dir, worker), (None, 0.0, 0))[2] > 0
+
+
+def told_by_all(run_dir: Path, ear: Ear) -> list[dict[str, Any]]:
+    """What each worker has told last, in their order, with `UNHEARD`; without those that have told nothing."""
     places = sorted((run_dir / reading.WORKERS).glob("worker-*.json"))
     told = [reading.told_by(run_dir, int(p.stem.partition("-")[2])) for p in places if p.stem[7:].isdecimal()]
-    return sorted((one for one in told if one), key=lambda one: one["worker"])
+    heard = [one | {UNHEARD: ear.hear(run_dir, one)} for one in told if one]
+    return sorted(heard, key=lambda one: one["worker"])
 
 
 def own_seconds(told: Told) -> float:
@@ -69,13 +96,20 @@ def _throttled(told: Told) -> list[Told]:
 
 
 def state_of(told: Told) -> str:
-    """Of a worker: `gone`, `stopped` or `silent`; empty where nothing speaks against it."""
-    if told["processes"] and told["processes"] == host.processes():
-        state = host.state_of_process(told["pid"])
-        if state in ("gone", "stopped"):
-            return state
-    quiet = time.time() - told["time"] > _BEATS * told["every"] + _MORE_SECONDS
-    return "silent" if quiet else ""
+    """Of a worker, as `told_by_all` has it: `gone`, `stopped` or `silent`; empty where nothing speaks against it."""
+    if is_of_here(told) and (state := host.state_of_process(told["pid"])) in ("gone", "stopped"):
+        return state
+    return "silent" if told[UNHEARD] > silence(told) else ""
+
+
+def is_of_here(told: Told) -> bool:
+    """Whether a worker's process is one of this machine's, so that the kernel tells what it does."""
+    return bool(told["processes"]) and told["processes"] == host.processes()
+
+
+def silence(told: Told) -> float:
+    """After how many seconds without a word a worker is silent."""
+    return _BEATS * told["every"] + _MORE_SECONDS
 
 
 def position(told: Told) -> tuple[int, bool, int, bool]:
@@ -92,9 +126,9 @@ def place(told: Told) -> str:
     return f"{told['doing']} (for {told['for_seconds']:.0f} s){inside}"
 
 
-def who_did_not_come(run_dir: Path, workers: int) -> str:
+def who_did_not_come(run_dir: Path, workers: int, ear: Ear) -> str:
     """A line that names the worker for which the others wait; empty where nothing tells which it is."""
-    told = {one["worker"]: one for one in told_by_all(run_dir)}
+    told = {one["worker"]: one for one in told_by_all(run_dir, ear)}
     words = {
         "gone": "its process is gone",
         "stopped": "its process is stopped (SIGSTOP), and cannot write its stacks",
@@ -105,7 +139,7 @@ def who_did_not_come(run_dir: Path, workers: int) -> str:
             return f"worker {number} did not come: it has told nothing in this run"
     for number, one in told.items():
         if number < workers and (state := state_of(one)):
-            ago = f"last heard of {max(time.time() - one['time'], 0):.0f} s ago in: {place(one)}"
+            ago = f"last heard of {one[UNHEARD]:.0f} s ago in: {place(one)}"
             return f"worker {number} ({one['host']}, process {one['pid']}) did not come: {words[state]}; {ago}"
     behind = min((one for number, one in told.items() if number < workers), key=position)
     if position(behind) == max(position(one) for number, one in told.items() if number < workers):

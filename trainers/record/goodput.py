@@ -247,9 +247,16 @@ def attempts_of(facts: Mapping[str, Any], told: Mapping[str, Any], hang: Mapping
     attempts = [dict(entry) for entry in facts.get(FACT, {}).get("attempts", ())]
     if attempts and facts.get("ended") is None and told.get("attempt") == facts.get("attempts") and told.get(FACT):
         attempts[-1] = dict(told[FACT])
-    if attempts and attempts[-1]["code"] is None and hang.get("time", 0.0) > attempts[-1]["began"]:
+    if attempts and attempts[-1]["code"] is None and is_of_attempt(hang, facts.get("attempts"), attempts[-1]["began"]):
         attempts[-1] |= {"code": PEER_LOST, "reason": hang.get("line") or hang.get("reason")}
     return attempts
+
+
+def is_of_attempt(hang: Mapping[str, Any], attempt: int | None, began: float) -> bool:
+    """Whether workers have found in an attempt that nothing moves. `began`: for a version that told no number."""
+    if hang.get("attempt") is not None:
+        return hang["attempt"] == attempt
+    return hang.get("time", 0.0) > began
 
 
 def of_run(run_dir: Path) -> dict[str, Any]:

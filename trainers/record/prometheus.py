@@ -7,7 +7,6 @@ memory. The library is `prometheus-client`, in requirements of its own (`require
 import contextlib
 import importlib.util
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -50,8 +49,8 @@ def check(port: str) -> None:
 class Collector:
     """The numbers of a run at the moment of a question, as `prometheus_client` collects them."""
 
-    def __init__(self, record: RunRecord):
-        self.record = record
+    def __init__(self, record: RunRecord, ear: fleet.Ear):
+        self.record, self.ear = record, ear
 
     def collect(self) -> Iterator[Any]:
         """Families of gauges: what goes down again at a restart is no counter."""
@@ -67,7 +66,7 @@ class Collector:
             families[name].add_metric([str(label) for label in labels.values()], float(value))
 
         self._of_run(put)
-        for told in fleet.told_by_all(self.record.directory):
+        for told in fleet.told_by_all(self.record.directory, self.ear):
             with contextlib.suppress(KeyError, TypeError, ValueError):  # of another version
                 if told["worker"] < told.get("workers", 1):
                     self._of_worker(put, told)
@@ -102,7 +101,7 @@ class Collector:
 
     def _of_worker(self, put: Any, told: Mapping[str, Any]) -> None:
         who = {"worker": told["worker"], "host": told["host"]}
-        put("worker_told_seconds", "time since a worker was heard of", max(time.time() - told["time"], 0.0), **who)
+        put("worker_told_seconds", "time since a worker was heard of", told[fleet.UNHEARD], **who)
         for part, seconds in told.get("pace", {}).items():
             if part != "steps":
                 put("worker_step_seconds", "what a step of a worker takes, by part", seconds, **who, part=part)
@@ -118,12 +117,12 @@ class Collector:
 
 
 @contextlib.contextmanager
-def served(record: RunRecord, port: str) -> Iterator[None]:
+def served(record: RunRecord, port: str, ear: fleet.Ear) -> Iterator[None]:
     """Within the block the chief answers at `--metrics_port`, if it is given. That it cannot is said, and no more."""
     server = None
     if port and record.writes:
         try:
-            server = _serve(record, port)
+            server = _serve(record, port, ear)
         except Exception as error:  # a port that is taken, a name that is not known
             process.say(f"--metrics_port {port} is not served: {error}; the run goes on without")
     try:
@@ -134,12 +133,12 @@ def served(record: RunRecord, port: str) -> Iterator[None]:
             threading.Thread(target=server.shutdown, daemon=True).start()
 
 
-def _serve(record: RunRecord, port: str) -> Any:
+def _serve(record: RunRecord, port: str, ear: fleet.Ear) -> Any:
     from prometheus_client import CollectorRegistry, start_http_server
 
     host, number = metrics_address(port)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Collector(record))
+    registry.register(Collector(record, ear))
     server, _ = start_http_server(number, host, registry)
     shown = f"[{host}]" if ":" in host else host
     process.say(f"metrics   http://{shown}:{server.server_port}/metrics")

@@ -19,6 +19,7 @@ from trainers.settings.exit_codes import BAD_CONFIGURATION, NEVER_RETRIED, OK, B
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
+TRACKER = "tracker.json"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 EXPORT = "export"

@@ -27,16 +27,17 @@ from trainers.world import process
 
 # Of an attempt, what an update costs in the long run.
 _LOOP = ("updates", "input", "evaluation", "saving", "peers", "other")
-_SECONDS = 2.0
+_SECONDS, _LISTEN_SECONDS = 2.0, 0.2
 _CLEAR = "\x1b[H\x1b[2J"
 
 
-def facts_of(run_dir: Path) -> dict[str, Any]:
-    """What is told of a run. What is not known is None.
+def facts_of(run_dir: Path, ear: fleet.Ear | None = None) -> dict[str, Any]:
+    """What is told of a run. What is not known is None. `ear`: of who looks more than once; else nobody is silent.
 
-    `state` (words), `ended` (whether it goes on no more by itself), `step`, `steps` (in all), `seconds_left`, `goodput`
-    (as `goodput.facts_of`), `evaluation` (the last line), `restarts` (why each attempt but the last has ended),
-    `last_end` (what the last of them has said), `slowest` (words), `hang` (words).
+    `state` (words), `ended` (whether the last attempt has), `final` (with a code after which nobody starts it again),
+    `step`, `steps` (in all), `seconds_left`, `goodput` (as `goodput.facts_of`), `evaluation` (the last line),
+    `restarts` (why each attempt but the last has ended), `last_end` (what the last of them has said), `slowest`
+    (words), `hang` (words).
 
     Raises:
       BadConfiguration: it holds no run, or its run.json cannot be read.
@@ -44,7 +45,7 @@ def facts_of(run_dir: Path) -> dict[str, Any]:
     run = reading.read_run(run_dir)
     if not run:
         raise BadConfiguration(f"{run_dir} holds no run.json; name the --run_dir of a run")
-    told = fleet.told_by_all(run_dir)
+    told = fleet.told_by_all(run_dir, ear or fleet.Ear())
     chief = next((one for one in told if one["worker"] == 0), {})
     told = [one for one in told if one["worker"] < chief.get("workers", 1)]
     hang = reading.read_hang(run_dir)
@@ -53,8 +54,9 @@ def facts_of(run_dir: Path) -> dict[str, Any]:
     now = attempts[-1] if attempts else {"step": line.get("step", 0), "began": 0.0}
     ended = run.get("ended") is not None
     return {
-        "state": run.get("exit_reason") if ended else _state(chief),
+        "state": _ended_state(run) if ended else _state(chief),
         "ended": ended,
+        "final": _is_final(run),
         "step": now["step"] if not ended else max(now["step"], run.get("step", 0)),
         "steps": run.get("flags", {}).get("train_steps"),
         "seconds_left": None if ended else seconds_left(now, run.get("flags", {}).get("train_steps")),
@@ -63,15 +65,27 @@ def facts_of(run_dir: Path) -> dict[str, Any]:
         "restarts": [_why(entry) for entry in attempts[:-1] for _ in range(entry.get("merged", 1))],
         "last_end": attempts[-2]["reason"] if len(attempts) > 1 else None,
         "slowest": None if ended else _slowest(told),
-        "hang": hang.get("line") if hang.get("time", 0.0) > now["began"] else None,
+        "hang": hang.get("line") if goodput.is_of_attempt(hang, run.get("attempts"), now["began"]) else None,
     }
+
+
+def _ended_state(run: Mapping[str, Any]) -> str:
+    """Why an attempt has ended, in words; with its code where the run may be started again."""
+    reason = str(run.get("exit_reason"))
+    return reason if _is_final(run) else f"{reason} (code {run['exit_code']}: it may be started again)"
+
+
+def _is_final(run: Mapping[str, Any]) -> bool:
+    """Whether nobody starts a run again. Where no code was told, nothing says that somebody does."""
+    return run.get("ended") is not None and ("exit_code" not in run or reading.has_ended(run))
 
 
 def _state(chief: Mapping[str, Any]) -> str:
     """What a run that has not ended does, in words."""
     if not chief:
         return "it has not begun to tell"
-    state, ago = fleet.state_of(chief), max(time.time() - chief["time"], 0.0)
+    # When a run stopped to tell before anybody looked, only clocks know.
+    state, ago = fleet.state_of(chief), max(time.time() - chief["time"], chief[fleet.UNHEARD])
     if not state:
         return f"{fleet.place(chief)}, {chief['workers']} workers" if chief["workers"] > 1 else fleet.place(chief)
     words = {"gone": "killed", "stopped": "stopped (SIGSTOP)", "silent": "not heard of"}
@@ -135,10 +149,25 @@ def settings_from(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description="How runs stand, from their files alone.", allow_abbrev=False)
     parser.add_argument("run_dir", nargs="+", help="runs, of any machine that writes where this one can read")
-    parser.add_argument("--watch", action="store_true", help="draw it again every two seconds, until all have ended")
+    parser.add_argument(
+        "--watch", action="store_true", help="draw it again every two seconds, until all have ended for good"
+    )
     options = parser.parse_args(argv[1:])
     options.run_dir = [paths.local("run_dir", text) for text in options.run_dir]
     return options
+
+
+def _listen(run_dirs: Sequence[Path], ear: fleet.Ear) -> None:
+    """Returns when each run was heard of again, or is silent. Of those of this machine the kernel tells."""
+
+    def is_unknown(run_dir: Path) -> bool:
+        chief = next((one for one in fleet.told_by_all(run_dir, ear) if one["worker"] == 0), None)
+        if chief is None or fleet.is_of_here(chief) or ear.has_news(run_dir, 0) or fleet.state_of(chief):
+            return False
+        return reading.read_run(run_dir).get("ended") is None
+
+    while any([is_unknown(run_dir) for run_dir in run_dirs]):
+        time.sleep(_LISTEN_SECONDS)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -147,12 +176,16 @@ def main(options: argparse.Namespace) -> int:
     Raises:
       BadConfiguration: one of them holds no run.
     """
+    ear = fleet.Ear()
+    known = {run_dir: facts_of(run_dir, ear) for run_dir in options.run_dir}
+    if not options.watch:
+        _listen(options.run_dir, ear)
     while True:
-        known = {run_dir: facts_of(run_dir) for run_dir in options.run_dir}
+        known = {run_dir: facts_of(run_dir, ear) for run_dir in options.run_dir}
         text = "\n\n".join("\n".join(lines(run_dir, facts)) for run_dir, facts in known.items())
         clear = _CLEAR if options.watch and os.isatty(sys.stdout.fileno()) else ""
         print(clear + text, flush=True)
-        if not options.watch or all(facts["ended"] for facts in known.values()):
+        if not options.watch or all(facts["final"] for facts in known.values()):
             return OK
         time.sleep(_SECONDS)
 

@@ -22,7 +22,7 @@ def config_from(argv: Sequence[str], summary: str, kind: "type[Config] | None" =
       PeerLost: there is no run to follow.
       SystemExit: `--help` was given and its page has been printed; code 0.
     """
-    from trainers.record import prometheus
+    from trainers.record import prometheus, trackers
     from trainers.record.reading import begun_with, config_of_run
     from trainers.settings import flags, paths, rules
     from trainers.settings.config import Config
@@ -34,6 +34,7 @@ def config_from(argv: Sequence[str], summary: str, kind: "type[Config] | None" =
     if not paths.is_address(config.run_dir):  # else they are looked at when what is there is known
         config.check_files()
     prometheus.check(config.metrics_port)
+    trackers.check(config.tracker)
     if config.data_dir == paths.DATA_WITHOUT_HOME and "data_dir" not in given:
         process.say(f"no home directory is known: --data_dir is {Path(config.data_dir).absolute()}")
     return config

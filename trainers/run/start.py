@@ -14,6 +14,7 @@ from trainers.record import carriers, prometheus, reading
 from trainers.record.beats import Beats
 from trainers.record.clock import Clock
 from trainers.record.run_record import RunRecord
+from trainers.record.tracking import Tracking
 from trainers.run import evaluator, parts, workers
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import InnerLoop
@@ -76,7 +77,8 @@ def run(config: Config, cluster: Cluster | None, make_loop: MakeLoop, clock: Clo
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(record))
             preemption = stack.enter_context(Preemption())
-            for context in (beats, prometheus.served(record, config.metrics_port)):
+            served = prometheus.served(record, config.metrics_port, beats.ear)
+            for context in (beats, served, Tracking(record, watchdog)):
                 stack.enter_context(context)
             stack.enter_context(recorded_end(record, clock, cluster, beats))
             return Training(loop, record, clock, preemption, watchdog, hooks).run()

@@ -296,6 +296,7 @@ class Config:
     )
     profile: str = flag("", "run", "START:STOP, steps to profile", shared=True, compared=False)
     metrics_port: str = flag("", "run", "PORT or HOST:PORT at which Prometheus reads of the run", compared=False)
+    tracker: str = flag("", "run", "mlflow or wandb, told of the run too", distinct=False, compared=False)
     export: str = flag(
         "",
         "run",

@@ -12,7 +12,7 @@ from typing import Any
 from models.cards import MODELS
 from models.names import nearest, unknown
 from models.recipes import RECIPES
-from trainers.settings import augmentation, optimizer_for, options, paths, weight_patterns
+from trainers.settings import augmentation, optimizer_for, options, paths, tracker, weight_patterns
 from trainers.settings.augmentation import mixes
 from trainers.settings.config import EPOCHS, EXPORTS, FOUND, Config
 from trainers.settings.data_cards import DATASETS, DataCard, data_card, is_own, split_name
@@ -72,14 +72,15 @@ def metrics_address(text: str) -> tuple[str, int]:
     return bare or "127.0.0.1", int(port)
 
 
-def _check_metrics_port(config: Config) -> None:
-    if not config.metrics_port:
-        return
-    metrics_address(config.metrics_port)
-    if config.mode == "evaluate":
-        raise BadConfiguration(
-            f"--metrics_port {config.metrics_port} with --mode=evaluate: the trainer answers; leave it out here"
-        )
+def _check_telling(config: Config) -> None:
+    """Flags of who is told of the run, which the trainer does alone."""
+    if config.metrics_port:
+        metrics_address(config.metrics_port)
+    for name, does in (("metrics_port", "answers"), ("tracker", "tells")):
+        if getattr(config, name) and config.mode == "evaluate":
+            raise BadConfiguration(
+                f"--{name} {getattr(config, name)} with --mode=evaluate: the trainer {does}; leave it out here"
+            )
 
 
 def short(text: str, most: int = _MOST_CHARACTERS) -> str:
@@ -155,7 +156,7 @@ def resolve(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     if filled.get("dataset") == "":
         raise BadConfiguration(f"--model {config.model} is of your own, without a recipe for its data; name --dataset")
     _check_profile(config)
-    _check_metrics_port(config)
+    _check_telling(config)
     if config.mode == "evaluate" and config.strategy == "multi_worker":
         raise BadConfiguration("--mode=evaluate runs in one process; use --strategy=mirrored")
     if config.strategy == "multi_worker" and not config.run_dir and not config.dry_run:
@@ -212,6 +213,7 @@ def canonical(config: Config) -> Config:
         changes["dataset"] = _canonical_dataset(config.dataset)
     changes["optimizer_for"] = optimizer_for.canonical(config.optimizer_for)
     changes["export"] = _canonical_export(config.export)
+    changes["tracker"] = tracker.canonical(config.tracker)
     return dataclasses.replace(config, **changes)
 
 
