@@ -217,3 +217,35 @@ def environment_of(port):
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+# Fixtures -------------------------------------------------------------------------------------------------------------
+
+SERVERS = {"s3": s3_server, "az": azure_server}
+
+
+def _server(request):
+    """The port of a server, and the scheme of its addresses: `s3`, or what a test names, as `every_store` does."""
+    kind = getattr(request, "param", "s3")
+    with SERVERS[kind]() as port:
+        yield port, kind
+
+
+server = pytest.fixture(_server, scope="module")
+# In a module that has this one, each test of stores is tried on all of them.
+each_server = pytest.fixture(_server, scope="module", name="server", params=list(SERVERS))
+every_store = pytest.mark.parametrize("server", list(SERVERS), indirect=True, scope="module")
+
+
+@pytest.fixture
+def proxy(server, monkeypatch, tmp_path):
+    """A proxy before the server, which this process uses. What a user keeps of stores lies in a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users cache"))
+    with Proxy(server[0]) as proxy, environment_of(proxy.port):
+        yield proxy
+
+
+@pytest.fixture
+def address(server, request):
+    """An address of the test's own, in which nothing is."""
+    return f"{server[1]}://{BUCKET}/tests/{''.join(c if c.isalnum() else '-' for c in request.node.name)}"

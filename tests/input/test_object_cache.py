@@ -20,22 +20,10 @@ from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import stores
 
 
-@pytest.fixture(scope="module")
-def server():
-    with object_store.s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def proxy(server):
-    with object_store.Proxy(server) as proxy, object_store.environment_of(proxy.port):
-        yield proxy
+@pytest.fixture(autouse=True)
+def nothing_is_used_after_a_test():
+    yield
     object_cache._USED.clear()
-
-
-@pytest.fixture
-def address(request):
-    return f"s3://{object_store.BUCKET}/data/{''.join(c if c.isalnum() else '-' for c in request.node.name)}"
 
 
 def put(address, names):

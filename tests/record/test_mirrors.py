@@ -16,6 +16,7 @@ import pytest
 object_store.skip_where_missing()
 
 from conftest import ROOT
+from object_store import each_server  # noqa: F401
 
 from trainers.record import carriers, copies, mirror, reading, store_lock
 from trainers.settings import paths
@@ -23,24 +24,6 @@ from trainers.settings.exit_codes import BadConfiguration, StoreLost
 from trainers.world import stores
 
 RUN = '{{"step": {step}, "ended": {ended}, "exit_code": 0}}'
-
-
-@pytest.fixture(scope="module", params=["s3", "az"])
-def server(request):
-    """The port of a server, and the scheme of its addresses."""
-    with {"s3": object_store.s3_server, "az": object_store.azure_server}[request.param]() as port:
-        yield port, request.param
-
-
-@pytest.fixture
-def proxy(server):
-    with object_store.Proxy(server[0]) as proxy, object_store.environment_of(proxy.port):
-        yield proxy
-
-
-@pytest.fixture
-def address(server, request):
-    return f"{server[1]}://{object_store.BUCKET}/tests/{''.join(c if c.isalnum() else '-' for c in request.node.name)}"
 
 
 def no_feed(what):

@@ -30,25 +30,6 @@ LONG = ("--model=mlp", "--train_steps=600", "--batch_size=48", "--checkpoint_eve
 LONG += ("--log_every=50", "--deterministic", "--seed=3", "--keep_checkpoints=2", "--step_timeout=120")
 
 
-@pytest.fixture(scope="module")
-def server(request):
-    """The port of a server, and the scheme of its addresses: `s3`, or what a test names."""
-    kind = getattr(request, "param", "s3")
-    with {"s3": object_store.s3_server, "az": object_store.azure_server}[kind]() as port:
-        yield port, kind
-
-
-@pytest.fixture
-def proxy(server):
-    with object_store.Proxy(server[0]) as proxy, object_store.environment_of(proxy.port):
-        yield proxy
-
-
-@pytest.fixture
-def address(server, request):
-    return f"{server[1]}://{object_store.BUCKET}/runs/{''.join(c if c.isalnum() else '-' for c in request.node.name)}"
-
-
 @pytest.fixture
 def download(tmp_path):
     """`download(address)` is a folder with everything that is in the store, by the plainest means."""
@@ -84,7 +65,7 @@ def cut_every(proxy, n):
     proxy.fault = fault
 
 
-@pytest.mark.parametrize("server", ["s3", "az"], indirect=True)
+@object_store.every_store
 def test_a_run_in_a_store_has_the_bits_and_files_of_one_in_a_folder(run, proxy, address, download, tmp_path):
     flags = {
         **EXACT,
@@ -110,7 +91,7 @@ def test_a_run_in_a_store_has_the_bits_and_files_of_one_in_a_folder(run, proxy, 
     assert len(list(stored.glob("train/*tfevents*"))) == len(list(Path(local.run_dir).glob("train/*tfevents*")))
 
 
-@pytest.mark.parametrize("server", ["s3", "az"], indirect=True)
+@object_store.every_store
 def test_a_run_goes_on_elsewhere_with_the_bits_of_one_that_was_left_alone(run, proxy, address, download, tmp_path):
     """On another machine, at another size, with its best checkpoint and its metrics; and it is complete there too."""
     flags = {**EXACT, "eval_every": 3, "checkpoint_every": 3, "keep_checkpoints": 1, "schedule": "constant"}
