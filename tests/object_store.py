@@ -109,6 +109,7 @@ class Proxy(http.server.ThreadingHTTPServer):
     """Passes requests on to a port. `fault(method, path)` names one of `FAULTS`, or returns None.
 
     `log`: method and path of each request that the server has answered. Listings come in another order than they are.
+    `rate`: bytes a second that pass, of all requests together; 0 = as many as come. A negative one: none, for ever.
     """
 
     daemon_threads = True
@@ -119,6 +120,14 @@ class Proxy(http.server.ThreadingHTTPServer):
         self.upstream, self.fault, self.log, self.down = upstream, lambda method, path: None, [], False
         self.count, self.guard, self.chance = 0, threading.Lock(), random.Random(0)
         self.port = self.server_address[1]
+        self.rate, self.wire = 0, threading.Lock()
+
+    def carry(self, content):
+        """Waits as long as a wire of this rate takes for some bytes."""
+        with self.wire:
+            while self.rate < 0:
+                time.sleep(0.02)
+            time.sleep(len(content) / self.rate if self.rate else 0)
 
     def handle_error(self, request, client_address):
         """Nothing: connections break here all the time."""
@@ -154,11 +163,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if status != 204:
             self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(body[:sent])
+        body = body[:sent]
+        for start in range(0, len(body), 1 << 16):
+            self.server.carry(body[start : start + (1 << 16)])
+            self.wfile.write(body[start : start + (1 << 16)])
 
     def _any(self):
         proxy = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        proxy.carry(body)
         if proxy.down:
             return self._close()
         with proxy.guard:
