@@ -38,6 +38,13 @@ def again():
     object_cache._USED.clear()
 
 
+def used_by_nobody(folder):
+    for key, (path, lock) in list(object_cache._USED.items()):
+        if path == folder:
+            lock.close()
+            del object_cache._USED[key]
+
+
 def reads(proxy):
     return [path for method, path in proxy.log if method == "GET" and "list-type" not in path]
 
@@ -59,14 +66,30 @@ def test_a_folder_is_brought_once_and_then_looked_at_alone(proxy, address, tmp_p
 
 def test_what_changes_in_the_store_comes_anew_and_what_goes_goes(proxy, address, tmp_path):
     store = put(address, IMAGES)
-    folder = object_cache.brought("images", address, str(tmp_path))
+    object_cache.brought("images", address, str(tmp_path))
     store.write(IMAGES[0], b"another")
     store.remove([IMAGES[1]])
     again()
     del proxy.log[:]
-    object_cache.brought("images", address, str(tmp_path))
+    folder = object_cache.brought("images", address, str(tmp_path))
     assert (folder / IMAGES[0]).read_bytes() == b"another" and not (folder / IMAGES[1]).exists()
-    assert len(reads(proxy)) == 1
+    assert len(reads(proxy)) == 1, "what is as it was is not read again"
+
+
+def test_who_runs_keeps_the_data_that_it_began_with(proxy, address, tmp_path):
+    """Another that starts when they have changed has a version of its own; the old one goes with its last user."""
+    store = put(address, IMAGES)
+    folder = object_cache.brought("images", address, str(tmp_path))
+    store.write(IMAGES[0], b"another")
+    one = reader(address, tmp_path)
+    other = paths.Path(one.communicate(timeout=60)[0].strip())
+    assert (other / IMAGES[0]).read_bytes() == b"another"
+    assert (folder / IMAGES[0]).read_bytes() == IMAGES[0].encode() * 50
+    assert os.path.samefile(folder / IMAGES[1], other / IMAGES[1]), "the disk holds what is alike once"
+    assert object_cache.brought("images", address, str(tmp_path)) == folder, "asked again, this process has its own"
+    used_by_nobody(folder)
+    assert object_cache.brought("images", address, str(tmp_path)) == other
+    assert not folder.exists() and (other / IMAGES[1]).read_bytes() == IMAGES[1].encode() * 50
 
 
 @pytest.mark.parametrize("damage", ["size", "content", "gone", "index"])
@@ -169,8 +192,7 @@ def test_the_longest_unused_makes_room_and_what_is_used_stays(proxy, address, tm
     for name in ("used", "old"):
         folders[name] = object_cache.brought("images", f"{address}/{name}", str(tmp_path))
     os.utime(folders["used"] / ".index.json", (0, 0))
-    held = object_cache._USED.pop(folders["old"])
-    held.close()
+    used_by_nobody(folders["old"])
     disk = os.statvfs(tmp_path)
 
     class Usage:
@@ -195,6 +217,7 @@ def test_prepared_data_of_one_set_is_brought(proxy, address, tmp_path):
     folder = object_cache.data_dir(address, "mnist", str(tmp_path), prepared=True)
     found = {path.name for path in paths.Path(folder).iterdir() if path.is_dir()}
     assert found == {"mnist"}
+    folder = object_cache.data_dir(address, "digits", str(tmp_path), prepared=True)
     made = paths.Path(folder, "digits/1.0.0/made here")
     made.parent.mkdir(parents=True)
     made.write_text("x")
