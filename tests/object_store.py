@@ -109,7 +109,8 @@ class Proxy(http.server.ThreadingHTTPServer):
     """Passes requests on to a port. `fault(method, path)` names one of `FAULTS`, or returns None.
 
     `log`: method and path of each request that the server has answered. Listings come in another order than they are.
-    `rate`: bytes a second that pass, of all requests together; 0 = as many as come. A negative one: none, for ever.
+    `rate`: bytes a second that pass, of all requests together; 0 = as many as come. A negative one: none, for ever. Or
+    a function of method and path that tells it. `pause(method, path)`: seconds before a request is passed on.
     """
 
     daemon_threads = True
@@ -120,14 +121,15 @@ class Proxy(http.server.ThreadingHTTPServer):
         self.upstream, self.fault, self.log, self.down = upstream, lambda method, path: None, [], False
         self.count, self.guard, self.chance = 0, threading.Lock(), random.Random(0)
         self.port = self.server_address[1]
-        self.rate, self.wire = 0, threading.Lock()
+        self.rate, self.wire, self.pause = 0, threading.Lock(), lambda method, path: 0
 
-    def carry(self, content):
+    def carry(self, content, *request):
         """Waits as long as a wire of this rate takes for some bytes."""
-        with self.wire:
-            while self.rate < 0:
+        rate = (lambda: self.rate(*request)) if callable(self.rate) else (lambda: self.rate)
+        with self.wire if rate() else contextlib.nullcontext():
+            while rate() < 0:
                 time.sleep(0.02)
-            time.sleep(len(content) / self.rate if self.rate else 0)
+            time.sleep(len(content) / rate() if rate() else 0)
 
     def handle_error(self, request, client_address):
         """Nothing: connections break here all the time."""
@@ -165,13 +167,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         body = body[:sent]
         for start in range(0, len(body), 1 << 16):
-            self.server.carry(body[start : start + (1 << 16)])
+            self.server.carry(body[start : start + (1 << 16)], self.command, self.path)
             self.wfile.write(body[start : start + (1 << 16)])
 
     def _any(self):
         proxy = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        proxy.carry(body)
+        proxy.carry(body, self.command, self.path)
+        time.sleep(proxy.pause(self.command, self.path))
         if proxy.down:
             return self._close()
         with proxy.guard:

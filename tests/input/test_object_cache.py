@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import object_store
 import pytest
@@ -16,7 +17,7 @@ from conftest import ROOT
 
 from trainers.input import object_cache
 from trainers.settings import paths
-from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.exit_codes import BadConfiguration, StoreLost
 from trainers.world import stores
 
 
@@ -126,6 +127,23 @@ def test_faults_delay_and_no_more(proxy, address, tmp_path, fault):
     proxy.fault = lambda method, path: fault if chance.random() < 0.3 else None
     folder = object_cache.brought("images", address, str(tmp_path))
     assert all((folder / name).read_bytes() == name.encode() * 50 for name in IMAGES)
+
+
+def test_what_moves_may_take_longer_than_the_time_out_and_what_stands_still_ends(proxy, address, tmp_path):
+    """Also while another process of the machine reads the same: it is told all the time that this one waits."""
+    stores.Store(address).write("train/cat/0.png", bytes(2 << 20))
+    fed, seconds = [], 1.0
+    proxy.rate, began = 1 << 20, time.monotonic()
+    one = reader(address, tmp_path)
+    while not any(tmp_path.glob("data/.*.bring")):
+        time.sleep(0.02)
+    folder = object_cache.brought("images", address, str(tmp_path), feed=fed.append, patience=seconds)
+    assert time.monotonic() - began > 2 * seconds and len(fed) > 5
+    assert one.communicate(timeout=60)[0].strip() == str(folder)
+    proxy.rate = lambda method, path: -1 if "cat/0" in path else 0
+    with pytest.raises(StoreLost, match=f"^reading {address}: nothing has moved for 1 s .--step_timeout.; start again"):
+        object_cache.brought("images", address, str(tmp_path / "other"), patience=seconds)
+    proxy.rate = 0
 
 
 def test_a_file_of_tokens_comes_with_what_describes_it(proxy, address, tmp_path):

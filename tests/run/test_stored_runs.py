@@ -340,6 +340,34 @@ def test_two_workers_share_a_run_through_the_store_alone(gang, proxy, address, d
     assert [one.wait()[0] for one in gang(address, "third", *LONG)] == [0, 0], "complete already"
 
 
+def test_what_moves_slowly_ends_no_worker(gang, proxy, address):
+    """The checkpoint comes to the chief, and what is written last to the store, in more than `--step_timeout`."""
+    flags = ("--model=mlp,hidden=512x512", "--batch_size=48", "--checkpoint_every=10", "--eval_every=0")
+    flags += ("--log_every=10", "--schedule=constant", "--warmup_steps=0", "--keep_checkpoints=1")
+    results = [one.wait() for one in gang(address, "first", *flags, "--train_steps=10")]
+    assert [code for code, _ in results] == [0, 0], results
+    slow = 12.0
+    store = stores.Store(address)
+    size = max(size for name, (_, size) in store.entries("checkpoints").items() if "state.data" in name)
+    paused = 0.0
+
+    def rate(method, path):
+        return size / (2 * slow) if method == "GET" and "state.data" in path else 0
+
+    def pause(method, path):
+        nonlocal paused
+        if method != "PUT" or store_lock.NAME in path:
+            return 0
+        paused += slow / 3
+        return slow / 3
+
+    proxy.rate, proxy.pause = rate, pause
+    members = gang(address, "second", *flags, "--train_steps=20", f"--step_timeout={slow}")
+    results = [one.wait() for one in members]
+    assert [code for code, _ in results] == [0, 0], results
+    assert paused > 3 * slow and "resumed from the checkpoint of step 10" in results[0][1]
+
+
 def test_a_run_of_two_workers_that_was_killed_goes_on_at_any_size(gang, run, proxy, address, download, tmp_path):
     """Its chief is killed; it goes on in one process, at 1 replica and at 4, with the weights of one process."""
     flags = {"optimizer": "sgd", "learning_rate": 0.05, "schedule": "constant", "warmup_steps": 0, "batch_size": 32}
