@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from object_store import address, proxy, server  # noqa: F401 - fixtures, of all tests of object stores
 from tensorflow.python.framework import ops
 
 tf.config.set_logical_device_configuration(

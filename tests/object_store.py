@@ -109,6 +109,8 @@ class Proxy(http.server.ThreadingHTTPServer):
     """Passes requests on to a port. `fault(method, path)` names one of `FAULTS`, or returns None.
 
     `log`: method and path of each request that the server has answered. Listings come in another order than they are.
+    `rate`: bytes a second that pass, of all requests together; 0 = as many as come. A negative one: none, for ever. Or
+    a function of method and path that tells it. `pause(method, path)`: seconds before a request is passed on.
     """
 
     daemon_threads = True
@@ -119,6 +121,15 @@ class Proxy(http.server.ThreadingHTTPServer):
         self.upstream, self.fault, self.log, self.down = upstream, lambda method, path: None, [], False
         self.count, self.guard, self.chance = 0, threading.Lock(), random.Random(0)
         self.port = self.server_address[1]
+        self.rate, self.wire, self.pause = 0, threading.Lock(), lambda method, path: 0
+
+    def carry(self, content, *request):
+        """Waits as long as a wire of this rate takes for some bytes."""
+        rate = (lambda: self.rate(*request)) if callable(self.rate) else (lambda: self.rate)
+        with self.wire if rate() else contextlib.nullcontext():
+            while rate() < 0:
+                time.sleep(0.02)
+            time.sleep(len(content) / rate() if rate() else 0)
 
     def handle_error(self, request, client_address):
         """Nothing: connections break here all the time."""
@@ -154,11 +165,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if status != 204:
             self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(body[:sent])
+        body = body[:sent]
+        for start in range(0, len(body), 1 << 16):
+            self.server.carry(body[start : start + (1 << 16)], self.command, self.path)
+            self.wfile.write(body[start : start + (1 << 16)])
 
     def _any(self):
         proxy = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        proxy.carry(body, self.command, self.path)
+        time.sleep(proxy.pause(self.command, self.path))
         if proxy.down:
             return self._close()
         with proxy.guard:
@@ -217,3 +233,35 @@ def environment_of(port):
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+# Fixtures -------------------------------------------------------------------------------------------------------------
+
+SERVERS = {"s3": s3_server, "az": azure_server}
+
+
+def _server(request):
+    """The port of a server, and the scheme of its addresses: `s3`, or what a test names, as `every_store` does."""
+    kind = getattr(request, "param", "s3")
+    with SERVERS[kind]() as port:
+        yield port, kind
+
+
+server = pytest.fixture(_server, scope="module")
+# In a module that has this one, each test of stores is tried on all of them.
+each_server = pytest.fixture(_server, scope="module", name="server", params=list(SERVERS))
+every_store = pytest.mark.parametrize("server", list(SERVERS), indirect=True, scope="module")
+
+
+@pytest.fixture
+def proxy(server, monkeypatch, tmp_path):
+    """A proxy before the server, which this process uses. What a user keeps of stores lies in a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users cache"))
+    with Proxy(server[0]) as proxy, environment_of(proxy.port):
+        yield proxy
+
+
+@pytest.fixture
+def address(server, request):
+    """An address of the test's own, in which nothing is."""
+    return f"{server[1]}://{BUCKET}/tests/{''.join(c if c.isalnum() else '-' for c in request.node.name)}"

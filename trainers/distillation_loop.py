@@ -19,7 +19,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trainers.record import reading
+from trainers.record import carriers, reading
 from trainers.settings.config import Config, flag
 from trainers.settings.exit_codes import BadConfiguration
 
@@ -31,7 +31,7 @@ class Settings(Config):
     loop: ClassVar[str] = "distillation"
 
     teacher: str = flag(
-        "", "distillation", "run_dir of a trained model: its best checkpoint is the teacher", fixed=True, path=True
+        "", "distillation", "run_dir of a trained model: its best checkpoint is the teacher", fixed=True, path="stored"
     )
     temperature: float = flag(
         4.0, "distillation", "by which logits are divided: above 1 small probabilities count", low=0.01, fixed=True
@@ -51,7 +51,7 @@ class Settings(Config):
     def check_files(self) -> None:
         """The teacher has a checkpoint."""
         super().check_files()
-        if not reading.checkpoint_steps(Path(self.teacher)):
+        if "://" not in self.teacher and not reading.checkpoint_steps(Path(self.teacher)):
             raise BadConfiguration(f"--teacher {self.teacher} holds no run with a checkpoint; train it first")
 
 
@@ -78,7 +78,7 @@ class Distilled(Supervised):
             raise BadConfiguration(f"--dataset {config.dataset} has targets without a class each; take another")
         super().__init__(config, world, dataset)
         with world.strategy.scope():
-            self.teacher = trained.model_of("--teacher", Path(config.teacher), config, dataset, world)
+            self.teacher = trained.model_of("--teacher", carriers.folder_of(config.teacher), config, dataset, world)
         # Checkpoints hold it, so a run goes on with the teacher that it began with.
         self.models["teacher"] = self.teacher.model
 

@@ -78,6 +78,9 @@ def _check_input(text: str) -> None:
         raise BadConfiguration(
             f"--input {text!r} is not known; write eval, documents, csv:PATH, images:DIR, text:PATH or tfds:NAME/SPLIT"
         )
+    if paths.is_address(argument):
+        paths.place(f"--input={kind}:", argument)
+        return  # who reads it finds out
     path = paths.local(f"--input={kind}:", argument)
     try:
         is_there = path.exists() if kind == "images" else path.is_file()

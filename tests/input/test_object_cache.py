@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import object_store
 import pytest
@@ -16,26 +17,14 @@ from conftest import ROOT
 
 from trainers.input import object_cache
 from trainers.settings import paths
-from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.exit_codes import BadConfiguration, StoreLost
 from trainers.world import stores
 
 
-@pytest.fixture(scope="module")
-def server():
-    with object_store.s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def proxy(server):
-    with object_store.Proxy(server) as proxy, object_store.environment_of(proxy.port):
-        yield proxy
+@pytest.fixture(autouse=True)
+def nothing_is_used_after_a_test():
+    yield
     object_cache._USED.clear()
-
-
-@pytest.fixture
-def address(request):
-    return f"s3://{object_store.BUCKET}/data/{''.join(c if c.isalnum() else '-' for c in request.node.name)}"
 
 
 def put(address, names):
@@ -48,6 +37,13 @@ def put(address, names):
 def again():
     """As in the next process."""
     object_cache._USED.clear()
+
+
+def used_by_nobody(folder):
+    for key, (path, lock) in list(object_cache._USED.items()):
+        if path == folder:
+            lock.close()
+            del object_cache._USED[key]
 
 
 def reads(proxy):
@@ -71,14 +67,30 @@ def test_a_folder_is_brought_once_and_then_looked_at_alone(proxy, address, tmp_p
 
 def test_what_changes_in_the_store_comes_anew_and_what_goes_goes(proxy, address, tmp_path):
     store = put(address, IMAGES)
-    folder = object_cache.brought("images", address, str(tmp_path))
+    object_cache.brought("images", address, str(tmp_path))
     store.write(IMAGES[0], b"another")
     store.remove([IMAGES[1]])
     again()
     del proxy.log[:]
-    object_cache.brought("images", address, str(tmp_path))
+    folder = object_cache.brought("images", address, str(tmp_path))
     assert (folder / IMAGES[0]).read_bytes() == b"another" and not (folder / IMAGES[1]).exists()
-    assert len(reads(proxy)) == 1
+    assert len(reads(proxy)) == 1, "what is as it was is not read again"
+
+
+def test_who_runs_keeps_the_data_that_it_began_with(proxy, address, tmp_path):
+    """Another that starts when they have changed has a version of its own; the old one goes with its last user."""
+    store = put(address, IMAGES)
+    folder = object_cache.brought("images", address, str(tmp_path))
+    store.write(IMAGES[0], b"another")
+    one = reader(address, tmp_path)
+    other = paths.Path(one.communicate(timeout=60)[0].strip())
+    assert (other / IMAGES[0]).read_bytes() == b"another"
+    assert (folder / IMAGES[0]).read_bytes() == IMAGES[0].encode() * 50
+    assert os.path.samefile(folder / IMAGES[1], other / IMAGES[1]), "the disk holds what is alike once"
+    assert object_cache.brought("images", address, str(tmp_path)) == folder, "asked again, this process has its own"
+    used_by_nobody(folder)
+    assert object_cache.brought("images", address, str(tmp_path)) == other
+    assert not folder.exists() and (other / IMAGES[1]).read_bytes() == IMAGES[1].encode() * 50
 
 
 @pytest.mark.parametrize("damage", ["size", "content", "gone", "index"])
@@ -115,6 +127,23 @@ def test_faults_delay_and_no_more(proxy, address, tmp_path, fault):
     proxy.fault = lambda method, path: fault if chance.random() < 0.3 else None
     folder = object_cache.brought("images", address, str(tmp_path))
     assert all((folder / name).read_bytes() == name.encode() * 50 for name in IMAGES)
+
+
+def test_what_moves_may_take_longer_than_the_time_out_and_what_stands_still_ends(proxy, address, tmp_path):
+    """Also while another process of the machine reads the same: it is told all the time that this one waits."""
+    stores.Store(address).write("train/cat/0.png", bytes(2 << 20))
+    fed, seconds = [], 1.0
+    proxy.rate, began = 1 << 20, time.monotonic()
+    one = reader(address, tmp_path)
+    while not any(tmp_path.glob("data/.*.bring")):
+        time.sleep(0.02)
+    folder = object_cache.brought("images", address, str(tmp_path), feed=fed.append, patience=seconds)
+    assert time.monotonic() - began > 2 * seconds and len(fed) > 5
+    assert one.communicate(timeout=60)[0].strip() == str(folder)
+    proxy.rate = lambda method, path: -1 if "cat/0" in path else 0
+    with pytest.raises(StoreLost, match=f"^reading {address}: nothing has moved for 1 s .--step_timeout.; start again"):
+        object_cache.brought("images", address, str(tmp_path / "other"), patience=seconds)
+    proxy.rate = 0
 
 
 def test_a_file_of_tokens_comes_with_what_describes_it(proxy, address, tmp_path):
@@ -181,8 +210,7 @@ def test_the_longest_unused_makes_room_and_what_is_used_stays(proxy, address, tm
     for name in ("used", "old"):
         folders[name] = object_cache.brought("images", f"{address}/{name}", str(tmp_path))
     os.utime(folders["used"] / ".index.json", (0, 0))
-    held = object_cache._USED.pop(folders["old"])
-    held.close()
+    used_by_nobody(folders["old"])
     disk = os.statvfs(tmp_path)
 
     class Usage:
@@ -207,6 +235,7 @@ def test_prepared_data_of_one_set_is_brought(proxy, address, tmp_path):
     folder = object_cache.data_dir(address, "mnist", str(tmp_path), prepared=True)
     found = {path.name for path in paths.Path(folder).iterdir() if path.is_dir()}
     assert found == {"mnist"}
+    folder = object_cache.data_dir(address, "digits", str(tmp_path), prepared=True)
     made = paths.Path(folder, "digits/1.0.0/made here")
     made.parent.mkdir(parents=True)
     made.write_text("x")

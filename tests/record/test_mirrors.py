@@ -1,5 +1,6 @@
 """A run's folder and its place in an object store: a real S3 server on loopback, behind a proxy that fails."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,31 +17,19 @@ import pytest
 object_store.skip_where_missing()
 
 from conftest import ROOT
+from object_store import each_server  # noqa: F401
 
-from trainers.record import carriers, copies, mirror, reading, store_lock
+from trainers.record import carriers, copies, mirror, reading, store_lock, uploads
+from trainers.record.beats import Beats
+from trainers.record.run_record import RunRecord
 from trainers.settings import paths
-from trainers.settings.exit_codes import BadConfiguration, StoreLost
+from trainers.settings.config import Config
+from trainers.settings.exit_codes import BadConfiguration, Diverged, PeerLost, StoreLost
+from trainers.settings.rules import resolve
 from trainers.world import stores
+from trainers.world.watchdog import Watchdog
 
 RUN = '{{"step": {step}, "ended": {ended}, "exit_code": 0}}'
-
-
-@pytest.fixture(scope="module", params=["s3", "az"])
-def server(request):
-    """The port of a server, and the scheme of its addresses."""
-    with {"s3": object_store.s3_server, "az": object_store.azure_server}[request.param]() as port:
-        yield port, request.param
-
-
-@pytest.fixture
-def proxy(server):
-    with object_store.Proxy(server[0]) as proxy, object_store.environment_of(proxy.port):
-        yield proxy
-
-
-@pytest.fixture
-def address(server, request):
-    return f"{server[1]}://{object_store.BUCKET}/tests/{''.join(c if c.isalnum() else '-' for c in request.node.name)}"
 
 
 def no_feed(what):
@@ -210,6 +199,55 @@ def test_what_was_not_written_when_a_machine_died_is_not_missed_elsewhere(proxy,
         assert [line["step"] for line in reading.metric_lines(one.folder)] == [10, 20]
 
 
+def test_what_a_killed_attempt_has_told_last_is_there_elsewhere(proxy, address, owner):
+    """By it the next attempt knows what the time of the killed one went into, see `goodput.attempts_of`."""
+    told = {reading.worker_file(Path(), 0): b'{"worker": 0}', Path(reading.WORKERS, reading.HANG): b'{"id": "x"}'}
+    with owner(address, "one machine") as one:
+        advance(one.folder, 10)
+        (one.folder / reading.WORKERS).mkdir()
+        for name, content in told.items():
+            (one.folder / name).write_bytes(content)
+        one.settle(no_feed)
+    with owner(address, "another") as other:
+        assert {name: (other.folder / name).read_bytes() for name in told} == told
+        advance(other.folder, 20)
+        other.settle(no_feed)
+    assert {name.as_posix() for name in told} <= stores.Store(address).tags(reading.WORKERS).keys()
+
+
+def test_of_two_workers_with_a_folder_each_nobody_is_accused(proxy, address, owner, tmp_path, capsys):
+    """The other one's beats lie on its own machine. In a folder that both have, the one who is missing is named."""
+    lines = {}
+    with owner(address) as one:
+        for name, folder in (("stored", one.folder), ("shared", tmp_path / "shared")):
+            with contextlib.closing(RunRecord(resolve(Config(model="mlp", run_dir=str(folder))))) as record:
+                record.begin()
+                beats = Beats(record, Watchdog(0), worker=0, workers=2)
+                lines[name] = beats.before_end("a sum that does not end", others=False)
+    assert lines["shared"].startswith("worker 1 did not come") and lines["stored"] == ""
+    assert "worker 1" not in capsys.readouterr().out.replace(lines["shared"], "")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"),
+    [(PeerLost("a worker was lost"), False), (Diverged("not finite"), True), (RuntimeError("a crash"), True)],
+)
+def test_an_end_that_cannot_be_written_is_told_or_is_the_reason_to_start_again(
+    proxy, address, owner, caplog, error, is_told
+):
+    with owner(address, patience=1.0) as one:
+        record = RunRecord(resolve(Config(model="mlp", run_dir=str(one.folder))))
+        with contextlib.closing(record):
+            record.begin()
+            one.settle(no_feed)
+            proxy.down = True
+            with contextlib.nullcontext() if is_told else pytest.raises(StoreLost, match="start again") as raised:
+                record.end_by(error, {})
+            assert is_told or raised.value.__cause__ is error
+            assert ("could not be brought to" in caplog.text) == is_told
+            assert reading.read_run(one.folder)["exit_reason"] == f"{type(error).__name__}: {error}"
+
+
 def test_what_an_outage_kept_from_the_store_is_brought_there_by_the_next_attempt(proxy, address, owner, monkeypatch):
     monkeypatch.setattr(mirror, "_PATIENCE", 1.0)
     with owner(address, patience=3) as one:
@@ -217,7 +255,9 @@ def test_what_an_outage_kept_from_the_store_is_brought_there_by_the_next_attempt
         one.settle(no_feed)
         proxy.down = True
         advance(one.folder, 20)
-        with pytest.raises(StoreLost, match=r"could not be brought to .*://.* within 3 s .*is kept in .*start again"):
+        with pytest.raises(
+            StoreLost, match=r"could not be brought to .*: nothing has moved for 3 s .*is kept in .*start again"
+        ):
             one.settle(no_feed)
     proxy.down = False
     assert check_whole(address) == [10]
@@ -225,6 +265,122 @@ def test_what_an_outage_kept_from_the_store_is_brought_there_by_the_next_attempt
         assert reading.checkpoint_steps(one.folder) == [10, 20]
         one.settle(no_feed)
     assert check_whole(address) == [10, 20]
+
+
+MIB = 1 << 20
+
+
+def save_large(folder, step, mib):
+    """A checkpoint whose data are so large."""
+    save(folder, step)
+    place, content = reading.checkpoint_folder(folder, step), os.urandom(mib * MIB)
+    (place / "state.data-00000-of-00001").write_bytes(content)
+    manifest = json.loads((place / "manifest.json").read_text())
+    manifest["files"]["state.data-00000-of-00001"] = hashlib.sha256(content).hexdigest()
+    (place / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_what_moves_may_take_longer_than_the_time_out(proxy, address, owner):
+    """There and back: only a transfer in which nothing moves for so long is given up."""
+    fed = []
+    with owner(address, patience=4.0) as one:
+        advance(one.folder, 10)
+        one.settle(no_feed)
+        save_large(one.folder, 20, 30)
+        proxy.rate, began = 5 * MIB, time.monotonic()
+        one.settle(fed.append)
+        assert time.monotonic() - began > 5.0 and fed.count(f"writing to {address}") > 10
+        proxy.rate = 0
+    with owner(address, "another", patience=4.0) as other:
+        del fed[:]
+        proxy.rate, began = 5 * MIB, time.monotonic()
+        carriers.bring(other.folder, 20, fed.append)
+        assert time.monotonic() - began > 5.0 and len(fed) > 10
+        proxy.rate = 0
+        for path in reading.checkpoint_folder(one.folder, 20).iterdir():
+            assert (reading.checkpoint_folder(other.folder, 20) / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_stands_still_is_given_up_after_the_time_out(proxy, address, owner, tmp_path):
+    with owner(address, patience=2.0) as one:
+        save_large(one.folder, 20, 12)
+        one.settle(no_feed)
+        proxy.rate = -1
+        advance(one.folder, 30)
+        with pytest.raises(StoreLost, match=r"moved for 2 s \(--step_timeout\); it is kept in .*; start again"):
+            one.settle(no_feed)
+        proxy.rate = 0
+        one.settle(no_feed)
+    with copies.Copy(address, tmp_path / "copies", 1.0) as copy:
+
+        def fault(method, path):
+            proxy.rate = -1 if "state.data" in path else 0
+
+        proxy.fault = fault
+        with pytest.raises(StoreLost, match=r"^reading the checkpoint of step 20 from .*: nothing has moved for 1 s"):
+            carriers.bring(copy.folder, 20)
+        proxy.rate, proxy.fault = 0, lambda method, path: None
+
+
+def test_what_is_refused_each_time_does_not_count_as_moving(proxy, address, owner, monkeypatch):
+    """Other requests are answered, and the lock is kept alive."""
+    monkeypatch.setattr(mirror, "_PATIENCE", 0.5)
+    monkeypatch.setattr(store_lock, "BEAT_SECONDS", 0.2)
+    with owner(address, patience=3.0) as one:
+        advance(one.folder, 10)
+        proxy.fault = lambda method, path: "503" if "state.index" in path and method == "PUT" else None
+        began = time.monotonic()
+        with pytest.raises(StoreLost, match="nothing has moved for 3 s"):
+            one.settle(no_feed)
+        assert time.monotonic() - began < 15
+
+
+def manifests_written(proxy):
+    return [int(path.split("step-")[1][:10]) for method, path in proxy.log if method == "PUT" and "manifest" in path]
+
+
+def test_after_an_outage_the_newest_checkpoint_goes_first(proxy, address, owner):
+    """Also before older ones that wait, if it comes while they do."""
+    with owner(address) as one:
+        proxy.down = True
+        for step in (10, 20, 30):
+            advance(one.folder, step, keep=9)
+
+        def fault(method, path):
+            if (
+                method == "PUT"
+                and "step-0000000030/manifest" in path
+                and 40 not in reading.checkpoint_steps(one.folder)
+            ):
+                advance(one.folder, 40, keep=9)
+
+        proxy.fault, proxy.down = fault, False
+        one.settle(no_feed)
+        assert manifests_written(proxy) == [30, 40, 20, 10]
+        assert check_whole(address) == [10, 20, 30, 40], "what was waited for is there"
+
+
+def test_a_large_file_that_grows_goes_the_more_rarely_and_with_each_checkpoint(proxy, address, owner, monkeypatch):
+    monkeypatch.setattr(carriers, "EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(uploads, "BYTES_A_SECOND", 20.0)
+    sent = lambda name: sum(method == "PUT" and path.endswith(name) for method, path in proxy.log)  # noqa: E731
+    with owner(address) as one:
+        advance(one.folder, 100)
+        one.settle(no_feed)
+        del proxy.log[:]
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < 4.0:
+            for name in ("metrics.jsonl", "train/events", "flags.txt"):
+                with open(one.folder / name, "a") as file:
+                    file.write('{"step": 0}\n' if name != "flags.txt" else "x")
+            time.sleep(0.1)
+        assert sent("train/events") <= passed / (100 / 20) + 1, "100 bytes, of which 20 may go a second"
+        assert 1 <= sent("metrics.jsonl") < sent("flags.txt"), "the small one goes more often"
+        before = sent("metrics.jsonl")
+        advance(one.folder, 200)
+        one.settle(no_feed)
+        assert sent("metrics.jsonl") > before
+    assert check_whole(address) == [100, 200]
 
 
 def test_an_outage_only_delays(proxy, address, owner, monkeypatch):

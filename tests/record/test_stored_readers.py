@@ -21,20 +21,6 @@ from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import stores
 
-
-@pytest.fixture(scope="module")
-def server():
-    with object_store.s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def proxy(server, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with object_store.Proxy(server) as proxy, object_store.environment_of(proxy.port):
-        yield proxy
-
-
 FACTS = {"exit_code": 0, "ended": "now", "step": 3, "final": {"eval": {"loss": 0.5}}, "flags": {"model": "mlp"}}
 FACTS |= {"best_metric": "loss", "best_mode": "min", "seconds": {"train": 1.0}, "versions": {}}
 
@@ -53,7 +39,7 @@ def test_the_report_shows_runs_of_a_store_beside_those_of_folders(proxy, tmp_pat
     report.main(report.settings_from(["report", "s3://bucket/report/first", "local"]))
     page = (tmp_path / "report.html").read_text()
     assert "first" in page and "local" in page
-    assert not any((tmp_path / "cache/lockstep/copies").iterdir()), "nothing is left"
+    assert not any((tmp_path / "users cache/lockstep/copies").iterdir()), "nothing is left"
     with pytest.raises(
         BadConfiguration, match="^s3://bucket/report/none holds no run.json; name the --run_dir of a run"
     ):

@@ -1,5 +1,6 @@
 """Runs at an address of an object store: a real S3 server on loopback, behind a proxy that fails."""
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -17,10 +18,12 @@ object_store.skip_where_missing()
 from conftest import metrics, weights, without_times
 
 from launch.workers import free_ports
-from trainers import predict
+from trainers import custom_loop, distillation_loop, predict
 from trainers.record import copies, reading, store_lock
+from trainers.run import command
+from trainers.run.hooks import Hooks
 from trainers.settings.config import Config
-from trainers.settings.exit_codes import BadConfiguration, StoreLost
+from trainers.settings.exit_codes import BadConfiguration, Diverged, PeerLost, Preempted, StoreLost
 from trainers.settings.rules import resolve
 from trainers.use import predictions
 from trainers.world import stores
@@ -28,25 +31,6 @@ from trainers.world import stores
 EXACT = {"deterministic": True, "seed": 3}
 LONG = ("--model=mlp", "--train_steps=600", "--batch_size=48", "--checkpoint_every=50", "--eval_every=100")
 LONG += ("--log_every=50", "--deterministic", "--seed=3", "--keep_checkpoints=2", "--step_timeout=120")
-
-
-@pytest.fixture(scope="module")
-def server(request):
-    """The port of a server, and the scheme of its addresses: `s3`, or what a test names."""
-    kind = getattr(request, "param", "s3")
-    with {"s3": object_store.s3_server, "az": object_store.azure_server}[kind]() as port:
-        yield port, kind
-
-
-@pytest.fixture
-def proxy(server):
-    with object_store.Proxy(server[0]) as proxy, object_store.environment_of(proxy.port):
-        yield proxy
-
-
-@pytest.fixture
-def address(server, request):
-    return f"{server[1]}://{object_store.BUCKET}/runs/{''.join(c if c.isalnum() else '-' for c in request.node.name)}"
 
 
 @pytest.fixture
@@ -84,7 +68,7 @@ def cut_every(proxy, n):
     proxy.fault = fault
 
 
-@pytest.mark.parametrize("server", ["s3", "az"], indirect=True)
+@object_store.every_store
 def test_a_run_in_a_store_has_the_bits_and_files_of_one_in_a_folder(run, proxy, address, download, tmp_path):
     flags = {
         **EXACT,
@@ -110,7 +94,7 @@ def test_a_run_in_a_store_has_the_bits_and_files_of_one_in_a_folder(run, proxy, 
     assert len(list(stored.glob("train/*tfevents*"))) == len(list(Path(local.run_dir).glob("train/*tfevents*")))
 
 
-@pytest.mark.parametrize("server", ["s3", "az"], indirect=True)
+@object_store.every_store
 def test_a_run_goes_on_elsewhere_with_the_bits_of_one_that_was_left_alone(run, proxy, address, download, tmp_path):
     """On another machine, at another size, with its best checkpoint and its metrics; and it is complete there too."""
     flags = {**EXACT, "eval_every": 3, "checkpoint_every": 3, "keep_checkpoints": 1, "schedule": "constant"}
@@ -176,6 +160,41 @@ def test_what_cannot_be_written_at_the_end_is_code_75(run, proxy, address, tmp_p
     proxy.down, proxy.fault = False, lambda method, path: None
     done = run(run_dir=address, cache_dir=str(tmp_path / "cache"), **EXACT)
     assert done.step == 6 and copies.manifests(stores.Store(address)).keys() == {3, 6}
+
+
+class Ends(Hooks):
+    """Ends the run before its first step, when the store has gone."""
+
+    def __init__(self, proxy, error):
+        self.proxy, self.error = proxy, error
+
+    def traced(self, loop, concrete):
+        self.proxy.down = True
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [Preempted("SIGTERM came"), Diverged("the loss is not finite")])
+def test_an_end_that_the_store_does_not_learn_of_is_code_75_unless_it_is_final(
+    proxy, address, tmp_path, data_dir, error
+):
+    config = Config(model="mlp", train_steps=6, run_dir=address, cache_dir=str(tmp_path), data_dir=str(data_dir))
+    config = resolve(dataclasses.replace(config, step_timeout=2.0))
+    with pytest.raises(StoreLost if isinstance(error, Preempted) else Diverged) as raised:
+        custom_loop.train(config, Ends(proxy, error))
+    assert raised.value.exit_code == (75 if isinstance(error, Preempted) else error.exit_code)
+
+
+def test_an_evaluators_end_that_the_store_does_not_learn_of_is_code_75(run, proxy, address, tmp_path):
+    flags = {"cache_dir": str(tmp_path / "cache")}
+    run(run_dir=address, **flags, **EXACT)
+    facts = json.loads(stores.Store(address).read("run.json"))
+    stores.Store(address).write("run.json", json.dumps(facts | {"ended": None}).encode())
+    proxy.fault = lambda method, path: "503" if method == "PUT" and "/evaluator/run.json" in path else None
+    words = ["custom_loop", "--mode=evaluate", f"--run_dir={address}", f"--cache_dir={tmp_path / 'other'}"]
+    words += [f"--data_dir={facts['flags']['data_dir']}", "--startup_timeout=1", "--step_timeout=5"]
+    with pytest.raises(StoreLost, match="/evaluator: nothing has moved for 5 s") as raised:
+        custom_loop.train(command.config_from(words, ""))
+    assert isinstance(raised.value.__cause__, PeerLost) and "no checkpoint after step 6" in str(raised.value.__cause__)
 
 
 @pytest.mark.parametrize("words", [("s3://bucket",), ("s3:///first",), ("s3://bucket/a/../b",), ("http://host/first",)])
@@ -281,23 +300,25 @@ def test_a_second_run_is_refused_and_sigterm_leaves_a_checkpoint(trainer, proxy,
     assert store_lock.NAME not in stores.Store(address).tags()
 
 
-def test_two_workers_share_a_run_through_the_store_alone(trainer, proxy, address, download, tmp_path):
-    """Each on a machine of its own; they are stopped, go on on other machines, and end with the bits of a folder."""
-    flags = (*LONG, "--strategy=multi_worker", "--replicas=1")
+@pytest.fixture
+def gang(trainer, tmp_path):
+    """`gang(run_dir, name, *flags)`: two workers, each on a machine of its own, of which nothing but that is shared."""
 
-    def gang(run_dir, name):
+    def start(run_dir, name, *flags):
         addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
         members = []
         for index in range(2):
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             own = (f"--run_dir={run_dir}", f"--cache_dir={tmp_path / name / str(index)}")
-            members.append(trainer(*flags, *own, env={"TF_CONFIG": json.dumps(config)}))
+            flags_of_two = (*flags, "--strategy=multi_worker", "--replicas=1")
+            members.append(trainer(*flags_of_two, *own, env={"TF_CONFIG": json.dumps(config)}))
         return members
 
-    for one in gang(tmp_path / "local", "none"):
-        code, output = one.wait()
-        assert code == 0, output
-    members = gang(address, "first")
+    return start
+
+
+def kill_chief(members, address):
+    """`kill -9` when there is a checkpoint."""
     until = time.monotonic() + 200
     while not copies.manifests(stores.Store(address)) and time.monotonic() < until:
         time.sleep(0.2)
@@ -305,12 +326,70 @@ def test_two_workers_share_a_run_through_the_store_alone(trainer, proxy, address
     codes = [one.wait()[0] for one in members]
     assert codes[0] == -signal.SIGKILL and codes[1] in (75, -signal.SIGKILL), codes
     stores.Store(address).remove([store_lock.NAME])  # else a minute is waited for
-    results = [one.wait() for one in gang(address, "second")]
+
+
+def test_two_workers_share_a_run_through_the_store_alone(gang, proxy, address, download, tmp_path):
+    """They are stopped, go on on other machines, and end with the bits of a folder."""
+    for one in gang(tmp_path / "local", "none", *LONG):
+        code, output = one.wait()
+        assert code == 0, output
+    kill_chief(gang(address, "first", *LONG), address)
+    results = [one.wait() for one in gang(address, "second", *LONG)]
     assert [code for code, _ in results] == [0, 0], results
     check_same(tmp_path / "local", download(address))
-    assert [one.wait()[0] for one in gang(address, "third")] == [0, 0], "complete already"
+    assert [one.wait()[0] for one in gang(address, "third", *LONG)] == [0, 0], "complete already"
 
 
+def test_what_moves_slowly_ends_no_worker(gang, proxy, address):
+    """The checkpoint comes to the chief, and what is written last to the store, in more than `--step_timeout`."""
+    flags = ("--model=mlp,hidden=512x512", "--batch_size=48", "--checkpoint_every=10", "--eval_every=0")
+    flags += ("--log_every=10", "--schedule=constant", "--warmup_steps=0", "--keep_checkpoints=1")
+    results = [one.wait() for one in gang(address, "first", *flags, "--train_steps=10")]
+    assert [code for code, _ in results] == [0, 0], results
+    slow = 12.0
+    store = stores.Store(address)
+    size = max(size for name, (_, size) in store.entries("checkpoints").items() if "state.data" in name)
+    paused = 0.0
+
+    def rate(method, path):
+        return size / (2 * slow) if method == "GET" and "state.data" in path else 0
+
+    def pause(method, path):
+        nonlocal paused
+        if method != "PUT" or store_lock.NAME in path:
+            return 0
+        paused += slow / 3
+        return slow / 3
+
+    proxy.rate, proxy.pause = rate, pause
+    members = gang(address, "second", *flags, "--train_steps=20", f"--step_timeout={slow}")
+    results = [one.wait() for one in members]
+    assert [code for code, _ in results] == [0, 0], results
+    assert paused > 3 * slow and "resumed from the checkpoint of step 10" in results[0][1]
+
+
+def test_a_run_of_two_workers_that_was_killed_goes_on_at_any_size(gang, run, proxy, address, download, tmp_path):
+    """Its chief is killed; it goes on in one process, at 1 replica and at 4, with the weights of one process."""
+    flags = {"optimizer": "sgd", "learning_rate": 0.05, "schedule": "constant", "warmup_steps": 0, "batch_size": 32}
+    flags |= {"checkpoint_every": 1, "eval_every": 0, "log_every": 2}
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    kill_chief(gang(address, "first", "--model=mlp", "--train_steps=10000", *words), address)
+    last = max(copies.manifests(stores.Store(address)))
+    sizes = {1: last + 4, 4: last + 8}
+    run("whole", replicas=2, train_steps=sizes[4], **flags)
+    for replicas, step in sizes.items():
+        cache = str(tmp_path / f"of {replicas}")
+        done = run(run_dir=address, cache_dir=cache, replicas=replicas, train_steps=step, **flags)
+        assert done.step == step
+    stored = download(address)
+    facts = reading.read_run(stored)
+    assert facts["resumed_from"] == sizes[1] and facts["replicas"] == 4
+    whole, resized = weights(tmp_path / "whole"), weights(stored)
+    for name, value in whole.items():
+        np.testing.assert_allclose(resized[name], value, rtol=1e-5, atol=1e-7)
+
+
+@object_store.every_store
 def test_an_evaluator_follows_a_run_in_the_store(trainer, run, proxy, address, download, tmp_path):
     flags = {**EXACT, "eval_every": 3, "checkpoint_every": 3}
     run(run_dir=address, cache_dir=str(tmp_path / "cache"), train_steps=9, **flags)
@@ -322,6 +401,65 @@ def test_an_evaluator_follows_a_run_in_the_store(trainer, run, proxy, address, d
     lines = {line["step"]: line["loss"] for line in metrics(stored / "evaluator")}
     assert lines.keys() == {3, 6, 9} and all(abs(lines[step] - of_run[step]) < 1e-5 for step in lines)
     assert reading.read_run(stored / "evaluator")["follows"] == address
-    code, output = trainer(*follower).wait()
-    assert code == 0, output
-    assert len(metrics(download(address) / "evaluator")) == 3, "it goes on after its last line"
+    if address.startswith("s3"):
+        code, output = trainer(*follower).wait()
+        assert code == 0, output
+        assert len(metrics(download(address) / "evaluator")) == 3, "it goes on after its last line"
+
+
+def write_safetensors(place, values):
+    """The format: the length of a header of JSON, that, and the bytes of all arrays. Here all are float32."""
+    header, at = {}, 0
+    for name, value in values.items():
+        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [at, at + value.nbytes]}
+        at += value.nbytes
+    text = json.dumps(header).encode()
+    place.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(value.tobytes() for value in values.values()))
+
+
+def test_weights_to_begin_with_and_a_teacher_come_from_a_store(run, proxy, address, tmp_path, data_dir):
+    """A run, and a file of weights: with the bits of one that names a folder, and the same line where there is none."""
+    flags = {**EXACT, "train_steps": 3, "cache_dir": str(tmp_path / "cache")}
+    source = run("source", **flags)
+    run(run_dir=address, **flags)
+    local = run("local", init_from=str(source.run_dir), **flags | {"seed": 4})
+    stored = run("stored", init_from=address, **flags | {"seed": 4})
+    check_same(local.run_dir, stored.run_dir)
+    facts = reading.read_run(stored.run_dir)
+    assert facts["flags"]["init_from"] == address and facts["initial"]["from"] == address
+    assert facts["initial"]["sha256"] == reading.read_run(local.run_dir)["initial"]["sha256"]
+    with pytest.raises(BadConfiguration, match=f"^--init_from {address}/none holds no run; name a run_dir"):
+        run("none", init_from=f"{address}/none", **flags)
+
+    values = {name.split("/", 2)[2]: value for name, value in weights(source.run_dir).items() if "model/" in name}
+    place = tmp_path / "values.safetensors"
+    write_safetensors(place, values)
+    stores.Store(f"{address}/files").write(place.name, place)
+    local = run("local file", init_from=str(place), **flags | {"seed": 4})
+    stored = run("stored file", init_from=f"{address}/files/{place.name}", **flags | {"seed": 4})
+    check_same(local.run_dir, stored.run_dir)
+    with pytest.raises(BadConfiguration, match=r"files/none\.safetensors is not there; name what is$"):
+        run("none", init_from=f"{address}/files/none.safetensors", **flags)
+
+    students = []
+    for name, teacher in (("of a folder", str(source.run_dir)), ("of a store", address)):
+        own = {"model": "mlp,hidden=8", "data_dir": str(data_dir), "run_dir": str(tmp_path / name)}
+        config = distillation_loop.Settings(**flags | own | {"teacher": teacher, "batch_size": 32})
+        students.append(distillation_loop.train(resolve(config)))
+    check_same(students[0].run_dir, students[1].run_dir)
+
+
+def test_rows_of_a_store_are_answered_as_those_of_a_folder(run, proxy, address, tmp_path):
+    rows = "\n".join(f"{n % 7},{n % 5},{'yes' if n % 7 > n % 5 else 'no'}" for n in range(60))
+    (tmp_path / "rows.csv").write_text(f"a,b,label\n{rows}\n")
+    stores.Store(address).write("rows.csv", tmp_path / "rows.csv")
+    trained = run(dataset=f"csv:{tmp_path / 'rows.csv'}", label="label", **EXACT)
+    answers = []
+    for place, name in ((str(tmp_path), "a.jsonl"), (address, "b.jsonl")):
+        words = ["predict", str(trained.run_dir), f"--input=csv:{place}/rows.csv", f"--output={tmp_path / name}"]
+        assert predictions.predict(predict.settings_from(words)) == 0
+        answers.append((tmp_path / name).read_text())
+    assert answers[0] == answers[1] and len(answers[0].splitlines()) == 60
+    words = ["predict", str(trained.run_dir), f"--input=csv:{address}/none.csv", f"--output={tmp_path / 'c.csv'}"]
+    with pytest.raises(BadConfiguration, match=f"^{address}/none.csv is not there; name what is$"):
+        predictions.predict(predict.settings_from(words))

@@ -5,15 +5,16 @@ import time
 import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
+from trainers.show import summaries
 from trainers.show.summaries import Summaries
 
 
 def attempt(folder, first, last, value):
     """The scalars of steps `first … last`, of an attempt that goes on after step `first - 1`."""
-    summaries = Summaries(folder, first - 1, splits=("train",))
+    written = Summaries(folder, first - 1, splits=("train",))
     for step in range(first, last + 1):
-        summaries.scalars("train", step, {"loss": value})
-    summaries.close()
+        written.scalars("train", step, {"loss": value})
+    written.close()
 
 
 def set_clock_back(folder, seconds):
@@ -51,3 +52,19 @@ def test_files_of_earlier_seconds_keep_their_names(tmp_path):
     attempt(tmp_path, 3, 4, 2.0)
     assert before < {path.name for path in (tmp_path / "train").iterdir()}
     assert all(int(name.split(".")[3]) < time.time() - 5 for name in before)
+
+
+def test_large_files_are_left_and_read_in_their_order(tmp_path, monkeypatch):
+    """Also those of one second; a run in a folder has one file."""
+    monkeypatch.setattr(summaries, "LARGEST_FILE", 2000)
+    for name, bounded in (("stored", True), ("local", False)):
+        (tmp_path / name).mkdir()
+        written = Summaries(tmp_path / name, 0, bounded=bounded, splits=("train",))
+        for step in range(1, 101):
+            written.scalars("train", step, {"loss": float(step)})
+            written.flush()
+            written.rotate()
+        written.close()
+        assert shown(tmp_path / name) == [(step, float(step)) for step in range(1, 101)]
+        files = [path for path in (tmp_path / name / "train").iterdir() if "-start" not in path.name]
+        assert len(files) > 3 and max(path.stat().st_size for path in files) < 2500 if bounded else len(files) == 1

@@ -1,7 +1,7 @@
 """Data sets by name: finds the kind of data and has it loaded."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -12,6 +12,7 @@ from trainers.settings import augmentation
 from trainers.settings.config import Config
 from trainers.settings.data_cards import data_card, is_own, split_name
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.settings.paths import is_address
 
 
 def load(
@@ -42,6 +43,28 @@ def load(
     load_kind = card.loader()
     with _readable_errors(request):
         return load_kind(request)
+
+
+def lies_elsewhere(config: Config) -> bool:
+    """Whether `--dataset` or `--data_dir` name an object store."""
+    return is_address(config.data_dir) or is_address(split_name(config.dataset)[1])
+
+
+def bring_for(config: Config, feed: Callable[[str], None]) -> None:
+    """Brings what `--dataset` and `--data_dir` name in object stores to this machine, where `load_for` finds it.
+
+    `feed`: called with what is waited for, as long as it is.
+
+    Raises:
+      BadConfiguration: there is nothing, it does not fit, or the store refuses.
+      StoreLost: the store cannot be reached, or nothing has moved for `--step_timeout`.
+    """
+    name, patience = config.dataset, config.step_timeout or 600.0
+    card, (kind, argument) = data_card(name), split_name(name)
+    if card.argument and is_address(argument):
+        object_cache.brought(kind, argument, config.cache_dir, feed=feed, patience=patience)
+    prepared = not card.argument and not is_own(name)
+    object_cache.data_dir(config.data_dir, name, config.cache_dir, prepared, feed, patience)
 
 
 def load_for(config: Config) -> Dataset:

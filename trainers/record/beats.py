@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainers.record import carriers, fleet, reading
+from trainers.record import fleet, reading
 from trainers.record.goodput import FACT
 from trainers.record.run_record import RunRecord
 from trainers.world import files, host, process
@@ -50,7 +50,7 @@ class Beats:
         self.directory = record.directory / reading.WORKERS
         self.path = reading.worker_file(record.directory, worker)
         # In a store each worker has a folder of its own, where it does not see what the others tell.
-        self.sees_others = workers > 1 and carriers.of(record.directory) is None
+        self.sees_others = workers > 1 and not record.carried
         self.seconds = max(BEAT_SECONDS, workers / _WORKERS_A_SECOND)
         self.ear = fleet.Ear()
         # When demands for stacks were seen first, by their id; the one for which this worker has written its own.

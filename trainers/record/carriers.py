@@ -21,6 +21,8 @@ from trainers.world import files
 
 # Folders under `--cache_dir`.
 WORKING, COPIES = "runs", "copies"
+# Of an owner's folder checkpoints go to the store at once, everything else when so much time has passed.
+EVERY_SECONDS = 30.0
 # Seconds for which a script that reads tries again.
 _READERS_PATIENCE = 60.0
 # The folder of `--mode=evaluate` in a run: another process owns it.
@@ -35,8 +37,11 @@ class Carrier(Protocol):
     def refresh(self, at_once: bool = False) -> None:
         """Brings the folder up to date, but for what checkpoints hold."""
 
-    def bring(self, step: int) -> None:
-        """Brings the files of a checkpoint, if they are not here."""
+    def bring(self, step: int, feed: Callable[[str], None]) -> None:
+        """Brings the files of a checkpoint, if they are not here. `feed`: called with what is waited for.
+
+        Raises StoreLost: nothing has moved for the carrier's time-out.
+        """
 
     def check(self) -> None:
         """Raises StoreLost if what is written here will not be brought to the store any more."""
@@ -69,10 +74,17 @@ def refresh(folder: Path, at_once: bool = False) -> None:
         carrier.refresh(at_once)
 
 
-def bring(folder: Path, step: int) -> None:
-    """Brings a checkpoint's files into a copy of a run; does nothing for a folder that is none."""
+def bring(folder: Path, step: int, feed: Callable[[str], None] = lambda what: None) -> None:
+    """Brings a checkpoint's files into a copy of a run; does nothing for a folder that is none.
+
+    `feed`: called with what is waited for, as long as it is.
+
+    Raises:
+      FileNotFoundError: it went while it was read.
+      StoreLost: nothing of it came for too long.
+    """
     if carrier := of(folder):
-        carrier.bring(step)
+        carrier.bring(step, feed)
 
 
 def check(folder: Path) -> None:
@@ -158,6 +170,45 @@ def readable(place: str | os.PathLike) -> Iterator[Path]:
         if not (copy.folder / "run.json").exists():
             copy.bring_export()
         yield copy.folder
+
+
+class _Sources:
+    """Copies of runs that a run takes weights from, each made when it is asked for first."""
+
+    def __init__(self, parent: Path, patience: float):
+        self.parent, self.patience, self.stack = parent, patience, contextlib.ExitStack()
+        self.folders: dict[str, Path] = {}
+
+    def folder_of(self, address: str) -> Path:
+        from trainers.record.copies import Copy
+
+        if address not in self.folders:
+            self.folders[address] = self.stack.enter_context(Copy(address, self.parent, self.patience)).folder
+        return self.folders[address]
+
+
+_SOURCES: list[_Sources] = []
+
+
+@contextlib.contextmanager
+def sources(config: Config) -> Iterator[None]:
+    """Within the block `folder_of` knows the folders of addresses that flags name."""
+    opened = _Sources(Path(config.cache_dir) / COPIES, config.step_timeout or 600.0)
+    _SOURCES.append(opened)
+    try:
+        with opened.stack:
+            yield
+    finally:
+        _SOURCES.remove(opened)
+
+
+def folder_of(place: str) -> Path:
+    """The folder in which a run lies that a flag names by its path or its address, for reading.
+
+    Raises:
+      BadConfiguration, StoreLost: the store refuses, or cannot be reached.
+    """
+    return _SOURCES[-1].folder_of(place) if paths.is_address(place) else Path(place)
 
 
 @contextlib.contextmanager

@@ -179,8 +179,10 @@ class Checkpoints:
                     os.replace(self.path(step), doomed)
                     shutil.rmtree(doomed)
 
-    def restore_newest(self) -> tuple[int, State] | None:
+    def restore_newest(self, feed: Callable[[str], None] = lambda what: None) -> tuple[int, State] | None:
         """Step and values of the newest whole checkpoint; damaged ones are set aside with a warning.
+
+        `feed`: called with what is waited for, as long as it comes from an object store.
 
         Raises:
           BadConfiguration: the checkpoint is of another run (other fixed flags), or all are damaged.
@@ -188,7 +190,7 @@ class Checkpoints:
         damaged = []
         for step in reversed(self.steps()):
             try:
-                return step, self.read(step)
+                return step, self.read(step, feed)
             except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 logging.warning("checkpoint %s is damaged and skipped: %s", self.path(step), reason)
@@ -203,14 +205,14 @@ class Checkpoints:
             )
         return None
 
-    def read(self, step: int) -> State:
-        """Values of the checkpoint of a step, verified.
+    def read(self, step: int, feed: Callable[[str], None] = lambda what: None) -> State:
+        """Values of the checkpoint of a step, verified. `feed`: as in `restore_newest`.
 
         Raises:
           OSError, ValueError, KeyError, tf.errors.OpError: it is damaged or gone.
           BadConfiguration: it is of another run, or of another format.
         """
-        carriers.bring(self.run_dir, step)
+        carriers.bring(self.run_dir, step, feed)
         path, manifest = self.path(step), self._manifest(step)
         if manifest.pop("digest", None) != _own_digest(manifest):
             raise ValueError("manifest.json does not have the digest that it names")

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from absl import logging
 
 from trainers.record import carriers, reading
-from trainers.world import files
+from trainers.world import files, transfers
 from trainers.world.stores import PIECE_BYTES, Store
 
 # A store is asked no more often.
@@ -95,6 +96,15 @@ def bring(store: Store, folder: Path, step: int) -> None:
             logging.warning("%s of step %d came with another digest", name, step)
 
 
+def bring_fed(address: str, folder: Path, step: int, feed: Callable[[str], None], patience: float) -> None:
+    """As `bring`; `feed` is called with what is waited for. Raises StoreLost: nothing moves for `patience` seconds."""
+
+    def work(moved: Callable[[], None], stop: threading.Event) -> None:
+        bring(Store(address, patience, stop, moved), folder, step)
+
+    transfers.awaited(work, feed, f"reading the checkpoint of step {step} from {address}", patience)
+
+
 def follow(store: Store, folder: Path, seen: dict[str, str]) -> int:
     """Brings what TensorBoard shows of all runs under an address up to date. Returns how many files have changed.
 
@@ -167,7 +177,7 @@ class Copy:
                 os.replace(path, place)
         self._looked = time.monotonic()
 
-    def bring(self, step: int) -> None:
+    def bring(self, step: int, feed: Callable[[str], None] = lambda what: None) -> None:
         """Brings the files of a checkpoint, if they are not here. One that is not known may be on its way.
 
         Raises:
@@ -176,10 +186,11 @@ class Copy:
         place, began, known = reading.checkpoint_folder(self.folder, step), time.monotonic(), step in self._tags
         self.refresh(at_once=True)
         while not place.exists() and not known and time.monotonic() - began < self._patience / 2:
+            feed(f"waiting for the checkpoint of step {step}")
             time.sleep(LOOK_SECONDS / 4)
             self.refresh()
         try:
-            bring(self._store, self.folder, step)
+            bring_fed(self.address, self.folder, step, feed, self._patience)
         except FileNotFoundError:
             shutil.rmtree(place, ignore_errors=True)
             raise

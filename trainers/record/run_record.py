@@ -47,7 +47,8 @@ class RunRecord:
         clock: Clock | None = None,
     ):
         self.config, self.directory, self.writes, self._feed = config, Path(config.run_dir), writes, feed
-        self.shown = carriers.shown(self.directory)
+        # Whether it lies in an object store, and how it is shown.
+        self.carried, self.shown = carriers.of(self.directory) is not None, carriers.shown(self.directory)
         self.metrics_path = self.directory / reading.METRICS
         self.facts: dict[str, Any] = {}
         self._lock = None
@@ -193,8 +194,10 @@ class RunRecord:
                 raise lost from error
             logging.warning("%s", lost)
 
-    def end(self, exit_code: int, reason: str, **facts: Any) -> None:
+    def end(self, exit_code: int, reason: str, feed: Callable[[str], None] | None = None, **facts: Any) -> None:
         """Completes run.json. Of a run in an object store, returns when all of the run is there.
+
+        `feed`: in place of the record's own.
 
         Raises:
           StoreLost: it cannot be brought there.
@@ -204,7 +207,7 @@ class RunRecord:
             ended=_now(), exit_code=exit_code, exit_reason=reason, peak_resident_mib=usage.ru_maxrss // 1024, **facts
         )
         if self.writes:
-            carriers.settle(self.directory, self._feed)
+            carriers.settle(self.directory, feed or self._feed)
 
     def close(self) -> None:
         """Gives run_dir back."""

@@ -21,6 +21,11 @@ _IN_KERAS = "model.weights.h5"
 _MOST_PACKED = 1100
 
 
+def is_one(name: str) -> bool:
+    """Whether a name, or an address, is that of such a file."""
+    return name.endswith((".weights.h5", ".keras", ".safetensors"))
+
+
 def names_are_places(path: Path) -> bool:
     """Whether the names that `read` gives are places in a tree of attributes."""
     return path.suffix in (".h5", ".keras")

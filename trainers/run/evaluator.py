@@ -73,7 +73,9 @@ class Follower:
         self.record.write(follows=carriers.shown(self.run_dir), replicas=self.loop.world.replicas)
         self.evaluate = self._evaluation()
         self.progress = Progress(max(self.done, 0), self.config.train_steps)
-        self.summaries = Summaries(self.record.directory, max(self.done, 0), splits=("eval",))
+        self.summaries = Summaries(
+            self.record.directory, max(self.done, 0), bounded=self.record.carried, splits=("eval",)
+        )
         with contextlib.closing(self.progress), contextlib.closing(self.summaries):
             while True:
                 step, ended = self.next_step()
@@ -128,7 +130,7 @@ class Follower:
         """The values of a checkpoint, or None if it cannot be read."""
         self.watchdog.feed(f"the evaluation of step {step}")
         try:
-            return self.store.read(step)
+            return self.store.read(step, self.watchdog.feed)
         except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
             # Another process owns them: it may have removed this one just now, or will set it aside.
             if self.store.path(step).exists():
@@ -151,6 +153,7 @@ class Follower:
         self.record.sync_metrics()
         self.summaries.scalars("eval", step, line)
         self.summaries.flush()
+        self.summaries.rotate()
         self.progress.advance(step)
         self.progress.metrics("eval", step, line)
         self.line, self.done, self.came = {"step": step, **line}, step, time.monotonic()

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainers.record import reading, weight_files
+from trainers.record import carriers, reading, weight_files
 from trainers.record.checkpoints import digest
 from trainers.record.state import State, put
 from trainers.run import trained
@@ -63,7 +63,7 @@ def begin(
     Raises:
       BadConfiguration: the source cannot be read, or a variable is neither in it nor left out by `--init_skip`.
     """
-    source = source_of(Path(config.init_from), world)
+    source = source_of(config, world)
     table, chosen = fit(model, source, config.init_skip)
     slots = _slots(config, source.state, optimizers, named, table) if config.init_optimizer else []
     _check(config, table)
@@ -82,16 +82,19 @@ def rows(facts: Mapping[str, Any]) -> dict[str, str]:
     return {"begins": f"with weights of {facts['from']}{step}"} | lists
 
 
-def source_of(path: Path, world: World) -> Source:
-    """What `--init_from` names: a run directory, which one worker reads, or a file. Raises BadConfiguration."""
-    if not path.is_dir():
+def source_of(config: Config, world: World) -> Source:
+    """What `--init_from` names: a run, which one worker reads, or a file. Raises BadConfiguration."""
+    name = config.init_from
+    if weight_files.is_one(name) and not Path(name).is_dir():
+        path = trained.file_at(_FLAG, name, config)
         values = weight_files.read(_FLAG, path)
-        return Source(values, {"from": str(path), "sha256": digest(path)}, weight_files.names_are_places(path))
+        return Source(values, {"from": name, "sha256": digest(path)}, weight_files.names_are_places(path))
+    path = carriers.folder_of(name)
     trained.flags_of(_FLAG, path)
     step, state = trained.values_of(_FLAG, path, world)
     values = dict(trained.evaluated(state))
     averaged = any(name.startswith(f"{trained.AVERAGE}/") for name in state)
-    facts = {"from": str(path), "step": step, "average": averaged}
+    facts = {"from": name, "step": step, "average": averaged}
     if world.chief:  # who writes them down, and sees the folder as it has read it
         facts["sha256"] = reading.manifest(path, step)["digest"]
     return Source(values, facts, state=state)

@@ -15,7 +15,7 @@ from trainers.record.beats import Beats
 from trainers.record.clock import Clock
 from trainers.record.run_record import RunRecord
 from trainers.record.tracking import Tracking
-from trainers.run import evaluator, parts, workers
+from trainers.run import evaluator, parts, trained, workers
 from trainers.run.hooks import Hooks
 from trainers.run.inner_loop import InnerLoop
 from trainers.run.plan import plan
@@ -48,7 +48,8 @@ def train(config: Config, make_loop: MakeLoop, hooks: Hooks | None = None) -> Su
     if config.dry_run and cluster:
         print(cluster.tf_config())
         return Summary(0, {}, {}, Path(config.run_dir), 0)
-    with carriers.carried(config, chief=cluster is None or cluster.index == 0) as carried:
+    chief = cluster is None or cluster.index == 0
+    with carriers.sources(config), carriers.carried(config, chief) as carried:
         if carried is not config:
             carried.check_files()
         return run(carried, cluster, make_loop, clock, hooks)
@@ -109,6 +110,8 @@ def build(
         world = devices.set_up(config, cluster, process.say)
     if config.mode == "train":
         check_batch(config, world.replicas)
+    if load.lies_elsewhere(config) or trained.lie_elsewhere(config):
+        workers.together(world, lambda feed: bring(config, world, feed), watchdog.feed)
     watchdog.feed("loading the data and building the model", allowed)
     dataset = load.load_for(config)
     config = with_epochs(config, dataset.train.size, reading.begun_with(config))
@@ -122,6 +125,12 @@ def build(
             logging.warning("%s", suspect)
         hooks.built(loop)
     return loop
+
+
+def bring(config: Config, world: World, feed: Callable[[str], None]) -> None:
+    """Brings what flags name in object stores: data to each worker, a run's weights to the chief. Raises as they do."""
+    load.bring_for(config, feed)
+    trained.bring_for(config, world, feed)
 
 
 @contextlib.contextmanager

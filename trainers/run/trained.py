@@ -1,6 +1,8 @@
 """A model as a run has left it: built from the run's flags, with the weights of its best checkpoint."""
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +14,14 @@ from absl import logging
 from models import cards, tasks
 from models.options import is_object
 from models.tasks import Task
+from trainers.input import object_cache
 from trainers.input.dataset import Dataset
 from trainers.input.errors import reason_of
-from trainers.record import carriers, reading
+from trainers.record import carriers, reading, weight_files
 from trainers.record.checkpoints import Checkpoints
 from trainers.record.state import State
 from trainers.run import workers
-from trainers.settings import options
+from trainers.settings import options, paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world.devices import World
@@ -32,6 +35,43 @@ class Trained(NamedTuple):
     model: keras.Model
     task: Task
     checkpoint: Path
+
+
+def lie_elsewhere(config: Config) -> list[str]:
+    """The flags that name a run, or a file of weights, in an object store."""
+    stored = [field.name for field in config.fields() if field.metadata.get("path") == "stored"]
+    return [name for name in stored if paths.is_address(getattr(config, name))]
+
+
+def bring_for(config: Config, world: World, feed: Callable[[str], None]) -> None:
+    """Brings what `lie_elsewhere` names: of a run the checkpoint that will be read, to who reads it, else the file.
+
+    `feed`: called with what is waited for, as long as it is.
+
+    Raises:
+      BadConfiguration: there is no such run or file, or the store refuses.
+      StoreLost: the store cannot be reached, or nothing has moved for `--step_timeout`.
+    """
+    for name in lie_elsewhere(config):
+        what, address = f"--{name}", getattr(config, name)
+        if name == "init_from" and (config.mode == "evaluate" or reading.checkpoint_steps(Path(config.run_dir))):
+            continue
+        if weight_files.is_one(address):
+            file_at(what, address, config, feed)
+            continue
+        folder = carriers.folder_of(address)
+        flags_of(what, folder)
+        if world.chief:
+            with contextlib.suppress(FileNotFoundError):  # who reads it tells, and takes another
+                carriers.bring(folder, best_of(folder)[1], feed)
+
+
+def file_at(what: str, place: str, config: Config, feed: Callable[[str], None] = lambda what: None) -> Path:
+    """The file of weights that a flag names by its path or its address, on this machine. Raises as `bring_for`."""
+    if not paths.is_address(place):
+        return Path(place)
+    patience = config.step_timeout or 600.0
+    return object_cache.brought(what, place, config.cache_dir, feed=feed, patience=patience)
 
 
 def flags_of(what: str, run_dir: Path) -> Config:
@@ -84,7 +124,8 @@ def model_of(
     scale = own.card.mean, own.card.deviation
     if scale != (config.card.mean, config.card.deviation):
         raise BadConfiguration(
-            f"{what} {run_dir}: its model {own.model} takes channels in other units than {config.model}; take another"
+            f"{what} {carriers.shown(run_dir)}: its model {own.model} takes channels in other units than "
+            f"{config.model}; take another"
         )
     model, task = tasks.model_of(own.model, dataset.spec)
     model(task.inputs(dataset.zeros()), training=False)
@@ -93,8 +134,8 @@ def model_of(
         _assign(model, values)
     except BadConfiguration as error:
         raise BadConfiguration(
-            f"{what} {run_dir}: its model {own.model} does not fit the data of --dataset {dataset.name}: "
-            f"{error}; name a run on such data"
+            f"{what} {carriers.shown(run_dir)}: its model {own.model} does not fit the data of --dataset "
+            f"{dataset.name}: {error}; name a run on such data"
         ) from error
     model.trainable = False
     return Trained(model, task, reading.checkpoint_folder(run_dir, found))
@@ -123,7 +164,8 @@ def _read(what: str, run_dir: Path, step: int | None) -> tuple[int, State]:
         except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
             if step is not None:
                 raise BadConfiguration(
-                    f"{what} {run_dir}: {store.path(step).name} cannot be read: {reason_of(error)}; name another"
+                    f"{what} {carriers.shown(run_dir)}: {store.path(step).name} cannot be read: {reason_of(error)}; "
+                    "name another"
                 ) from error
             logging.warning("checkpoint %s is damaged and skipped: %s", store.path(each), reason_of(error))
     raise BadConfiguration(

@@ -147,7 +147,7 @@ class Training:
     def take_checkpoint(self) -> bool:
         """Takes up the newest whole checkpoint, if there is one, and drops the metrics that came after it."""
         self.watchdog.feed("restoring a checkpoint", together=True)
-        checkpoint = workers.restore(self.world, self.store)
+        checkpoint = workers.restore(self.world, self.store, self.watchdog.feed)
         if checkpoint:
             self.step, values = checkpoint
             self.sums = values.pop("loop/sums")
@@ -183,7 +183,7 @@ class Training:
             eval_source = batches(world.strategy, loop.dataset.eval, config.batch_size // config.parts, None)
             eval_source.start(0)
             self.source, self.eval_source = source, eval_source
-            self.summaries = Summaries(self.record.directory, self.step, silent=not world.chief)
+            self.summaries = Summaries(self.record.directory, self.step, not world.chief, self.record.carried)
             train_call = driver.make_train_call(loop, self.hooks.source(loop, source), self.summaries)
             evaluation = loop.make_evaluation(eval_source)
             self.read_variables = state.reader(loop.variables)
@@ -341,6 +341,7 @@ class Training:
                 self.background.wait()
                 values = self.values()
                 self.record.goodput.mark(self.step, self.store.steps())
+                self.summaries.rotate()
                 self.background.do(self.write_checkpoint, self.step, values, evaluation)
 
     def values(self) -> state.State:
@@ -403,16 +404,16 @@ class Training:
 
     def finish(self, reason: str) -> Summary:
         """Exports if asked, completes run.json and returns the summary."""
-        final = {split: self.record.last(split) for split in ("train", "eval")}
-        final = {split: {k: v for k, v in line.items() if k != "split"} for split, line in final.items()}
+        last = {split: self.record.last(split) for split in ("train", "eval")}
+        final = {split: {k: v for k, v in line.items() if k != "split"} for split, line in last.items()}
         if self.config.export and self.world.chief:
             self.export(final["eval"])
         facts = {"final": final, "seconds": self.clock.seconds, "step": self.step, "traces": self.loop.traces}
-        self.record.end(OK, reason, peak_device_mib=devices.peak_memory_mib(), **facts, **self.loop.final_facts())
-        if self.world.cluster:
-            # Nobody leaves before the chief has done all: alone it could not be started again.
-            self.watchdog.feed("waiting for the chief's end", 2 * self.config.step_timeout)
-            workers.leave_together(self.world, lambda: self.world.chief or bool(reading.completed(self.config)))
+        facts |= {"peak_device_mib": devices.peak_memory_mib(), **self.loop.final_facts()}
+        self.watchdog.feed("waiting for the chief's end", 2 * self.config.step_timeout)
+        # Nobody leaves before the chief has done all: alone it could not be started again.
+        done = lambda: self.world.chief or bool(reading.completed(self.config))  # noqa: E731
+        workers.together(self.world, functools.partial(self.record.end, OK, reason, **facts), self.watchdog.feed, done)
         if self.world.chief:
             process.say(f"{reason}: {words(final['eval'])}  in {self.record.shown}")
             self.record.tell_goodput()

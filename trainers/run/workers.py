@@ -4,8 +4,9 @@ import functools
 import itertools
 import json
 import math
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +15,9 @@ from trainers.record import checkpoints, state
 from trainers.settings.exit_codes import PeerLost
 from trainers.world.devices import World
 
+T = TypeVar("T")
+# How often a worker that is busy tells the others.
+_TELL_SECONDS = 1.0
 # What is broadcast at once: 32 MiB.
 _WORDS_AT_ONCE = 1 << 22
 
@@ -68,6 +72,38 @@ def leave_together(world: World, ended: Callable[[], bool], value: float = 0.0) 
         if peer_lost(error) is error or not ended():
             raise
         return None
+
+
+def together(
+    world: World,
+    work: Callable[[Callable[[str], None]], T],
+    feed: Callable[[str], None],
+    ended: Callable[[], bool] = lambda: False,
+) -> T:
+    """What `work(feed)` returns, which may take long on some workers: nobody passes, or gives up, before all are done.
+
+    `work` calls the `feed` that it is given all the time while it waits for something that moves, and ends itself if
+    nothing does. `feed`: of this worker's watchdog. `ended`: as of `leave_together`.
+    """
+    if world.cluster is None:
+        return work(feed)
+    asked, all_here = time.monotonic(), True
+
+    def tell(what: str) -> None:
+        """The others learn that this one is still busy."""
+        nonlocal asked, all_here
+        feed(what)
+        if all_here and time.monotonic() - asked > _TELL_SECONDS:
+            try:
+                gather(world, 1.0)
+            except tf.errors.OpError:
+                all_here = False  # who has gone is missed at the end
+            asked = time.monotonic()
+
+    result = work(tell)
+    while any(leave_together(world, ended) or ()):
+        feed("waiting for what comes to another worker from an object store")
+    return result
 
 
 def peer_lost(error: BaseException) -> BaseException:
@@ -131,9 +167,11 @@ def broadcast(world: World, values: state.State | None) -> state.State:
     return found
 
 
-def restore(world: World, store: checkpoints.Checkpoints) -> tuple[int, state.State] | None:
+def restore(
+    world: World, store: checkpoints.Checkpoints, feed: Callable[[str], None]
+) -> tuple[int, state.State] | None:
     """Step and values of the newest whole checkpoint, on every worker: the chief reads it, the others receive it."""
-    restored = store.restore_newest() if world.chief else None
+    restored = together(world, lambda tell: store.restore_newest(tell) if world.chief else None, feed)
     step = int(from_chief(world, restored[0] if restored else -1))
     return (step, broadcast(world, restored[1] if restored else None)) if step >= 0 else None
 

@@ -42,12 +42,12 @@ _OF_ONE_START = {"repeated": False, "distinct": False, "compared": False}
 def flag(default: Any, group: str, text: str, **rules: Any) -> Any:
     """A field that `trainers.settings.flags` makes a flag of.
 
-    Rules of its value: `choices`, `low`, `high`; `path`: it is a path, and is made absolute; `chosen`: a kind of
-    `models.options`, of which it is a choice with options; `switch`: it may stand without a value, as `true`; `words`:
-    what a number may be besides. Roles, each false or true for a reason: `fixed`: it decides the mathematics, so a
-    run_dir that was begun with a value refuses another. `shared`: all workers must have the same, besides what is
-    fixed. `repeated`: flags.txt holds it. `distinct`: it makes a run differ from another. `compared`: it is shown
-    beside the results of runs.
+    Rules of its value: `choices`, `low`, `high`; `path`: it is a path, and is made absolute, or, where this is
+    `"stored"`, an address; `chosen`: a kind of `models.options`, of which it is a choice with options; `switch`: it may
+    stand without a value, as `true`; `words`: what a number may be besides. Roles, each false or true for a reason:
+    `fixed`: it decides the mathematics, so a run_dir that was begun with a value refuses another. `shared`: all workers
+    must have the same, besides what is fixed. `repeated`: flags.txt holds it. `distinct`: it makes a run differ from
+    another. `compared`: it is shown beside the results of runs.
     """
     roles = {"fixed": False, "shared": False, "repeated": True, "distinct": True, "compared": True}
     return dataclasses.field(default=default, metadata={"group": group, "help": text, **roles, **rules})
@@ -213,7 +213,7 @@ class Config:
         "training",
         "begin with trained weights: a run directory, or a file .weights.h5, .keras or .safetensors",
         fixed=True,
-        path=True,
+        path="stored",
     )
     init_skip: str = flag(
         "",
@@ -342,8 +342,8 @@ class Config:
         Raises:
           BadConfiguration: one is not.
         """
-        path = Path(self.init_from)
-        if not self.init_from or self.mode == "evaluate" or any(Path(self.run_dir).glob("checkpoints/step-*")):
+        path, is_path = Path(self.init_from), self.init_from and "://" not in self.init_from
+        if not is_path or self.mode == "evaluate" or any(Path(self.run_dir).glob("checkpoints/step-*")):
             return
         if not path.exists():
             raise BadConfiguration(f"--init_from {path} does not exist; name a run directory or a file of weights")

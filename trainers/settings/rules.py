@@ -129,10 +129,15 @@ def _local_paths(config: Config) -> Config:
     data_dir = config.data_dir
     if data_dir == Config.data_dir and not paths.has_home():
         data_dir = paths.DATA_WITHOUT_HOME
-    named = {f.name: getattr(config, f.name) for f in config.fields() if f.metadata.get("path")}
+    named = {}
+    for field in config.fields():
+        if (kind := field.metadata.get("path")) and (text := getattr(config, field.name)):
+            stored = kind == "stored" and paths.is_address(text)
+            what = f"--{field.name}"
+            named[field.name] = paths.place(what, text) if stored else os.path.realpath(paths.local(what, text))
     return dataclasses.replace(
         config,
-        **{name: os.path.realpath(paths.local(f"--{name}", text)) for name, text in named.items() if text},
+        **named,
         run_dir=paths.place("--run_dir", config.run_dir or default_run_dir(config)),
         cache_dir=paths.cache_dir(config.cache_dir),
         data_dir=paths.place("--data_dir", data_dir),

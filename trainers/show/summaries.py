@@ -19,6 +19,8 @@ HISTOGRAM_BUCKETS = 30
 # Values of a tensor that a histogram counts, evenly spaced: more would cost, and show no more.
 HISTOGRAM_VALUES = 8192
 PR_THRESHOLDS = 51
+# Of a file of events of a run in an object store, about.
+LARGEST_FILE = 4 << 20
 # The plugin that shows a graph under a tag of its own, beside the default one.
 _GRAPH_PLUGIN = "graph_run_metadata_graph"
 
@@ -68,10 +70,20 @@ def _tensor(tag: str, metadata: tb.summary_pb2.SummaryMetadata, values: Sequence
 
 
 class Summaries:
-    """Event files in a folder for each split of a run_dir, from a step on. `silent`: writes nothing."""
+    """Event files in a folder for each split of a run_dir, from a step on. `silent`: writes nothing.
 
-    def __init__(self, directory: Path, step: int, silent: bool = False, splits: Sequence[str] = ("train", "eval")):
-        self.silent, self._directory = silent, directory
+    `bounded`: large files are left, and others begun (`rotate`), where a file that grows is sent whole each time.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        step: int,
+        silent: bool = False,
+        bounded: bool = False,
+        splits: Sequence[str] = ("train", "eval"),
+    ):
+        self.silent, self._bounded, self._directory = silent, bounded, directory
         self._writers = {split: tf.summary.create_noop_writer() for split in splits}
         self._events: dict[tuple[str, ...], tb.summary_pb2.Summary] = {}
         for split in self._writers if not silent else ():
@@ -183,6 +195,17 @@ class Summaries:
         for split, writer in self._writers.items() if not self.silent else ():
             folder = self._directory / split
             private_api.reopen(writer, str(folder), functools.partial(_mark_start, folder, step))
+
+    def rotate(self) -> None:
+        """Begins another file of each split whose last one is large. Called while nobody else writes.
+
+        TensorBoard reads all files of a folder, in the order of their names.
+        """
+        for split, writer in self._writers.items() if self._bounded and not self.silent else ():
+            folder = self._directory / split
+            last = max(folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns, default=None)
+            if last and last.stat().st_size > LARGEST_FILE:
+                private_api.reopen(writer, str(folder), lambda folder=folder: _put_first(folder, int(time.time())))
 
     def flush(self) -> None:
         """Brings the events to the files."""

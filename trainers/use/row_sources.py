@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import tensorflow as tf
 
-from trainers.input import image_files
+from trainers.input import image_files, object_cache
 from trainers.input.errors import one_line, reason_of
 from trainers.input.kinds import csv_table, image_folder
 from trainers.input.raw.rows import WITH_COMMA, RawRows, number_of
@@ -46,7 +46,10 @@ def source_of(text: str, predictor: Predictor, data_dir: str) -> Source:
         raise BadConfiguration(f"--input {text}: the model takes {raw.kind}; pass {' or '.join(f'{n}:…' for n in fit)}")
     if kind == "tfds":
         return split_sources.prepared_set(argument, predictor, data_dir)
-    path = paths.local(f"--input={kind}:", argument)
+    if paths.is_address(argument):
+        path = object_cache.brought(kind, argument, "")
+    else:
+        path = paths.local(f"--input={kind}:", argument)
     return {"csv": _table, "images": _images, "text": _lines}[kind](path, predictor)
 
 

@@ -6,6 +6,7 @@ bounded, and is tried again while that may help: the server answers 429 or 5xx, 
 
 import contextlib
 import datetime
+import io
 import os
 import random
 import re
@@ -22,10 +23,15 @@ from trainers.world import files
 T = TypeVar("T")
 # What tells two contents of an object apart: a tag, a number or both. Google's store asks for the number.
 Version = dict[str, str]
-# One request; larger objects are read and written in pieces.
+# One request; larger objects are read and written in pieces. No store takes smaller ones.
 REQUEST_SECONDS = 60
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 5 << 20
 _MOST_PIECES = 9000
+# Pieces that are on their way at once, at most: what a network brings in so many seconds. One sees that something moves
+# when a piece has come.
+_MOST_AT_ONCE, _SECONDS_AT_ONCE = 4, 2.0
+# Of an answer, what is taken from it at once.
+_BYTES_AT_ONCE = 1 << 16
 # Between tries, growing from the first to the last.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
@@ -64,16 +70,28 @@ def _version(facts: Mapping[str, Any]) -> Version:
 class Store:
     """What lies under an address. Names are relative to it, with `/`.
 
-    `patience`: seconds for which a request that fails is tried again; `stop`: set, nothing is tried again.
+    `patience`: seconds for which a request that fails is tried again, from the last byte on that has moved; `stop`:
+    set, nothing is tried again. `moved`: called, from any thread, when bytes have moved that had not before, and when
+    an object was written or removed.
 
     Methods raise:
       StoreLost: the store cannot be reached, or answers with errors, for longer than that.
       BadConfiguration: it refuses: there is no such bucket, no right, no credentials.
     """
 
-    def __init__(self, address: str, patience: float = 60.0, stop: threading.Event | None = None):
-        self._obstore, self.address, self.patience = _library(), address, patience
+    def __init__(
+        self,
+        address: str,
+        patience: float = 60.0,
+        stop: threading.Event | None = None,
+        moved: Callable[[], None] = lambda: None,
+    ):
+        self._obstore, self.address, self.patience, self._moved = _library(), address, patience, moved
         self._stop = stop or threading.Event()
+        # Of objects that are being written: how far any try has come.
+        self._reached: dict[str, int] = {}
+        # Pieces at once; it follows from how fast the last large object went.
+        self._at_once = 1
         plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)
         options: dict[str, Any] = {"timeout": f"{REQUEST_SECONDS}s", "connect_timeout": "10s"}
         # The library's own tries are few: those here can be ended, and say what they wait for.
@@ -90,8 +108,11 @@ class Store:
 
     # Requests ----------------------------------------------------------------------------------------------------
 
-    def _tried(self, what: str, request: Callable[[], T]) -> T:
-        """What a request returns, tried again while that may help. FileNotFoundError and conflicts go through."""
+    def _tried(self, what: str, request: Callable[[], T], since: Callable[[], float] = lambda: 0.0) -> T:
+        """What a request returns, tried again while that may help. FileNotFoundError and conflicts go through.
+
+        `since`: when something has moved last.
+        """
         errors, began, pause = self._obstore.exceptions, time.monotonic(), _FIRST_PAUSE
         refusals = (errors.PermissionDeniedError, errors.UnauthenticatedError, errors.InvalidPathError)
         refusals += (errors.NotSupportedError, errors.UnknownConfigurationKeyError)
@@ -111,7 +132,7 @@ class Store:
                     f"{self.address} refuses to {what}: {_first_line(error)}; check the credentials and their rights"
                 ) from None
             except (errors.BaseError, OSError, _Short) as error:
-                waited = time.monotonic() - began
+                waited = time.monotonic() - max(began, since())
                 if waited + pause > self.patience or self._stop.is_set():
                     reason = _NO_CREDENTIALS if _IDENTITIES in str(error) else _first_line(error)
                     raise StoreLost(
@@ -148,24 +169,56 @@ class Store:
 
     def piece(self, name: str, start: int, length: int, tag: str | None = None) -> bytes:
         """So many bytes of an object from a place on. Raises FileNotFoundError, also if its version has another tag."""
-        options = {"range": (start, start + length)} | ({"if_match": tag} if tag else {})
+        data = bytearray()
 
-        def get() -> bytes:
+        def more() -> None:
+            """Adds what comes. What is cut off is asked for from there on."""
+            options = {"range": (start + len(data), start + length)} | ({"if_match": tag} if tag else {})
+            before = len(data)
             try:
-                data = bytes(self._obstore.get(self._store, name, options=options).bytes())
+                for chunk in self._obstore.get(self._store, name, options=options).stream(_BYTES_AT_ONCE):
+                    data.extend(memoryview(chunk))
+                    self._moved()
             except self._obstore.exceptions.PreconditionError:
                 raise FileNotFoundError(f"{name} was replaced while it was read") from None
-            if len(data) != length:
+            except (self._obstore.exceptions.BaseError, OSError):
+                if len(data) == before:
+                    raise
+            if len(data) == before or len(data) > length:
                 raise _Short(f"{name} has ended after {start + len(data)} bytes")
-            return data
 
-        return self._tried(f"read {name}", get)
+        while len(data) < length:
+            self._tried(f"read {name}", more)
+        return bytes(data)
 
     def write(self, name: str, content: bytes | Path) -> None:
         """Writes an object, which is whole or not there; `content`: bytes, or a file that does not change."""
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        pieces = {"chunk_size": max(PIECE_BYTES, -(-size // _MOST_PIECES)), "max_concurrency": 4}
-        self._tried(f"write {name}", lambda: self._obstore.put(self._store, name, content, **pieces))
+        length = max(PIECE_BYTES, -(-size // _MOST_PIECES))
+        last = time.monotonic()
+
+        def pieces() -> Iterator[bytes]:
+            """The library takes the next when one of those before is there."""
+            nonlocal last
+            with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
+                while piece := file.read(length):
+                    if file.tell() > self._reached.get(name, 0):
+                        self._reached[name], last = file.tell(), time.monotonic()
+                        self._moved()
+                    yield piece
+
+        def put() -> Any:
+            if size <= length:
+                small = content if isinstance(content, bytes) else content.read_bytes()
+                return self._obstore.put(self._store, name, small, use_multipart=False)
+            now, self._at_once, began = self._at_once, 1, time.monotonic()
+            self._obstore.put(self._store, name, pieces(), chunk_size=length, max_concurrency=now)
+            rate = size / (time.monotonic() - began)
+            self._at_once = min(max(int(_SECONDS_AT_ONCE * rate / length), 1), _MOST_AT_ONCE)
+
+        self._tried(f"write {name}", put, lambda: last)
+        self._reached.pop(name, None)
+        self._moved()
 
     def create(self, name: str, content: bytes) -> Version | None:
         """Writes an object that is not there yet. Returns its version, or None if there is one."""
@@ -192,6 +245,7 @@ class Store:
 
         def found() -> Iterator[tuple[str, tuple[str, int]]]:
             for page in self._obstore.list(self._store, under or None):
+                self._moved()
                 yield from ((meta["path"], (meta["e_tag"] or "", meta["size"])) for meta in page)
 
         return dict(sorted(self._tried("list what is there", lambda: list(found()))))
@@ -205,6 +259,7 @@ class Store:
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self._tried(f"remove {name}", lambda name=name: self._obstore.delete(self._store, name))
+                self._moved()
 
     def rename(self, name: str, new: str) -> None:
         """Gives an object another name. One that is not there is no error."""
