@@ -167,7 +167,8 @@ REFUSALS = {
     "a table of this machine": (
         (),
         ("--model=mlp", "--label=y", "--dataset=csv:/home/me/x.csv"),
-        "--dataset=csv:/home/me/x.csv is a path of this machine, which pods do not have; copy it to the claim",
+        "--dataset=csv:/home/me/x.csv is a path of this machine, which pods do not have; bring it: "
+        "launch/k8s.py data --from=/home/me/x.csv, and name it /work/runs/data/x.csv",
     ),
     "a table of this machine in two words": (
         (),
@@ -183,7 +184,9 @@ REFUSALS = {
     "data on a claim beside a run_store": (
         ("--run_store=s3://b/runs",),
         ("--model=transformer", "--dataset=text:/work/runs/book.txt"),
-        "--dataset text:/work/runs/book.txt is a path, which pods without a claim do not have; name an address",
+        "--dataset text:/work/runs/book.txt is a path, which pods without a claim do not have; "
+        "bring it: launch/k8s.py data --from=/work/runs/book.txt --run_store=s3://b/runs, and name it "
+        "s3://b/runs/data/book.txt",
     ),
     "a path beside a run_store": (
         ("--run_store=s3://b/runs",),
