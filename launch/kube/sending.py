@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import threading
 import time
@@ -51,6 +52,7 @@ def send(kubectl: Kubectl, job: DataJob, source: Source) -> bool:
     Raises:
       BadConfiguration: other data are there, the source changes, or the connection is cut again and again.
     """
+    code, why = 0, ""
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(_PAUSE_SECONDS)
@@ -59,7 +61,11 @@ def send(kubectl: Kubectl, job: DataJob, source: Source) -> bool:
             raise BadConfiguration(f"{job.name} has ended; its log says why: launch/k8s.py logs --name={job.name}")
         words = ("exec", "--stdin", pod, "--", *job.command, f"--data_dir={job.data_dir}", "--take")
         process.say(f"sending {source.name} to {pod}: {source.manifest.summary()}")
-        code, answers, why = _call(kubectl.words(*words), source)
+        before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a connection that is cut does not end the launcher
+        try:
+            code, answers, why = _call(kubectl.words(*words), source)
+        finally:
+            signal.signal(signal.SIGPIPE, before)
         if "same" in answers or answers.get("whole") == source.manifest.digest:
             return "same" not in answers
         source.check_unchanged()
@@ -71,7 +77,7 @@ def send(kubectl: Kubectl, job: DataJob, source: Source) -> bool:
             )
         process.say(f"the connection to {pod} has ended ({why or f'code {code}'}); it is made again")
     raise BadConfiguration(
-        f"the connection to {job.name} was cut {_TRIES} times; start this again, it goes on where it was"
+        f"the connection to {job.name} has ended {_TRIES} times ({why or code}); repeat this, it goes on where it was"
     )
 
 

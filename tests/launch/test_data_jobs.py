@@ -66,7 +66,8 @@ elif words[:2] == ["get", "jobs"]:
 elif words[:2] == ["get", "pods"]:
     labels = {{"app.kubernetes.io/component": "data"}}
     phase = "Running" if "active" in job["status"] else "Succeeded"
-    print(json.dumps({{"items": [{{"metadata": {{"name": "pod", "labels": labels}}, "spec": {{}}, "status": {{"phase": phase}}}}]}}))
+    pod = {{"metadata": {{"name": "pod", "labels": labels}}, "spec": {{}}, "status": {{"phase": phase}}}}
+    print(json.dumps({{"items": [pod]}}))
 elif words[:2] == ["get", "events"]:
     print(json.dumps({{"items": []}}))
 elif words[0] == "logs":

@@ -427,12 +427,12 @@ def test_an_evaluator_knows_when_its_run_was_submitted(cluster):
 
 
 def test_the_readme_submits_as_it_says():
-    """Each submission of the page on Kubernetes, as a dry run."""
+    """Each submission of the page on Kubernetes, and each command for data, as a dry run."""
     section = (ROOT / "docs/kubernetes.md").read_text()
-    lines = re.findall(r"^python (launch/k8s\.py submit .*?)(?: +#.*)?$", section, re.MULTILINE)
-    assert len(lines) >= 2
+    lines = re.findall(r"^python (launch/k8s\.py (?:submit|data) .*?)(?: +#.*)?$", section, re.MULTILINE)
+    assert len(lines) >= 8
     for line in lines:
-        words = line.replace("$IMAGE", DIGEST).split(" -- ")
+        words = line.replace("$IMAGE", DIGEST).replace("--from=photos", "--from=docs").split(" -- ")
         command = f"{sys.executable} {words[0]} --dry_run" + (f" -- {words[1]}" if words[1:] else "")
         done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stderr

@@ -87,8 +87,10 @@ class Receiver:
             raise BadConfiguration(f"{place} is a {'file' if self.is_folder else 'folder'}; {_REMEDY}")
         root = place if self.is_folder else self.data_dir
         beside = (self.name, *(self.name + suffix for suffix in BESIDE))
+        if not place.exists() and self.is_folder:
+            return False
         names = list(names_in(place)) if self.is_folder else [name for name in beside if self._exists(name)]
-        if not names:
+        if not names and not self.is_folder:
             return False
         there = Manifest({name: self._entry(root / name) for name in names})
         between_renames = not self.is_folder and there.files.items() < manifest.files.items()
