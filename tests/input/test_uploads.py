@@ -16,7 +16,6 @@ from trainers.input import manifests, object_cache, preparing, uploads
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import stores
 
-
 WRITES = ("PUT", "POST", "DELETE")
 
 
