@@ -7,6 +7,8 @@
     python launch/k8s.py resume --name=first        # again, from its checkpoint; --nodes=4 on another size
     python launch/k8s.py delete --name=first        # its objects; the run stays on the claim
     python launch/k8s.py tensorboard                # at 127.0.0.1:6006
+    python launch/k8s.py data --dataset=cifar10 --image=IMAGE@sha256:…   # prepares it, for all runs
+    python launch/k8s.py data --from=photos --image=IMAGE@sha256:…       # brings files of this machine there
 
 What follows `--` are the trainer's flags. Exit code 0: done; 2: a flag is wrong, or kubectl or the cluster is not there
 or has refused, in one line.
@@ -32,11 +34,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from launch.kube import bringing, pods, rules
 from launch.kube import kubectl as cluster
-from launch.kube import pods, rules
-from launch.kube.documents import Document, clusters
-from launch.kube.kubectl import Kubectl, as_yaml, ended, existing, workload_of
-from launch.kube.submission import PLACEHOLDER, RUNS, Submission, check, has_digest
+from launch.kube.data_jobs import DataJob, is_data
+from launch.kube.documents import QUEUE_LABEL, SUBMISSION, Document, clusters
+from launch.kube.kubectl import Kubectl, as_yaml, ended, existing, known, workload_of
+from launch.kube.submission import PLACEHOLDER, RUNS, Submission, check, has_digest, store_of
+from trainers.input.manifests import source_of
+from trainers.input.preparing import check_name
 from trainers.settings.exit_codes import OK, BadConfiguration
 from trainers.settings.pages import SUPERVISED, shipped
 from trainers.show.tables import table
@@ -63,6 +68,22 @@ def apply(kubectl: Kubectl, submission: Submission, documents: Sequence[Document
     print(cluster.apply(kubectl, documents), end="")
     process.say(f"see: python launch/k8s.py status --name={submission.name}")
     return OK
+
+
+def data(options: argparse.Namespace, flags: Sequence[str]) -> int:
+    """Prepares a data set, or brings files of this machine, to where runs find them: the claim or a bucket."""
+    if bool(options.dataset) == bool(options.source):
+        raise BadConfiguration("data needs --from=PATH or --dataset=NAME; name one of them")
+    if options.dataset:
+        check_name(options.dataset)
+    store = store_of(options.run_store)
+    source = source_of("--from", options.source) if options.source else None
+    name = source.name if source else ""
+    job = DataJob(options.dataset, name, options.image or "", options.namespace, store)
+    if source and store:
+        return bringing.to_store(job, source, options.dry_run)
+    kubectl = Kubectl(options.context, options.namespace)
+    return bringing.by_job(kubectl, job, source, options.allow_tag, options.dry_run)
 
 
 def submit(options: argparse.Namespace, flags: Sequence[str]) -> int:
@@ -112,22 +133,26 @@ def resume(options: argparse.Namespace, flags: Sequence[str]) -> int:
 def delete(options: argparse.Namespace, flags: Sequence[str]) -> int:
     """Deletes a run's objects; what it has written stays."""
     kubectl = Kubectl(options.context, options.namespace)
+    workload = workload_of(kubectl, options.name)
+    brings_data = workload is not None and is_data(workload)
     deleted = cluster.remove(kubectl, options.name)
     print(deleted, end="")
     if "deleted" not in deleted:
         raise BadConfiguration(f"--name {options.name}: nothing of such a run is in namespace {kubectl.namespace}")
-    process.say(f"the run stays at {RUNS}/{options.name}, or in its store; submitted again it continues")
+    if not brings_data:
+        process.say(f"the run stays at {RUNS}/{options.name}, or in its store; submitted again it continues")
     return OK
 
 
 def status(options: argparse.Namespace, flags: Sequence[str]) -> int:
     """Prints how a run is."""
     kubectl, name = Kubectl(options.context, options.namespace), options.name
-    workload, submission = existing(kubectl, name)
+    workload = known(kubectl, name)
     members = pods.pods_of(kubectl, name)
     events = kubectl.objects("events", "--sort-by=.lastTimestamp")
     facts = workload.get("status", {})
-    waits = f"waiting in queue {submission.queue or '?'}" if workload["spec"].get("suspend") else ""
+    queue = workload["metadata"].get("labels", {}).get(QUEUE_LABEL, "?")
+    waits = f"waiting in queue {queue}" if workload["spec"].get("suspend") else ""
     running = f"{facts.get('active', 0)} active, {facts.get('failed', facts.get('restarts', 0))} failed so far"
     print(f"{workload['kind']} {name}: {ended(workload) or waits or running}")
     if members:
@@ -135,14 +160,16 @@ def status(options: argparse.Namespace, flags: Sequence[str]) -> int:
     else:
         warnings = pods.warnings(events, [name, f"{name}-worker-0"])
         print(f"no pods yet{f': {warnings[-1]}' if warnings else ''}")
-    print("\n".join(pods.standing(kubectl, members, submission.folder_in_pod)))
+    if not is_data(workload):
+        submission = Submission.from_text(workload["metadata"]["annotations"][SUBMISSION])
+        print("\n".join(pods.standing(kubectl, members, submission.folder_in_pod)))
     return OK
 
 
 def logs(options: argparse.Namespace, flags: Sequence[str]) -> int:
     """Follows all workers, a prefix before each line; a pod that comes in the place of another is followed too."""
     kubectl = Kubectl(options.context, options.namespace)
-    existing(kubectl, options.name)
+    known(kubectl, options.name)
     if not pods.print_logs(kubectl, options.name, options.tail, options.follow):
         process.say("no pod runs yet; see status")
     return OK
@@ -166,6 +193,7 @@ COMMANDS = {
     "delete": delete,
     "resume": resume,
     "tensorboard": tensorboard,
+    "data": data,
 }
 
 
@@ -183,20 +211,26 @@ def command_line() -> argparse.ArgumentParser:
         if name == "tensorboard":
             add("--port", type=int, default=6006, help="of this machine's loopback (default: 6006)")
             continue
-        add("--name", required=True, help="the run's")
+        if name == "data":
+            add("--from", dest="source", default="", help="a file or a folder of this machine")
+            add("--dataset", default="", help="prepared by its name: cifar10, imagenet2012, …")
+        else:
+            add("--name", required=True, help="the run's")
         if name == "logs":
             add("--tail", type=int, default=100, help="lines of each worker to begin with (default: 100)")
             add("--follow", action=argparse.BooleanOptionalAction, default=True)
         if name in ("submit", "resume"):
             add("--nodes", type=int, help="pods, each on a node of its own (default: 1)")
             add("--gpus_per_node", type=int, help="0 = CPUs, for kind or minikube (default: 1)")
+            add("--backend", choices=("job", "jobset"), help="who starts pods again (default: job)")
+        if name in ("submit", "resume", "data"):
             add("--image", help="IMAGE@sha256:…, of the stage gpu (or cpu)")
             add("--allow_tag", action="store_true", help="take an image without a digest")
-            add("--backend", choices=("job", "jobset"), help="who starts pods again (default: job)")
             add("--dry_run", action="store_true", help="print the objects and the plan, ask no cluster")
+        if name in ("submit", "data"):
+            add("--run_store", default="", help="where runs lie: s3://BUCKET/FOLDER, gs://, az:// (default: the claim)")
         if name == "submit":
             add("--trainer", default=SUPERVISED, help=f"the loop: {', '.join(shipped())}, or a module in the image")
-            add("--run_store", default="", help="where runs lie: s3://BUCKET/FOLDER, gs://, az:// (default: the claim)")
             add("--queue", default="", help="a LocalQueue of Kueue")
             add("--rdma", action="store_true", help="an RDMA device for each pod")
             add("--evaluator", action="store_true", help="a second Job that evaluates each checkpoint")

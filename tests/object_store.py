@@ -66,9 +66,9 @@ def _served(command):
 
 
 @contextlib.contextmanager
-def s3_server():
-    """The port of an S3 server with an empty bucket."""
-    with _served(lambda port: [interpreter(), "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]) as port:
+def s3_server(host="127.0.0.1"):
+    """The port of an S3 server with an empty bucket. `host`: the address on which it listens, loopback among them."""
+    with _served(lambda port: [interpreter(), "-m", "moto.server", "-H", host, "-p", str(port)]) as port:
         urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")).close()
         yield port
 

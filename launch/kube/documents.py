@@ -5,7 +5,7 @@ Documents are what YAML holds: nested dicts and lists, as `kubectl kustomize` re
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launch.kube.submission import PLACEHOLDER, RUNS, Submission, check_flags
@@ -31,6 +31,11 @@ def kustomization(submission: Submission, folder: str) -> Document:
     wanted = {"metrics": submission.metrics, "rdma": submission.rdma, "evaluator": submission.evaluator}
     wanted |= {"store": bool(submission.run_store), "jobset": submission.backend == "jobset"}
     wanted["kueue"] = bool(submission.queue)
+    return composed(folder, overlay, wanted)
+
+
+def composed(folder: str, overlay: str, wanted: Mapping[str, bool]) -> Document:
+    """The kustomization of an overlay of `k8s/` and of those components that are wanted, in their order."""
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
@@ -64,22 +69,29 @@ def flag_of(template: Document, name: str) -> str:
 
 def tailored(documents: Sequence[Document], submission: Submission, now: str) -> list[Document]:
     """Rendered documents as those of a run: its name, image, size, flags and queue. `now`: as run.json has times."""
-    documents = copy.deepcopy(list(documents))
+    documents = named(documents, submission.name, submission.namespace)
     for document in documents:
-        metadata = document["metadata"]
-        metadata["name"] = submission.name + metadata["name"].removeprefix(PLACEHOLDER)
-        metadata["namespace"] = submission.namespace
-        _rename_instances(document, submission.name)
         if document["kind"] in ("Job", "JobSet"):
-            metadata.setdefault("annotations", {})[SUBMISSION] = submission.text()
+            document["metadata"].setdefault("annotations", {})[SUBMISSION] = submission.text()
             if submission.queue:
-                metadata["labels"][QUEUE_LABEL] = submission.queue
+                document["metadata"]["labels"][QUEUE_LABEL] = submission.queue
     for _, spec, template in workloads(documents):
         template["spec"]["containers"][0]["image"] = submission.image
         if is_trainer(template):
             _tailor_trainer(spec, template, submission)
         else:
             _tailor_evaluator(template, submission, now)
+    return documents
+
+
+def named(documents: Sequence[Document], name: str, namespace: str) -> list[Document]:
+    """Copies of rendered documents under a name of their own, and in a namespace."""
+    documents = copy.deepcopy(list(documents))
+    for document in documents:
+        metadata = document["metadata"]
+        metadata["name"] = name + metadata["name"].removeprefix(PLACEHOLDER)
+        metadata["namespace"] = namespace
+        _rename_instances(document, name)
     return documents
 
 

@@ -8,11 +8,13 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
 
+from launch.kube import data_jobs
+from launch.kube.data_jobs import DataJob, is_data
 from launch.kube.documents import INSTANCE, SUBMISSION, Document, kustomization, tailored
 from launch.kube.submission import PLACEHOLDER, RUNS, Submission
 from trainers.settings.exit_codes import BadConfiguration
@@ -78,14 +80,22 @@ class Kubectl:
 
     def render(self, submission: Submission) -> list[Document]:
         """The documents of a submission, rendered from `k8s/`; asks no cluster."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return tailored(self.rendered(lambda folder: kustomization(submission, folder)), submission, now)
+
+    def render_data(self, job: DataJob) -> list[Document]:
+        """The documents of a Job for data; asks no cluster."""
+        return data_jobs.tailored(self.rendered(lambda folder: data_jobs.kustomization(job, folder)), job)
+
+    def rendered(self, kustomization_in: Callable[[str], Document]) -> list[Document]:
+        """What a kustomization renders to, given the path to `k8s/`; asks no cluster."""
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.relpath(MANIFESTS, Path(folder).resolve())
-            (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization(submission, path)))
+            (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization_in(path)))
             done = subprocess.run([*self._base, "kustomize", folder], capture_output=True, text=True, check=False)
         if done.returncode:
             raise BadConfiguration(f"kubectl kustomize has failed: {_one_line(done.stderr)}")
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return tailored([d for d in yaml.safe_load_all(done.stdout) if d], submission, now)
+        return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
 def _one_line(text: str) -> str:
@@ -139,6 +149,16 @@ def existing(kubectl: Kubectl, name: str) -> tuple[Document, Submission]:
     return workload, submission
 
 
+def known(kubectl: Kubectl, name: str) -> Document:
+    """The Job or JobSet of a run or of data.
+
+    Raises:
+      BadConfiguration: there is none, or it is not of this launcher.
+    """
+    workload = workload_of(kubectl, name)
+    return workload if workload is not None and is_data(workload) else existing(kubectl, name)[0]
+
+
 def ended(workload: Document) -> str:
     """How a Job or JobSet has ended, or nothing while it has not."""
     for condition in workload.get("status", {}).get("conditions", ()):
@@ -168,7 +188,7 @@ def apply(kubectl: Kubectl, documents: Sequence[Document]) -> str:
     """Gives the objects of a run to the cluster; its Jobs last, which fails if they are there already."""
     jobs = [document for document in documents if document["kind"] in ("Job", "JobSet")]
     others = [document for document in documents if document not in jobs]
-    applied = kubectl.call("apply", "--filename=-", REQUEST_TIMEOUT, text=as_yaml(others))
+    applied = kubectl.call("apply", "--filename=-", REQUEST_TIMEOUT, text=as_yaml(others)) if others else ""
     return applied + kubectl.call("create", "--filename=-", REQUEST_TIMEOUT, text=as_yaml(jobs))
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from launch.kube.documents import QUEUE_LABEL, Document, flag_of, workloads
-from launch.kube.submission import LONGEST_NAME, RUNS
+from launch.kube.submission import LONGEST_NAME, how_to_bring
 from trainers.settings import paths
 from trainers.settings.data_cards import DATASETS, split_name
 
@@ -61,11 +61,13 @@ def places(documents: Sequence[Document]) -> Problems:
         mounts = [mount["mountPath"] for mount in template["spec"]["containers"][0].get("volumeMounts", ())]
         kept = [mount for mount in mounts if mount not in _EMPTY]
         kind, argument = split_name(flag_of(template, "dataset"))
+        run_dir = flag_of(template, "run_dir")
+        store = posixpath.dirname(run_dir) if paths.is_address(run_dir) else ""
         named = {"data_dir": flag_of(template, "data_dir"), f"dataset={kind}:": argument if kind in DATASETS else ""}
         for flag, path in named.items():
             place = posixpath.normpath(posixpath.join(_WORK, path))
             if path and not paths.is_address(path) and not any(f"{place}/".startswith(f"{mount}/") for mount in kept):
                 yield (
                     f"--{flag}{'' if flag.endswith(':') else ' '}{path} is a path of this machine, which pods do not "
-                    f"have; copy it to the claim and name it as {RUNS}/…"
+                    f"have; {how_to_bring(path, store)}"
                 )

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from launch.kube.documents import (
+    COMPONENT,
     GPU,
     INDEX_LABEL,
     INSTANCE,
@@ -24,7 +25,7 @@ from launch.kube.submission import LONGEST_NAME, RUNS, has_digest
 from trainers.settings import paths
 from trainers.settings.exit_codes import NEVER_RETRIED, RETRIED_FREE, BadConfiguration
 
-SERVICE_ACCOUNT, CLAIM = "lockstep", "runs"
+SERVICE_ACCOUNT, CLAIM, DATA_COMPONENT = "lockstep", "runs", "data"
 LEAST_GRACE_SECONDS = 120
 _SECRET = re.compile(r"(password|passwd|secret|token|credential|api_?key|access_?key)", re.IGNORECASE)
 _RESTRICTED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected"}
@@ -105,6 +106,8 @@ def _addresses(document: Document, subdomain: str) -> Problems:
 
 def _selectors(documents: Sequence[Document]) -> Problems:
     trainers = [template for _, _, template in _trainers(documents)]
+    labels = {COMPONENT: DATA_COMPONENT}
+    data = [template for _, _, template in workloads(documents) if matches(labels, template)]
     for document in documents:
         if INSTANCE not in document["metadata"].get("labels", {}):
             continue  # not of a run, but of the namespace
@@ -112,20 +115,29 @@ def _selectors(documents: Sequence[Document]) -> Problems:
         for selector in _selectors_of(document):
             if not selector.get(INSTANCE):
                 yield f"{where} selects the pods of other runs too"
-            if not all(matches(selector, template) for template in trainers):
+            if not all(matches(selector, template) for template in (data if _is_for_data(document) else trainers)):
                 yield f"{where} selects no pod of the run"
         if document["kind"] == "NetworkPolicy":
             rules = (*document["spec"].get("ingress", ()), *document["spec"].get("egress", ()))
             for rule in rules:
                 peers = rule.get("from", rule.get("to", ()))
-                from_pods = all("namespaceSelector" not in peer for peer in peers)
+                from_pods = all(peer.keys() == {"podSelector"} for peer in peers)
                 if rule.get("ports") and from_pods:
                     yield f"{where} names ports: NCCL takes any"
                 if not rule.get("ports") and not from_pods:
                     yield f"{where} names no port: another namespace would reach all of them"
+                if any("ipBlock" in peer for peer in peers) and not _is_for_data(document):
+                    yield f"{where} lets the run's pods out: only those that prepare data may be"
     for template in trainers:
         yield from _reach(documents, template)
         yield from _affinity(template)
+
+
+def _is_for_data(document: Document) -> bool:
+    """Whether it is a policy for the pods that prepare data."""
+    if document["kind"] != "NetworkPolicy":
+        return False
+    return document["spec"]["podSelector"].get("matchLabels", {}).get(COMPONENT) == DATA_COMPONENT
 
 
 def _selectors_of(document: Document) -> list[Mapping[str, str]]:
@@ -140,7 +152,7 @@ def _selectors_of(document: Document) -> list[Mapping[str, str]]:
         return []
     peers = [peer for rule in spec.get("ingress", ()) for peer in rule.get("from", ())]
     peers += [peer for rule in spec.get("egress", ()) for peer in rule.get("to", ())]
-    own = [peer for peer in peers if "namespaceSelector" not in peer]
+    own = [peer for peer in peers if peer.keys() == {"podSelector"}]
     return [each["podSelector"].get("matchLabels", {}) for each in (spec, *own)]
 
 
@@ -250,7 +262,7 @@ def _fates_of_jobset(document: Document, spec: Document) -> Problems:
 def _security(documents: Sequence[Document]) -> Problems:
     for document, _, template in workloads(documents):
         where, spec = document["metadata"]["name"], template["spec"]
-        yield from _security_of_pod(where, spec, stored=paths.is_address(flag_of(template, "run_dir")))
+        yield from _security_of_pod(where, spec, stored=_is_stored(template))
         for container in (*spec["containers"], *spec.get("initContainers", ())):
             yield from _security_of_container(where, container)
             mounts = {mount["mountPath"] for mount in container.get("volumeMounts", ())}
@@ -258,6 +270,11 @@ def _security(documents: Sequence[Document]) -> Problems:
             if absent := sorted(needed - mounts):
                 yield f"{where}: {container['name']} has no volume at {absent[0]}"
             yield from _secrets(where, container)
+
+
+def _is_stored(template: Document) -> bool:
+    """Whether what a pod writes lies in an object store: a run or, of a Job for data, these."""
+    return paths.is_address(flag_of(template, "run_dir") or flag_of(template, "data_dir"))
 
 
 def _security_of_pod(where: str, spec: Document, stored: bool) -> Problems:

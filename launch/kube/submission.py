@@ -11,9 +11,11 @@ from pathlib import Path
 
 from models.options import is_object
 from models.sources import NotFound, locate
+from trainers.input.manifests import FOLDER
 from trainers.record import carriers
 from trainers.settings import paths
 from trainers.settings.config import DEFAULT_CPU_REPLICAS, Config
+from trainers.settings.data_cards import is_downloaded, split_name
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.settings.flags import config_from
 from trainers.settings.options import name_of
@@ -85,7 +87,7 @@ class Submission:
     @property
     def trainer_flags(self) -> list[str]:
         """The trainer's command line."""
-        own = [f"--strategy={self.strategy}", f"--run_dir={self.run_dir}", f"--data_dir={RUNS}/data"]
+        own = [f"--strategy={self.strategy}", f"--run_dir={self.run_dir}", f"--data_dir={self.run_store or RUNS}/data"]
         own += [f"--cache_dir={RUNS}/cache"] if self.run_store else []
         own += [f"--metrics_port={METRICS_ADDRESS}"] if self.metrics else []
         return [*own, f"--startup_timeout={STARTUP_SECONDS}", *self.flags]
@@ -123,16 +125,23 @@ class Submission:
             metrics=options.metrics,
             namespace=options.namespace,
             trainer=getattr(options, "trainer", SUPERVISED),
-            run_store=_store_of(getattr(options, "run_store", "")),
+            run_store=store_of(getattr(options, "run_store", "")),
         )
 
 
-def _store_of(text: str) -> str:
+def store_of(text: str) -> str:
     """The value of `--run_store`. Raises BadConfiguration if it is no address of a folder in a bucket."""
     address = paths.place("--run_store", text) if text else ""
     if address and not paths.is_address(address):
         raise BadConfiguration(f"--run_store {text} is a path; write s3://BUCKET/FOLDER, or leave it out for the claim")
     return address
+
+
+def how_to_bring(path: str, run_store: str) -> str:
+    """What to do with a path of this machine so that pods have it."""
+    store = f" --run_store={run_store}" if run_store else ""
+    place = f"{run_store or RUNS}/{FOLDER}/{Path(path).name}"
+    return f"bring it: launch/k8s.py data --from={path}{store}, and name it {place}"
 
 
 def host_name(submission: Submission, index: int) -> str:
@@ -221,7 +230,8 @@ def check_flags(submission: Submission) -> Config:
     data = paths.location(config.dataset)
     if submission.run_store and data and not paths.is_address(data):
         raise BadConfiguration(
-            f"--dataset {config.dataset} is a path, which pods without a claim do not have; name an address"
+            f"--dataset {config.dataset} is a path, which pods without a claim do not have; "
+            f"{how_to_bring(split_name(config.dataset)[1], submission.run_store)}"
         )
     for field in config.fields():
         path = getattr(config, field.name)
@@ -231,8 +241,7 @@ def check_flags(submission: Submission) -> Config:
             )
         if field.metadata.get("path") and path and not path.startswith(f"{RUNS}/"):
             raise BadConfiguration(
-                f"--{field.name} {path} is a path of this machine, which pods do not have; copy it to the claim and "
-                f"name it as {RUNS}/…"
+                f"--{field.name} {path} is a path of this machine, which pods do not have; {how_to_bring(path, '')}"
             )
     return config
 
@@ -248,6 +257,15 @@ def replicas_of_node(submission: Submission, config: Config) -> int:
     if config.replicas > submission.gpus:
         raise BadConfiguration(f"--replicas {config.replicas} is above --gpus_per_node {submission.gpus}; use fewer")
     return config.replicas or submission.gpus
+
+
+def _missing_data(submission: Submission, config: Config) -> list[str]:
+    """A line of the plan where the data do not come with the image: pods have no way out to download them."""
+    if not is_downloaded(config.dataset) or config.data_dir != f"{submission.run_store or RUNS}/{FOLDER}":
+        return []
+    store = f" --run_store={submission.run_store}" if submission.run_store else ""
+    command = f"launch/k8s.py data --dataset={config.dataset} --image=…{store}"
+    return [f"data       {config.dataset} must be in {config.data_dir}, once for all runs: {command}"]
 
 
 def check(submission: Submission, allow_tag: bool) -> list[str]:
@@ -281,5 +299,6 @@ def check(submission: Submission, allow_tag: bool) -> list[str]:
         f"batch      {config.batch_size} examples = {replicas} × {share}",
         f"{what} on {config.dataset}, {length}",
         f"run_dir    {submission.run_dir}{'' if submission.run_store else ' on the claim runs'}",
+        *_missing_data(submission, config),
         *(f"package    {name} must be in the image: launch/image.sh --with={name}" for name in packages),
     ]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from launch.kube.data_jobs import DataJob
 from launch.kube.documents import is_trainer, workloads
 from launch.kube.kubectl import Kubectl
 from launch.kube.submission import Submission
@@ -70,6 +71,17 @@ def submissions():
         for backend in ("job", "jobset"):
             changes = {"nodes": nodes, "gpus": gpus, "backend": backend, "evaluator": True, "run_store": STORE}
             found[json.dumps(changes)] = render(**changes)
+    return found
+
+
+@pytest.fixture(scope="module")
+def data_jobs():
+    """Rendered Jobs for data, by what is prepared (nothing: files of the user's machine come) and the store."""
+    found = {}
+    for dataset, store in itertools.product(("digits", "cifar10", ""), ("", STORE)):
+        if dataset or not store:
+            asked = DataJob(dataset, "" if dataset else "photos", DIGEST, "lockstep", store)
+            found[dataset, store] = Kubectl("", "lockstep").render_data(asked)
     return found
 
 

@@ -169,7 +169,8 @@ REFUSALS = {
     "a table of this machine": (
         (),
         ("--model=mlp", "--label=y", "--dataset=csv:/home/me/x.csv"),
-        "--dataset=csv:/home/me/x.csv is a path of this machine, which pods do not have; copy it to the claim",
+        "--dataset=csv:/home/me/x.csv is a path of this machine, which pods do not have; bring it: "
+        "launch/k8s.py data --from=/home/me/x.csv, and name it /work/runs/data/x.csv",
     ),
     "a table of this machine in two words": (
         (),
@@ -185,7 +186,9 @@ REFUSALS = {
     "data on a claim beside a run_store": (
         ("--run_store=s3://b/runs",),
         ("--model=transformer", "--dataset=text:/work/runs/book.txt"),
-        "--dataset text:/work/runs/book.txt is a path, which pods without a claim do not have; name an address",
+        "--dataset text:/work/runs/book.txt is a path, which pods without a claim do not have; "
+        "bring it: launch/k8s.py data --from=/work/runs/book.txt --run_store=s3://b/runs, and name it "
+        "s3://b/runs/data/book.txt",
     ),
     "a path beside a run_store": (
         ("--run_store=s3://b/runs",),
@@ -426,12 +429,12 @@ def test_an_evaluator_knows_when_its_run_was_submitted(cluster):
 
 
 def test_the_readme_submits_as_it_says():
-    """Each submission of the page on Kubernetes, as a dry run."""
+    """Each submission of the page on Kubernetes, and each command for data, as a dry run."""
     section = (ROOT / "docs/kubernetes.md").read_text()
-    lines = re.findall(r"^python (launch/k8s\.py submit .*?)(?: +#.*)?$", section, re.MULTILINE)
-    assert len(lines) >= 2
+    lines = re.findall(r"^python (launch/k8s\.py (?:submit|data) .*?)(?: +#.*)?$", section, re.MULTILINE)
+    assert len(lines) >= 8
     for line in lines:
-        words = line.replace("$IMAGE", DIGEST).split(" -- ")
+        words = line.replace("$IMAGE", DIGEST).replace("--from=photos", "--from=docs").split(" -- ")
         command = f"{sys.executable} {words[0]} --dry_run" + (f" -- {words[1]}" if words[1:] else "")
         done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stderr

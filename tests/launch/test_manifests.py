@@ -8,7 +8,17 @@ from pathlib import Path
 
 import yaml
 from conftest import ROOT
-from rendering import OVERLAYS, first, good, needs_kustomize, pod, render, rendered, submissions  # noqa: F401 - fixtures
+from rendering import (  # noqa: F401 - fixtures
+    OVERLAYS,
+    data_jobs,
+    first,
+    good,
+    needs_kustomize,
+    pod,
+    render,
+    rendered,
+    submissions,
+)
 
 from launch.kube import rules
 from launch.kube.documents import clusters, is_trainer, workloads
@@ -17,19 +27,20 @@ from launch.kube.rules import matches
 pytestmark = needs_kustomize
 
 VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35")
-COMPONENTS = ("evaluator", "jobset", "kueue", "metrics", "rdma", "store")
+COMPONENTS = ("download", "evaluator", "jobset", "kueue", "metrics", "rdma", "store")
 
 
-def documents_of(rendered, submissions):
-    return [document for group in (*rendered.values(), *submissions.values()) for document in group]
+def documents_of(*groups):
+    return [document for named in groups for documents in named.values() for document in documents]
 
 
 def test_every_folder_renders_and_nothing_is_empty(rendered, submissions):
-    assert OVERLAYS == ["jobset", "multi-node", "single-node", "smoke", "smoke-setup", "store-setup"]
+    assert OVERLAYS == ["data", "jobset", "multi-node", "single-node", "smoke", "smoke-setup", "store-setup"]
     assert sorted(path.name for path in (ROOT / "k8s/components").iterdir()) == list(COMPONENTS)
     kinds = {name: sorted(d["kind"] for d in group) for name, group in rendered.items()}
     run = ["Job", "NetworkPolicy", "Service"]
     assert kinds["single-node"] == kinds["multi-node"] == kinds["smoke"] == run
+    assert kinds["data"] == ["Job"]
     assert kinds["jobset"] == ["JobSet", "NetworkPolicy", "Service"]
     assert set(kinds["setup"]) == set(kinds["smoke-setup"]) >= {"Namespace", "ResourceQuota", "PersistentVolumeClaim"}
     for text, group in submissions.items():
@@ -39,10 +50,10 @@ def test_every_folder_renders_and_nothing_is_empty(rendered, submissions):
         assert sorted(d["kind"] for d in group) == sorted(expected + ["Job"] * changes["evaluator"])
 
 
-def test_strict_schemas_of_five_versions_hold(rendered, submissions, tmp_path):
+def test_strict_schemas_of_five_versions_hold(rendered, submissions, data_jobs, tmp_path):
     """Of a JobSet its child Job is checked, by the schema of a Job."""
     documents = []
-    for document in documents_of(rendered, submissions):
+    for document in documents_of(rendered, submissions, data_jobs):
         if document["kind"] == "PodMonitor":
             continue  # of the Prometheus operator; see test_metrics.py
         if document["kind"] != "JobSet":
@@ -76,9 +87,9 @@ print(json.dumps(found))
     assert len(found[str(len(documents))]) == len(VERSIONS)
 
 
-def test_jobsets_keep_their_schema(rendered, submissions, tmp_path):
+def test_jobsets_keep_their_schema(rendered, submissions, data_jobs, tmp_path):
     """schemas/jobset.json has JobSet's own fields of version 0.10; the Job within is checked by Kubernetes' schema."""
-    good = [document for document in documents_of(rendered, submissions) if document["kind"] == "JobSet"]
+    good = [document for document in documents_of(rendered, submissions, data_jobs) if document["kind"] == "JobSet"]
     broken = {}
     for name, change in {
         "an unknown field": lambda spec: spec.update(successPolicies={}),
@@ -116,10 +127,10 @@ def checker(program: str) -> str:
     return str(Path(done.stdout.strip()).parent / program)
 
 
-def test_checkov_finds_nothing_beyond_what_k8s_excuses_with_a_reason(rendered, submissions, tmp_path):
+def test_checkov_finds_nothing_beyond_what_k8s_excuses_with_a_reason(rendered, submissions, data_jobs, tmp_path):
     for name, group in rendered.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump_all(group))
-    for i, group in enumerate(submissions.values()):
+    for i, group in enumerate((*submissions.values(), *data_jobs.values())):
         (tmp_path / f"submission-{i}.yaml").write_text(yaml.safe_dump_all(group))
     config = ROOT / "k8s/.checkov.yaml"
     command = [checker("checkov"), "--config-file", config, "--directory", tmp_path, "--output", "json"]
@@ -160,6 +171,7 @@ def test_a_run_in_a_store_needs_no_claim(rendered, submissions):
         for _, _, template in workloads(documents):
             words = template["spec"]["containers"][0]["args"]
             assert "--run_dir=s3://bucket/runs/first" in words and "--cache_dir=/work/runs/cache" in words
+            assert not is_trainer(template) or "--data_dir=s3://bucket/runs/data" in words
             assert template["spec"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "store", "optional": True}}]
 
 
@@ -169,6 +181,23 @@ def test_pods_of_runs_reach_the_store_and_nothing_else(rendered):
     ports = [(port["protocol"], port["port"]) for rule in policies["store"]["egress"] for port in rule["ports"]]
     assert ports == [("TCP", 443), ("TCP", 80)]
     assert policies["store"]["egress"][1]["to"] == [{"ipBlock": {"cidr": "169.254.169.254/32"}}]
+
+
+def test_a_job_for_data_has_what_its_data_need_and_nothing_else(data_jobs):
+    """A claim or credentials of a store; a way out for what is downloaded alone, and for no other pod."""
+    for (dataset, store), documents in data_jobs.items():
+        assert rules.problems(documents) == []
+        (template,) = [template for _, _, template in workloads(documents)]
+        container, volumes = template["spec"]["containers"][0], template["spec"]["volumes"]
+        assert "resources" in container and "nvidia.com/gpu" not in json.dumps(documents)
+        assert ("persistentVolumeClaim" in volumes[0]) == (not store) and ("envFrom" in container) == bool(store)
+        assert f"--data_dir={store or '/work/runs'}/data" in container["args"]
+        policies = [document for document in documents if document["kind"] == "NetworkPolicy"]
+        assert len(policies) == (dataset == "cifar10")
+        for policy in policies:
+            assert policy["spec"]["policyTypes"] == ["Egress"]
+            assert matches(policy["spec"]["podSelector"]["matchLabels"], template)
+            assert not matches(policy["spec"]["podSelector"]["matchLabels"], pod(render()))
 
 
 def test_a_claim_beside_a_store_is_found():

@@ -9,16 +9,21 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 
+import numpy as np
+import object_store
 import pytest
 import yaml
-from conftest import metrics
+from conftest import ROOT, metrics, weights
 from engine import INSIDE, images, podman  # noqa: F401 - fixtures
 
+from launch.kube.data_jobs import DataJob
 from launch.kube.documents import COMPONENT, size, workloads
 from launch.kube.kubectl import Kubectl
 from launch.kube.submission import Submission
+from trainers.world.stores import Store
 
 pytestmark = [
     pytest.mark.timeout(3000),
@@ -28,9 +33,12 @@ FLAGS = ("--model=mlp", "--checkpoint_every=100", "--log_every=100", "--eval_eve
 
 
 class Cluster:
-    """One run's network and claim, and what the Job's controller and the kubelet do."""
+    """One run's network and claim, and what the Job's controller and the kubelet do.
 
-    def __init__(self, podman, folder, submission):
+    `secret(gateway)`: what the Secret `store` holds, given this machine's address as the pods see it.
+    """
+
+    def __init__(self, podman, folder, submission, secret=lambda gateway: {}):
         self.podman, self.folder, self.submission = podman, folder, submission
         self.folders = set()
         self.documents = Kubectl("", "lockstep").render(submission)
@@ -39,6 +47,7 @@ class Cluster:
         done = podman("network", "create", "--subnet", f"{subnet}.0/24", self.network, check=False)
         if done.returncode:
             pytest.skip(f"podman makes no network here: {done.stderr.strip()[-300:]}")
+        self.secret = secret(f"{subnet}.1")
         self.addresses = [f"{subnet}.{10 + i}" for i in range(submission.nodes + 1)]
         podman("volume", "create", self.claim)
         mount = podman("volume", "inspect", self.claim, "--format", "{{.Mountpoint}}").stdout.strip()
@@ -54,7 +63,7 @@ class Cluster:
 
     def pods(self, component):
         """`[(name, pod)]`: what the controller makes of a template, one pod for each index."""
-        service = next(d for d in self.documents if d["kind"] == "Service")["metadata"]["name"]
+        services = [d["metadata"]["name"] for d in self.documents if d["kind"] == "Service"]
         for document, spec, template in workloads(self.documents):
             if template["metadata"]["labels"][COMPONENT] != component:
                 continue
@@ -65,15 +74,21 @@ class Cluster:
                 labels = pod["metadata"]["labels"]
                 labels |= {"batch.kubernetes.io/job-name": job, "batch.kubernetes.io/job-completion-index": str(index)}
                 pod["metadata"]["name"] = pod["spec"]["hostname"] = name
-                pod["spec"]["containers"][0].setdefault("env", []).append(
-                    {"name": "JOB_COMPLETION_INDEX", "value": str(index)}
+                container = pod["spec"]["containers"][0]
+                variables = self.secret if container.pop("envFrom", None) else {}
+                container.setdefault("env", []).extend(
+                    {"name": key, "value": value}
+                    for key, value in {"JOB_COMPLETION_INDEX": str(index), **variables}.items()
                 )
-                pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = self.claim
+                for volume in pod["spec"]["volumes"]:
+                    if "persistentVolumeClaim" in volume:
+                        volume["persistentVolumeClaim"]["claimName"] = self.claim
                 # Podman names the volume of an emptyDir as the pod does, and would share it between pods.
                 for entry in (*pod["spec"]["volumes"], *pod["spec"]["containers"][0]["volumeMounts"]):
                     entry["name"] = f"{name}-{entry['name']}"
                 pod["spec"]["hostAliases"] = [
-                    {"ip": ip, "hostnames": [f"{job}-{i}.{service}"]} for i, ip in enumerate(self.addresses)
+                    {"ip": ip, "hostnames": [f"{job}-{i}.{service}" for service in services]}
+                    for i, ip in enumerate(self.addresses)
                 ]
                 yield name, {"apiVersion": "v1", "kind": "Pod", **pod}
 
@@ -126,9 +141,13 @@ class Cluster:
     def wait_for_checkpoint(self, containers):
         """Returns when the run has one."""
         deadline = time.monotonic() + 300
-        while not any((self.run_dir / "checkpoints").glob("step-*")):
+        while not self.has_checkpoint():
             assert time.monotonic() < deadline, self.podman("logs", containers[0], check=False)
             time.sleep(0.05)
+
+    def has_checkpoint(self):
+        """Whether the run has a checkpoint."""
+        return any((self.run_dir / "checkpoints").glob("step-*"))
 
     def close(self):
         """Leaves nothing."""
@@ -143,15 +162,40 @@ class Cluster:
 def cluster(podman, images, tmp_path):
     made = []
 
-    def make(name, **changes):
+    def make(name, kind=Cluster, more=(), **changes):
         values = {"nodes": 1, "gpus": 0, "image": f"localhost/{images['cpu']}", "flags": FLAGS}
         submission = Submission(name=f"{name}{os.getpid()}", **(values | changes))
-        made.append(Cluster(podman, tmp_path, submission))
+        made.append(kind(podman, tmp_path, submission, *more))
         return made[-1]
 
     yield make
     for one in made:
         one.close()
+
+
+class StoredCluster(Cluster):
+    """One whose runs lie in a bucket, and that has no claim."""
+
+    def prepare(self, dataset):
+        """Runs the pod that prepares a data set, and returns its exit code and log."""
+        job = DataJob(dataset, "", self.submission.image, "lockstep", self.submission.run_store)
+        self.documents += Kubectl("", "lockstep").render_data(job)
+        (code,), (log,) = self.codes(self.start("data"))
+        return code, log
+
+    def has_checkpoint(self):
+        """Whether the bucket has one that is whole."""
+        names = Store(self.submission.run_dir).tags("checkpoints")
+        return any(name.endswith("/manifest.json") for name in names)
+
+
+def download(address, folder):
+    """A folder with all that lies at an address."""
+    store = Store(address)
+    for name in store.tags():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(store.read(name))
+    return folder
 
 
 def test_one_pod_trains_as_it_is_told_to_and_goes_on_after_a_preemption(podman, cluster):
@@ -193,6 +237,46 @@ def test_two_pods_train_together_are_preempted_and_resume(podman, cluster):
     assert "resumed from the checkpoint of step" in logs[0]
     facts = json.loads((two.run_dir / "run.json").read_text())
     assert facts["replicas"] == 2 and facts["attempts"] == 2 and facts["final"]["eval"]["accuracy"] >= 0.96
+
+
+def test_two_pods_without_a_claim_train_in_a_bucket_are_preempted_and_end_with_the_bits_of_a_local_run(
+    podman, cluster, data_dir, tmp_path
+):
+    """Their data were prepared into the bucket before, by a Job of its own."""
+    object_store.skip_where_missing()
+    exact = ("--model=mlp", "--train_steps=1500", "--checkpoint_every=100", "--log_every=100", "--eval_every=500")
+    exact += ("--deterministic", "--seed=3")
+    run_store = f"s3://{object_store.BUCKET}/runs"
+    # Pods reach this machine by an address that is there once the first of them is.
+    with object_store.s3_server("0.0.0.0") as port, object_store.environment_of(port):
+
+        def secret(gateway):
+            return object_store.variables(port) | {"AWS_ENDPOINT_URL": f"http://{gateway}:{port}"}
+
+        flags = (*exact, "--startup_timeout=120")
+        two = cluster("stored", StoredCluster, (secret,), nodes=2, flags=flags, run_store=run_store)
+        assert not any("persistentVolumeClaim" in str(document) for document in two.documents)
+        code, log = two.prepare("digits")
+        assert code == 0 and f"digits is prepared at {run_store}/data/digits/1.0.0" in log, log
+        containers = two.start()
+        two.wait_for_checkpoint(containers)
+        podman("kill", "--signal", "TERM", containers[1])
+        codes, logs = two.codes(containers)
+        assert codes == [143, 143], logs
+        codes, logs = two.codes(two.start())
+        assert codes == [0, 0], logs
+        assert "resumed from the checkpoint of step" in logs[0]
+        stored = download(two.submission.run_dir, tmp_path / "stored")
+        assert set(Store(f"{run_store}/data/digits/1.0.0").tags()) > {"dataset_info.json", ".manifest.json"}
+    facts = json.loads((stored / "run.json").read_text())
+    assert facts["replicas"] == 2 and facts["attempts"] == 2 and facts["flags"]["data_dir"] == f"{run_store}/data"
+    local = tmp_path / "local"
+    command = [sys.executable, ROOT / "launch/workers.py", "--workers=2", "--", *exact]
+    command += [f"--run_dir={local}", f"--data_dir={data_dir}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, theirs = weights(stored, 1500), weights(local, 1500)
+    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_bad_flag_ends_a_pod_with_the_code_that_fails_the_job(podman, cluster):

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 from rendering import (  # noqa: F401 - fixtures
+    STORE,
     container,
+    data_jobs,
     failure_rules,
     first,
     good,
@@ -22,11 +24,24 @@ from launch.kube.rules import problems
 pytestmark = needs_kustomize
 
 
-def test_no_rule_is_broken_by_what_is_shipped(rendered, submissions):
+def test_no_rule_is_broken_by_what_is_shipped(rendered, submissions, data_jobs):
     for name, group in rendered.items():
         assert problems(group, without=("images",)) == [], name
-    for name, group in submissions.items():
+    for name, group in (*submissions.items(), *data_jobs.items()):
         assert problems(group) == [], name
+
+
+def test_a_policy_for_another_job_of_data_is_found(data_jobs):
+    documents = copy.deepcopy(data_jobs["cifar10", ""])
+    first(documents, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"][INSTANCE] = "data-other"
+    assert problems(documents) == ["NetworkPolicy data-cifar10 selects no pod of the run"]
+
+
+def test_a_job_for_data_in_a_store_that_has_a_claim_is_found(data_jobs):
+    documents = copy.deepcopy(data_jobs["digits", STORE])
+    volumes = first(documents, "Job")["spec"]["template"]["spec"]["volumes"]
+    volumes[0] = {"name": "runs", "persistentVolumeClaim": {"claimName": "runs"}}
+    assert any("lies in an object store, and the pod has the claims" in each for each in problems(documents))
 
 
 def letting_in(**changes):
@@ -37,7 +52,18 @@ def letting_in(**changes):
     return {"kind": "NetworkPolicy", "metadata": metadata, "spec": spec} | changes
 
 
+def letting_out():
+    """A policy that lets the pods of a run reach the web."""
+    spec = {"podSelector": {"matchLabels": {INSTANCE: "first"}}, "policyTypes": ["Egress"]}
+    spec["egress"] = [{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"protocol": "TCP", "port": 443}]}]
+    return letting_in(spec=spec)
+
+
 MISTAKES = {
+    "a way out for a run": (
+        lambda d: d.append(letting_out()),
+        "lets the run's pods out: only those that prepare data may be",
+    ),
     "an image in upper case": (
         lambda d: container(d).update(image="Team/Image:v1@sha256:" + "0" * 64),
         "the repository 'Team/Image' has letters in upper case; write 'team/image'",

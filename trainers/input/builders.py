@@ -99,7 +99,8 @@ def _check_network(builder: tfds.core.DatasetBuilder, name: str) -> None:
         except OSError as error:
             raise BadConfiguration(
                 f"--dataset {name!r} is not in --data_dir and {host} cannot be reached ({error}); "
-                f"connect this machine or prepare the data elsewhere and copy it; {_NO_NETWORK_NEEDED}"
+                "connect this machine or prepare the data elsewhere and copy it (for pods: launch/k8s.py data "
+                f"--dataset={name}); {_NO_NETWORK_NEEDED}"
             ) from None
 
 

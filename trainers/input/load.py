@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -78,6 +79,18 @@ def load_for(config: Config) -> Dataset:
     needs_images = config.loop if config.needs_images else ""
     rest = (config.document_mask, needs_images, config.cache_dir)
     return load(config.dataset, config.data_dir, config.input, config.label, options, *rest)
+
+
+def prepared_folder(name: str, data_dir: str) -> Path:
+    """Where a data set that is prepared by its name lies in `data_dir` once it is there. Nothing is downloaded.
+
+    Raises:
+      BadConfiguration: no such data set.
+    """
+    from trainers.input.kinds import embedded, tfds
+
+    own = embedded.BUILDERS.get(name)
+    return Path((own(data_dir=data_dir) if own else tfds.builder_of(Request(name, data_dir=data_dir))).data_path)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from absl import logging
+
+from trainers.input import uploads
+from trainers.input.manifests import BESIDE, MADE_HERE, digest_of
 from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import files, locks, transfers
@@ -29,8 +33,6 @@ FOLDER = "data"
 KEPT_FREE = 0.1
 _AT_ONCE, _INDEX_SECONDS, _PATIENCE = 16, 20.0, 120.0
 _INDEX = ".index.json"
-# Beside a file of packed tokens.
-_BESIDE = (".json", ".tokenizer.json")
 # Versions that this process uses, by address and what of it is brought, with locks that are held until it ends.
 _USED: dict[tuple[Path, str], tuple[Path, IO]] = {}
 
@@ -117,7 +119,7 @@ class _Bringing:
 
     def bring(self, name: str, only: str) -> tuple[Path, IO]:
         """Brings what is there now, and removes versions that nobody uses. Returns its folder, and its lock."""
-        wanted = {each: entry for each, entry in self.store.entries(only).items() if _is_wanted(each, name)}
+        wanted = _wanted(self.store, name, only, self.address)
         if not wanted and only:
             return self.place, _used(self.place)  # it is prepared here
         if not wanted or (name and name not in wanted):
@@ -171,7 +173,7 @@ class _Bringing:
             path = folder / each
             path.parent.mkdir(parents=True, exist_ok=True)
             self.store.fetch(each, path)
-            entry = [missing[each][0], *_stamp(path), _digest(path)]
+            entry = [missing[each][0], *_stamp(path), digest_of(path)]
             with guard:
                 self.index[each] = entry
                 if time.monotonic() - kept > _INDEX_SECONDS:
@@ -196,17 +198,37 @@ def _raise(error: BaseException, address: str) -> None:
     raise error
 
 
-def _is_wanted(each: str, name: str) -> bool:
-    """Whether an object belongs to a data set: in a folder all that is not hidden; a file, and what describes it."""
+def _wanted(store: Store, name: str, only: str, address: str) -> dict[str, tuple[str, int]]:
+    """Tags and sizes of the objects of a data set: of a folder all that is not hidden; a file, and what describes it.
+
+    What is still being brought there counts as not there.
+
+    Raises:
+      BadConfiguration: an upload to it has not ended.
+    """
     if name:
-        return each in (name, *(name + suffix for suffix in _BESIDE))
-    return not any(part.startswith(".") for part in each.split("/"))
+        looked = (name, *(name + suffix for suffix in BESIDE), uploads.marker(name, uploads.INCOMING))
+        entries = {each: entry for each in looked if (entry := store.entry(each))}
+    else:
+        entries = store.entries(only)
+    incoming = [each.removesuffix(uploads.INCOMING) for each in entries if each.endswith(uploads.INCOMING)]
+    if incoming and not only:
+        raise BadConfiguration(
+            f"{address} is not whole: an upload to it has not ended; repeat that: launch/k8s.py data --from=…"
+        )
+    for each in incoming:
+        logging.warning("%s/%s is not whole, so it does not count: an upload to it has not ended", address, each)
+    return {
+        each: entry
+        for each, entry in entries.items()
+        if (name or not any(part.startswith(".") for part in each.split("/"))) and not each.startswith(tuple(incoming))
+    }
 
 
 def _files(folder: Path) -> Iterator[Path]:
     """Those that a store may have given; not what is made of them here and lies beside them."""
     for path in folder.rglob("*"):
-        if path.is_file() and path.name != _INDEX and not path.name.endswith(".index.npz"):
+        if path.is_file() and path.name != _INDEX and not path.name.endswith(MADE_HERE):
             yield path
 
 
@@ -221,11 +243,6 @@ def _stamp(path: Path) -> tuple[int, int]:
     return path.stat().st_size, path.stat().st_mtime_ns
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _is_here(path: Path, entry: tuple[str, int], known: list[Any] | None) -> bool:
     """Whether a file is that of the object as it is now. One whose time has changed is read and compared."""
     if not known or len(known) != 4 or known[0] != entry[0] or not path.is_file():
@@ -233,7 +250,7 @@ def _is_here(path: Path, entry: tuple[str, int], known: list[Any] | None) -> boo
     size, modified = _stamp(path)
     if size != entry[1]:
         return False
-    return modified == known[2] or _digest(path) == known[3]
+    return modified == known[2] or digest_of(path) == known[3]
 
 
 def _make_room(folder: Path, needed: int, address: str) -> None:

@@ -95,3 +95,13 @@ def is_own(name: str) -> bool:
 def data_card(name: str) -> DataCard:
     """The card of a data set of ours or the user's; any other name is taken for an image classification set of TFDS."""
     return DATASETS.get(split_name(name)[0], _OWN if is_own(name) else _TENSORFLOW_DATASETS)
+
+
+def is_downloaded(name: str) -> bool:
+    """Whether the first use of a data set by its name downloads it."""
+    return data_card(name) is _TENSORFLOW_DATASETS and ":" not in name
+
+
+def is_prepared(name: str) -> bool:
+    """Whether a data set is prepared once, in `--data_dir`, by its name alone."""
+    return is_downloaded(name) or (":" not in name and data_card(name).load == _EMBEDDED)

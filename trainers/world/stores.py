@@ -250,6 +250,13 @@ class Store:
 
         return dict(sorted(self._tried("list what is there", lambda: list(found()))))
 
+    def entry(self, name: str) -> tuple[str, int] | None:
+        """Tag and size in bytes of an object, or None if there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            meta = self._tried(f"look at {name}", lambda: self._obstore.head(self._store, name))
+            return meta["e_tag"] or "", meta["size"]
+        return None
+
     def tags(self, under: str = "") -> dict[str, str]:
         """As `entries`, with tags alone."""
         return {name: tag for name, (tag, _) in self.entries(under).items()}
