@@ -78,7 +78,7 @@ def _check_input(text: str) -> None:
         raise BadConfiguration(
             f"--input {text!r} is not known; write eval, documents, csv:PATH, images:DIR, text:PATH or tfds:NAME/SPLIT"
         )
-    if paths.is_address(argument):
+    if "://" in argument:
         paths.place(f"--input={kind}:", argument)
         return  # who reads it finds out
     path = paths.local(f"--input={kind}:", argument)

@@ -227,7 +227,8 @@ def test_patterns_that_match_nothing_or_everything_are_one_line(run, tmp_path):
         ({"init_skip": "logits"}, "--init_skip is for --init_from, which is not given"),
         ({"init_optimizer": True}, "--init_optimizer is for --init_from, which is not given"),
         ({"init_from": "a.keras", "init_skip": "("}, r"--init_skip '\(' is no regular expression"),
-        ({"init_from": "gs://bucket/a.keras"}, "is an address, not a path"),
+        ({"init_from": "hdfs://host/a.keras"}, "--init_from 'hdfs://host/a.keras' is not a path, nor an address s3://"),
+        ({"init_from": "gs://bucket"}, "--init_from 'gs://bucket' names no folder in a bucket"),
     ],
 )
 def test_flags_that_make_no_sense_are_one_line(flags, says):

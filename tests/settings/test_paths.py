@@ -17,7 +17,7 @@ SCRIPTS = {
     "trainers/report.py --out": ["runs", "--out=gs://bucket/report.html"],
     "trainers/predict.py": ["hdfs://bucket/run", "--input=eval", "--output=out.csv"],
     "trainers/predict.py --output": ["runs/first", "--input=eval", "--output=gs://bucket/out.csv"],
-    "trainers/predict.py --input": ["runs/first", "--input=csv:gs://bucket/rows.csv", "--output=out.csv"],
+    "trainers/predict.py --input": ["runs/first", "--input=csv:hdfs://bucket/rows.csv", "--output=out.csv"],
     "trainers/generate.py": ["hdfs://bucket/run", "--prompt=x"],
     "trainers/sweep.py": ["--sweep_dir=hdfs://bucket/sweep"],
     "trainers/sweep.py --spec": ["--spec=gs://bucket/sweep.json"],

@@ -132,8 +132,7 @@ def _local_paths(config: Config) -> Config:
     named = {}
     for field in config.fields():
         if (kind := field.metadata.get("path")) and (text := getattr(config, field.name)):
-            stored = kind == "stored" and paths.is_address(text)
-            what = f"--{field.name}"
+            what, stored = f"--{field.name}", kind == "stored" and "://" in text
             named[field.name] = paths.place(what, text) if stored else os.path.realpath(paths.local(what, text))
     return dataclasses.replace(
         config,
