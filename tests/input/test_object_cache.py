@@ -226,7 +226,9 @@ def test_the_longest_unused_makes_room_and_what_is_used_stays(proxy, address, tm
     Usage.free = 0
     again()
     put(f"{address}/more", IMAGES[:1])
-    with pytest.raises(BadConfiguration, match="GiB in .*a tenth of that disk stays free; free space, or name another"):
+    with pytest.raises(
+        BadConfiguration, match="GiB in .*a tenth of that disk stays free, at most 10 GiB; free space, or name"
+    ):
         object_cache.brought("images", f"{address}/more", str(tmp_path))
 
 

@@ -30,7 +30,7 @@ from trainers.world.stores import Store
 
 FOLDER = "data"
 # Other data sets are removed, the longest unused first, before less of the disk than this is free.
-KEPT_FREE = 0.1
+KEPT_FREE, MOST_KEPT_FREE = 0.1, 10 << 30
 _AT_ONCE, _INDEX_SECONDS, _PATIENCE = 16, 20.0, 120.0
 _INDEX = ".index.json"
 # Versions that this process uses, by address and what of it is brought, with locks that are held until it ends.
@@ -258,7 +258,7 @@ def _make_room(folder: Path, needed: int, address: str) -> None:
 
     def fits() -> bool:
         disk = shutil.disk_usage(folder)
-        return disk.free - needed >= KEPT_FREE * disk.total or not needed
+        return disk.free - needed >= min(KEPT_FREE * disk.total, MOST_KEPT_FREE) or not needed
 
     others = sorted((each for each in folder.parent.iterdir() if each.is_dir() and each != folder), key=_last_used)
     for other in others:
@@ -267,8 +267,8 @@ def _make_room(folder: Path, needed: int, address: str) -> None:
         _remove_unused(other)
     if not fits():
         raise BadConfiguration(
-            f"{address} needs {needed / 2**30:.3g} GiB in {folder.parent}, and a tenth of that disk stays free; free "
-            "space, or name another --cache_dir"
+            f"{address} needs {needed / 2**30:.3g} GiB in {folder.parent}, and a tenth of that disk stays free, "
+            "at most 10 GiB; free space, or name another --cache_dir"
         )
 
 
