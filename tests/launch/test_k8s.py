@@ -13,6 +13,7 @@ import yaml
 from conftest import ROOT
 from rendering import DIGEST, container, first, job, needs_kustomize, submission
 
+from launch.kube.data_jobs import DATA
 from launch.kube.documents import COMPONENT, INSTANCE, QUEUE_LABEL, SUBMISSION, is_trainer, workloads
 from launch.kube.rules import problems
 from launch.kube.submission import Submission, check_name
@@ -126,6 +127,19 @@ def test_another_loop_is_what_the_container_runs(cluster):
         assert template["spec"]["containers"][0]["command"] == ["python", "/app/trainers/distillation_loop.py"]
     assert teacher in container(documents)["args"]
     assert Submission(name="a", nodes=1, gpus=0, image="i").command == []
+
+
+def test_a_plan_says_which_data_must_be_brought_before(cluster):
+    flags = ("--", "--model=resnet18", "--dataset=cifar10", "--batch_size=256")
+    done = cluster(*SUBMIT, "--dry_run", *flags)
+    line = "data       cifar10 must be in /work/runs/data, once for all runs: launch/k8s.py data --dataset=cifar10"
+    line += " --image=…"
+    assert done.returncode == 0 and line in done.stderr.splitlines()
+    done = cluster(*SUBMIT, "--run_store=s3://b/runs", "--dry_run", *flags)
+    assert line.replace("/work/runs", "s3://b/runs") + " --run_store=s3://b/runs" in done.stderr.splitlines()
+    done = cluster(*SUBMIT, "--dry_run", *flags, "--data_dir=s3://elsewhere/data")
+    assert "must be in" not in done.stderr
+    assert "must be in" not in cluster(*SUBMIT, "--dry_run").stderr
 
 
 def test_a_dry_run_prints_the_objects_and_asks_no_cluster(cluster):
@@ -391,6 +405,28 @@ def test_delete_takes_the_pods_first_and_leaves_the_run(cluster):
     cluster.answer(NO_JOBSETS)
     done = cluster("delete", "--name=first")
     assert done.returncode == 2 and "nothing of such a run is in namespace lockstep" in done.stderr
+
+
+def test_a_job_for_data_is_looked_at_and_deleted_as_a_run_is(cluster):
+    """It is none: nothing tells how it stands or that it stays, and it does not resume."""
+    name, labels = "data-photos", {COMPONENT: "data"}
+    job = {"kind": "Job", "metadata": {"name": name, "annotations": {DATA: "{}"}, "labels": {}}, "spec": {}}
+    job["status"] = {"conditions": [{"type": "Failed", "status": "True", "message": "BackoffLimitExceeded"}]}
+    ended = {"restartCount": 0, "state": {"terminated": {"exitCode": 2, "reason": "Error"}}}
+    one = {"metadata": {"name": f"{name}-abcde", "labels": labels}, "spec": {"nodeName": "n0"}}
+    one["status"] = {"phase": "Failed", "containerStatuses": [ended]}
+    answers = {f"get jobs {name}": json.dumps(job), "get pods": json.dumps({"items": [one]})}
+    cluster.answer(NO_JOBSETS | answers | {"logs": "photos could not be taken\n", "delete job": "job deleted\n"})
+    done = cluster("status", f"--name={name}")
+    assert done.returncode == 0, done.stderr
+    assert "Job data-photos: Failed: BackoffLimitExceeded" in done.stdout and "code 2 (never" in done.stdout
+    assert "no line of train yet" not in done.stdout
+    done = cluster("logs", f"--name={name}", "--no-follow")
+    assert done.stdout == "[data] photos could not be taken\n"
+    done = cluster("resume", f"--name={name}")
+    assert done.returncode == 2 and "no such run is in namespace" in done.stderr
+    done = cluster("delete", f"--name={name}")
+    assert done.returncode == 0 and "the run stays" not in done.stderr
 
 
 def test_resume_submits_what_was_submitted_on_another_size(cluster):

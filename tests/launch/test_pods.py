@@ -19,10 +19,12 @@ import yaml
 from conftest import ROOT, metrics, weights
 from engine import INSIDE, images, podman  # noqa: F401 - fixtures
 
+from launch.kube import sending
 from launch.kube.data_jobs import DataJob
 from launch.kube.documents import COMPONENT, size, workloads
 from launch.kube.kubectl import Kubectl
 from launch.kube.submission import Submission
+from trainers.input.manifests import source_of
 from trainers.world.stores import Store
 
 pytestmark = [
@@ -70,7 +72,8 @@ class Cluster:
             job = document["metadata"]["name"]
             for index in range(spec.get("completions", 1)):
                 pod = copy.deepcopy(template)
-                name = f"{job}-{index}"
+                # A Job for data has the name of what it brings; this machine may run another at the same time.
+                name = f"{self.submission.name}-{job}-{index}" if component == "data" else f"{job}-{index}"
                 labels = pod["metadata"]["labels"]
                 labels |= {"batch.kubernetes.io/job-name": job, "batch.kubernetes.io/job-completion-index": str(index)}
                 pod["metadata"]["name"] = pod["spec"]["hostname"] = name
@@ -277,6 +280,35 @@ def test_two_pods_without_a_claim_train_in_a_bucket_are_preempted_and_end_with_t
     assert done.returncode == 0, done.stdout + done.stderr
     ours, theirs = weights(stored, 1500), weights(local, 1500)
     assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_folder_of_this_machine_comes_onto_the_claim_through_its_pod(podman, cluster, tmp_path, monkeypatch):
+    """As `launch/k8s.py data --from=…` sends it; `podman exec` stands in for `kubectl exec`."""
+    photos = tmp_path / "photos"
+    for i in range(3):
+        (photos / f"class-{i % 2}").mkdir(parents=True, exist_ok=True)
+        (photos / f"class-{i % 2}/{i}.png").write_bytes(os.urandom(2_000_000 * i))
+    one = cluster("brought")
+    job, source = DataJob(source="photos", image=one.submission.image), source_of("--from", photos)
+    one.documents += Kubectl("", "lockstep").render_data(job)
+    containers = one.start("data")
+
+    class Exec:
+        """What `send` needs of kubectl."""
+
+        def words(self, *words):
+            return ["podman", "exec", "--interactive", *containers, *words[words.index("--") + 1 :]]
+
+    monkeypatch.setenv("CONTAINERS_CONF", podman.env["CONTAINERS_CONF"])
+    monkeypatch.setattr(sending, "running_pod", lambda kubectl, name: containers[0])
+    assert sending.send(Exec(), job, source)
+    (code,), (log,) = one.codes(containers)
+    assert code == 0, log
+    assert source_of("--from", one.runs / "data/photos").manifest == source.manifest
+    assert (one.runs / "data/photos").stat().st_gid == 10001
+    containers[:] = one.start("data")
+    assert not sending.send(Exec(), job, source)
+    assert one.codes(containers)[0] == [0]
 
 
 def test_a_bad_flag_ends_a_pod_with_the_code_that_fails_the_job(podman, cluster):
