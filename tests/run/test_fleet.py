@@ -18,8 +18,8 @@ from trainers.settings.rules import resolve
 from trainers.world import host
 from trainers.world.watchdog import Watchdog
 
-# Each update takes 60 ms at least, on worker 1 as much longer as PLANTED says; or reading one of 16 examples there, which
-# an update has, takes 100 ms.
+# Each update takes 60 ms at least, on worker 1 as much longer as PLANTED says; or reading one of the 16 examples
+# that it has of an update takes 100 ms.
 PLANTED = """
 import json
 import os
