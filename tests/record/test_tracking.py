@@ -317,7 +317,7 @@ def test_wandb_offline_has_the_lines_of_a_run_that_was_killed_and_resumed(traine
     last, _ = killed_and_resumed(trainer, run_dir, "--tracker=wandb,project=digits", env=env)
     run_id = reading.read_json(run_dir / reading.TRACKER)["id"]
     files = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"))
-    assert [path.name for path in files] == 2 * [f"run-{run_id}.wandb"]
+    assert len(files) >= 2 and {path.name for path in files} == {f"run-{run_id}.wandb"}
     records = [record for path in files for record in wandb_records(path)]
     assert {(one.run.run_id, one.run.project) for one in records if one.run.run_id} == {(run_id, "digits")}
     told = {"train": {}, "eval": {}}
@@ -330,7 +330,7 @@ def test_wandb_offline_has_the_lines_of_a_run_that_was_killed_and_resumed(traine
         lines = {line["step"]: line["loss"] for line in metrics(run_dir) if line["split"] == split}
         assert max(lines) == last and known == pytest.approx(lines, rel=1e-4)
     summary = {item.key: item.value_json for record in records for item in record.summary.update}
-    assert summary["lockstep/exit_code"] == '"0"' and summary["lockstep/exit_reason"] == '"complete"'
+    assert summary["lockstep/exit_code"] == '"0"' and summary["lockstep/exit_reason"].startswith('"complete')
 
 
 @pytest.mark.parametrize("fault", ["down", "hangs"])

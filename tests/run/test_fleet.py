@@ -18,8 +18,8 @@ from trainers.settings.rules import resolve
 from trainers.world import host
 from trainers.world.watchdog import Watchdog
 
-# Each update takes 60 ms at least, on worker 1 as much longer as PLANTED says; or reading an example there takes 6 ms,
-# and so the 16 of an update as long.
+# Each update takes 60 ms at least, on worker 1 as much longer as PLANTED says; or reading one of the 16 examples
+# that it has of an update takes 100 ms.
 PLANTED = """
 import json
 import os
@@ -42,7 +42,7 @@ def sleep(seconds):
 
 
 def slow_read(self, index):
-    with tf.control_dependencies([sleep(0.006)]):
+    with tf.control_dependencies([tf.cond(index % 16 == 0, lambda: sleep(0.1), lambda: tf.zeros([], tf.double))]):
         return read(self, tf.identity(index))
 
 

@@ -35,8 +35,16 @@ _LIBRARIES = {
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         },
     ),
-    # Silent: it asks nothing on the terminal either.
-    "wandb": _Library("wandb", "wandb", {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}),
+    "wandb": _Library(
+        "wandb",
+        "wandb",
+        {
+            "WANDB_SILENT": "true",  # it asks nothing on the terminal either
+            "WANDB_ERROR_REPORTING": "false",
+            # Seconds that what it was told may lie in memory, which a process that is killed loses; else 15.
+            "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",
+        },
+    ),
 }
 
 
@@ -88,6 +96,8 @@ class Tracked(Protocol):
 
     id: str
     where: str  # words for people
+    # Seconds after which what it was told outlives a process that is killed.
+    keeps_after: float
 
     def log(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Sends lines of metrics.jsonl, as `split/name` at their steps."""
@@ -105,6 +115,7 @@ def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
 class Mlflow:
     """As `Tracked`: a run of an MLflow server."""
 
+    keeps_after = 0.0
     _MOST = 1000
     _MOST_PARAMS = 100
     _MOST_CHARACTERS = 5000
@@ -189,6 +200,8 @@ class Mlflow:
 
 class Wandb:
     """As `Tracked`: a run of W&B; in its offline mode, files in `run_dir/wandb`, one folder for each attempt."""
+
+    keeps_after = 5.0  # its process writes each second
 
     def __init__(
         self,

@@ -81,6 +81,8 @@ class Note:
             known = reading.read_json(self._path)
         if {name: known.get(name) for name in about} != about:
             known = {}  # another tracker, or another place there
+        # Sent, and perhaps not kept yet by who was told: when, and the last steps.
+        self._on_the_way: list[tuple[float, dict[str, int]]] = []
         self.facts = dict(about) | {"key": secrets.token_hex(8), "id": None, "sent": {}, "rewinds": 0} | known
 
     def write(self, **facts: Any) -> None:
@@ -90,11 +92,27 @@ class Note:
 
     def is_new(self, line: Mapping[str, Any]) -> bool:
         """Whether a line was not sent. A resumed run repeats some, to the same values."""
-        return line["step"] > self.facts["sent"].get(line["split"], -1)
+        sent = self._on_the_way[-1][1] if self._on_the_way else self.facts["sent"]
+        return line["step"] > sent.get(line["split"], -1)
 
     def has_sent(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Notes that lines were sent. Raises OSError."""
-        self.write(sent=self.facts["sent"] | {line["split"]: line["step"] for line in lines})
+        """Lines were sent; `keep` notes it."""
+        before = self._on_the_way[-1][1] if self._on_the_way else self.facts["sent"]
+        self._on_the_way.append((time.monotonic(), before | {line["split"]: line["step"] for line in lines}))
+
+    def keep(self, after: float) -> None:
+        """Notes what was sent so many seconds ago, which a kill cannot take back any more. Raises OSError."""
+        sent = None
+        while self._on_the_way and self._on_the_way[0][0] <= time.monotonic() - after:
+            sent = self._on_the_way.pop(0)[1]
+        if sent:
+            self.write(sent=sent)
+
+    def go_back(self, step: int, rewinds: int) -> None:
+        """What comes after a step is sent anew. Raises OSError."""
+        sent = self._on_the_way[-1][1] if self._on_the_way else self.facts["sent"]
+        self._on_the_way.clear()
+        self.write(sent={split: min(known, step) for split, known in sent.items()}, rewinds=rewinds)
 
 
 class Tracking:
@@ -177,8 +195,7 @@ class Tracking:
         if len(rewinds) > self._note.facts["rewinds"]:
             # What comes after the checkpoint is written anew, with other values.
             last = min(each.get("to", 0) for each in rewinds[self._note.facts["rewinds"] :])
-            sent = {split: min(step, last) for split, step in self._note.facts["sent"].items()}
-            self._note.write(sent=sent, rewinds=len(rewinds))
+            self._note.go_back(last, len(rewinds))
             self._batch = []
             self._lines.again()
         more = True
@@ -187,11 +204,12 @@ class Tracking:
             self._batch = [line for line in found if self._note.is_new(line)]
         if self._batch:
             self._tracked.log(self._batch)
-            if not self._given_up:
-                self._note.has_sent(self._batch)
+            self._note.has_sent(self._batch)
             self._batch = []
         elif ending and not more:
             self._tracked.end(*self._end())
+        if not self._given_up:
+            self._note.keep(0.0 if ending and not more else self._tracked.keeps_after)
         return more
 
     def _begin(self) -> None:
