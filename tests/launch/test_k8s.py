@@ -16,7 +16,7 @@ from rendering import DIGEST, container, first, job, needs_kustomize, submission
 from launch.kube.data_jobs import DATA
 from launch.kube.documents import COMPONENT, INSTANCE, QUEUE_LABEL, SUBMISSION, is_trainer, workloads
 from launch.kube.rules import problems
-from launch.kube.submission import Submission, check_name
+from launch.kube.submission import RUNS, Submission, check_name
 from trainers.record import carriers
 from trainers.record.reading import RUN_AFTER
 from trainers.settings.exit_codes import BadConfiguration
@@ -497,7 +497,7 @@ def test_names_of_evaluators_and_jobsets_count():
 
 def test_the_standing_of_a_run_is_read_where_its_files_lie_in_the_pod():
     """On the claim that is its folder; of a run in a store, the one in which its chief works."""
-    assert submission(name="first").folder_in_pod == submission(name="first").run_dir == "/work/runs/first"
+    assert submission(name="first").folder_in_pod == submission(name="first").run_dir == f"{RUNS}/first"
     stored = submission(name="first", run_store="s3://bucket/runs")
     assert stored.run_dir == "s3://bucket/runs/first"
     (cache,) = (line.partition("=")[2] for line in stored.trainer_flags if line.startswith("--cache_dir="))

@@ -33,10 +33,10 @@ STANDARD = {
     "launch/gpu_check.py": (0, "where all goes"),
     "launch/status.py": (0, "--watch"),
     "trainers/record/standing.py": (0, "--watch"),
+    "trainers/input/receiving.py": (0, "--take"),
 }
-# Those of them that do their work without any package; test_doctor.py, test_gpu_check.py and test_standing.py have them
-# do it.
-COMPLETE = ("launch/doctor.py", "launch/gpu_check.py", "launch/status.py", "trainers/record/standing.py")
+# Those of them that do their work without any package; tests of their own have them do it.
+COMPLETE = ("launch/doctor.py", "launch/gpu_check.py", "launch/status.py", *list(STANDARD)[-2:])
 # Those that need fewer packages than a trainer.
 NEEDS = {"launch/k8s.py": ("absl", "yaml", "tqdm")}
 REMEDIES = ("launch/local.sh", "launch/environment.py tokenize", "launch/environment.py tensorboard")

@@ -342,7 +342,7 @@ def test_two_workers_share_a_run_through_the_store_alone(gang, proxy, address, d
 
 def test_what_moves_slowly_ends_no_worker(gang, proxy, address):
     """The checkpoint comes to the chief, and what is written last to the store, in more than `--step_timeout`."""
-    flags = ("--model=mlp,hidden=512x512", "--batch_size=48", "--checkpoint_every=10", "--eval_every=0")
+    flags = ("--model=mlp,width=512", "--batch_size=48", "--checkpoint_every=10", "--eval_every=0")
     flags += ("--log_every=10", "--schedule=constant", "--warmup_steps=0", "--keep_checkpoints=1")
     results = [one.wait() for one in gang(address, "first", *flags, "--train_steps=10")]
     assert [code for code, _ in results] == [0, 0], results
@@ -443,7 +443,7 @@ def test_weights_to_begin_with_and_a_teacher_come_from_a_store(run, proxy, addre
 
     students = []
     for name, teacher in (("of a folder", str(source.run_dir)), ("of a store", address)):
-        own = {"model": "mlp,hidden=8", "data_dir": str(data_dir), "run_dir": str(tmp_path / name)}
+        own = {"model": "mlp,width=8", "data_dir": str(data_dir), "run_dir": str(tmp_path / name)}
         config = distillation_loop.Settings(**flags | own | {"teacher": teacher, "batch_size": 32})
         students.append(distillation_loop.train(resolve(config)))
     check_same(students[0].run_dir, students[1].run_dir)
