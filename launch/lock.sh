@@ -17,3 +17,4 @@ lock "$@" k8s.in -o k8s.txt
 lock "$@" metrics.in -o metrics.txt
 lock "$@" tokenize.in -o tokenize.txt
 lock "$@" emulators.in -o emulators.txt
+lock "$@" jax.in -c cpu.txt -o jax.txt
