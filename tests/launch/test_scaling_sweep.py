@@ -149,6 +149,7 @@ def test_axes_and_sizes_are_chosen_in_one_grammar():
 
     everything = sizes("--sweep")
     assert [size.axis for size in everything] == ["replicas"] * 4 + ["workers"] * 4 + ["parameters"] * 4
+    assert sizes("--sweep", "--", "--model=mlp") == everything
     assert sizes("--sweep=parameters") == everything[8:]
     assert sizes("--sweep=workers,replicas", "--workers=1,2") == (*everything[:4], *everything[4:6])
     assert scaling.settings_from(["scaling"]).sizes == ()
