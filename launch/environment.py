@@ -11,6 +11,7 @@
     python launch/environment.py tokenize       # .venv.tokenize, for launch/pack_tokens.py
     python launch/environment.py emulators      # .venv.emulators, an object store on this machine, for the tests
     python launch/environment.py trackers       # .venv.trackers, an MLflow server on this machine, for the tests
+    python launch/environment.py jax            # .venv.jax, for trainers/benchmark.py --peers=jax
 
 Standard library only: this runs on a machine that has bash and Python 3.11 and nothing else. A lock that is
 installed already (a stamp holds its digest) costs a small file read and reaches no network.
@@ -44,7 +45,7 @@ from trainers.world.locks import hold
 
 ROOT = Path(__file__).resolve().parent.parent
 # Purposes with an environment of their own; the others share `.venv`.
-ALONE = ("tensorboard", "sbom", "k8s", "tokenize", "emulators", "trackers")
+ALONE = ("tensorboard", "sbom", "k8s", "tokenize", "emulators", "trackers", "jax")
 # Those that share `.venv`, and what each adds.
 SHARED = {
     "runtime": [],

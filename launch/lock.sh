@@ -20,3 +20,4 @@ lock "$@" wandb.in -c cpu.txt -c mlflow.txt -o wandb.txt
 lock "$@" trackers.in -c mlflow.txt -o trackers.txt
 lock "$@" tokenize.in -o tokenize.txt
 lock "$@" emulators.in -o emulators.txt
+lock "$@" jax.in -c cpu.txt -o jax.txt

@@ -2,10 +2,16 @@
 
     python launch/scaling.py -- --model=resnet
     python launch/scaling.py --replicas=1,2,4,8 --workers=1,2 -- --model=resnet50 --batch_size=256
+    python launch/scaling.py --sweep -- --model=resnet                  # what a start costs, and how that grows
+    python launch/scaling.py --sweep=replicas,parameters --replicas=1,2 -- --model=resnet
 
 Each point is `trainers/custom_loop.py` in a process of its own (one for each worker), as it is run: with input, metrics
 and log lines. The rounds are interleaved; a point is the median over them. Virtual CPU devices share the cores, so two
 have no more to compute with than one: there a perfect loop keeps its throughput, and an efficiency of 1/N is perfect.
+
+With --sweep: seconds from the start of a process to the end of its first update, memory and steps a second, against
+replicas and workers (the global batch is fixed) and parameters (of mlp, from 10^5 to 10^8), with the fitted growth. One
+run for each size; a size that sweep.json in --out_dir holds is not measured again, so Ctrl-C costs a size at most.
 """
 
 import os
@@ -28,10 +34,12 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from launch import sweeping
 from launch.workers import visible_gpus
 from trainers.measure.charts import new_figure, write_png
+from trainers.measure.growth import AXES, PARAMETERS, Size
 from trainers.record import reading
 from trainers.settings import paths
 from trainers.settings.config import EPOCHS, Config
@@ -60,11 +68,15 @@ Series = Mapping[str, Sequence[Point]]
 
 
 class Settings(NamedTuple):
-    """The command line: the script's own options, the trainer's flags, and the points that they ask for."""
+    """The command line: the script's own options, the trainer's flags, and the points that they ask for.
+
+    `sizes`: those of a sweep, in place of `series`.
+    """
 
     options: argparse.Namespace
     flags: list[str]
     series: Series
+    sizes: tuple[Size, ...] = ()
 
 
 class Measurements(NamedTuple):
@@ -78,27 +90,22 @@ class Measurements(NamedTuple):
         return statistics.median(self.rates[point])
 
 
-def measure(point: Point, flags: list[str], steps: int) -> tuple[float, list[str]]:
-    """Updates a second of a run once it is under way, and the devices that it ran on.
+def run_of(kind: str, count: int, flags: Sequence[str], steps: int) -> dict[str, Any]:
+    """The run.json of a run of so many replicas or workers, which is gone.
 
     Raises:
       BadConfiguration: the trainer ends with an error; its last line is the message.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = [
-            *without(flags, EPOCHS.values()),
-            f"--batch_size={point.batch_size}",
-            f"--train_steps={steps}",
-            f"--run_dir={folder}/run",
-        ]
+        run = [*without(flags, EPOCHS.values()), f"--train_steps={steps}", f"--run_dir={folder}/run"]
         run += ["--eval_every=0", "--checkpoint_every=0", "--warmup_steps=0"]
-        if point.kind == "workers":
-            command = [sys.executable, str(ROOT / "launch/workers.py"), f"--workers={point.count}", "--"]
+        if kind == "workers":
+            command = [sys.executable, str(ROOT / "launch/workers.py"), f"--workers={count}", "--"]
         else:
-            command = [sys.executable, str(ROOT / "trainers/custom_loop.py"), f"--replicas={point.count}"]
+            command = [sys.executable, str(ROOT / "trainers/custom_loop.py"), f"--replicas={count}"]
         env = dict(os.environ)
         if gpus := visible_gpus():  # a worker has one, as a replica has
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[: point.count])
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[:count])
         words = [*command, *run]
         child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
         try:
@@ -109,10 +116,20 @@ def measure(point: Point, flags: list[str], steps: int) -> tuple[float, list[str
             raise
         if child.returncode:
             last = (output.strip() or "it printed nothing").splitlines()[-1]
-            raise BadConfiguration(f"{point.count} {point.kind} ended with code {child.returncode}: {last}")
+            raise BadConfiguration(f"{count} {kind} ended with code {child.returncode}: {last}")
         facts = reading.read_run(Path(folder, "run"))
     if "steady" not in facts:
-        raise BadConfiguration(f"{steps} steps of {point.count} {point.kind} are too few to time; pass more --seconds")
+        raise BadConfiguration(f"{steps} steps of {count} {kind} are too few to time; pass more --seconds")
+    return facts
+
+
+def measure(point: Point, flags: list[str], steps: int) -> tuple[float, list[str]]:
+    """Updates a second of a run once it is under way, and the devices that it ran on.
+
+    Raises:
+      BadConfiguration: as `run_of`.
+    """
+    facts = run_of(point.kind, point.count, [*flags, f"--batch_size={point.batch_size}"], steps)
     return facts["steady"]["steps"] / facts["steady"]["seconds"], facts["devices"]
 
 
@@ -135,6 +152,29 @@ def points_of(config: Config, replicas: list[int], workers: list[int]) -> dict[s
     if not series:
         raise BadConfiguration("--replicas and --workers are both empty; pass e.g. --replicas=1,2")
     return series
+
+
+def sizes_of(config: Config, options: argparse.Namespace) -> tuple[Size, ...]:
+    """The sizes of a sweep, axis by axis.
+
+    Raises:
+      BadConfiguration: an axis is not known, has no size, or the batch does not divide over one.
+    """
+    chosen = [word.strip() for word in options.sweep.split(",") if word.strip()]
+    if not chosen or not set(chosen) <= set(AXES):
+        raise BadConfiguration(
+            f"--sweep {options.sweep!r} is not made of {', '.join(AXES)}; pass some of them, or none"
+        )
+    counts = {"replicas": options.replicas, "workers": options.workers, "parameters": PARAMETERS}
+    if empty := next((axis for axis in chosen if not counts[axis]), None):
+        raise BadConfiguration(f"--{empty} is empty and --sweep asks for it; pass e.g. --{empty}=1,2,4")
+    sizes = tuple(Size(axis, count) for axis in AXES if axis in chosen for count in sorted(set(counts[axis])))
+    for axis, count in sizes:
+        if axis != "parameters" and config.batch_size % count:
+            raise BadConfiguration(
+                f"--batch_size {config.batch_size} does not divide over {count} {axis}; pass a multiple"
+            )
+    return sizes
 
 
 def efficiency(points: Sequence[Point], measured: Measurements) -> list[float]:
@@ -213,8 +253,11 @@ def settings_from(argv: Sequence[str]) -> Settings:
       BadConfiguration: a flag is wrong.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replicas", type=counts, default=[1, 2], help="replicas of one process (default: 1,2)")
-    parser.add_argument("--workers", type=counts, default=[1, 2], help="worker processes (default: 1,2; empty: none)")
+    parser.add_argument("--replicas", type=counts, help="replicas of one process (default: 1,2; with --sweep 1,2,4,8)")
+    parser.add_argument("--workers", type=counts, help="worker processes, as --replicas (empty: none)")
+    parser.add_argument(
+        "--sweep", nargs="?", const=",".join(AXES), help=f"what a start costs, over {', '.join(AXES)} (default: all)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="rounds, of which the median counts (default: 3)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, about (default: 4)")
     parser.add_argument("--out_dir", default="runs/scaling", help="where table, figures and chart go")
@@ -222,7 +265,15 @@ def settings_from(argv: Sequence[str]) -> Settings:
     options = parser.parse_args(argv[1:])
     flags = options.flags[1:] if options.flags[:1] == ["--"] else options.flags
     config = config_from(["scaling", *flags], "")
-    return Settings(options, flags, points_of(config, options.replicas, options.workers))
+    default = [1, 2] if options.sweep is None else [1, 2, 4, 8]
+    options.replicas, options.workers = (
+        default if each is None else each for each in (options.replicas, options.workers)
+    )
+    if options.sweep is None:
+        return Settings(options, flags, points_of(config, options.replicas, options.workers))
+    if parser.get_default("repeats") != options.repeats:
+        raise BadConfiguration("--repeats: a sweep makes one run for each size; leave it out")
+    return Settings(options, flags, {}, sizes_of(config, options))
 
 
 def main(settings: Settings) -> int:
@@ -232,6 +283,8 @@ def main(settings: Settings) -> int:
     out = paths.local("--out_dir", settings.options.out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if settings.sizes:
+            return sweeping.sweep(settings.sizes, settings.flags, settings.options.seconds, out, run_of)
         measured = measure_all(settings)
         text = report(settings.series, measured)
         points = [

@@ -2,6 +2,7 @@
 
 python trainers/benchmark.py
 python trainers/benchmark.py --rows=mlp:32:1,resnet:128:2 --seconds=1
+python trainers/benchmark.py --peers=jax                # Keras 3 on JAX and JAX by hand beside it, too
 python trainers/benchmark.py --input=images:DIR         # the input pipeline alone, beside tf.data as it is written
 """
 
@@ -18,6 +19,7 @@ if __name__ == "__main__":
 
     process.check_requirements()
 
+import contextlib
 import dataclasses
 import functools
 import statistics
@@ -28,17 +30,19 @@ from typing import Any
 from absl import flags, logging
 
 from models.cards import MODELS
-from trainers.measure import charts, input_pipelines, rounds
+from trainers.measure import charts, input_pipelines, jax_process, rounds
 from trainers.measure.input_pipelines import InputSettings
-from trainers.measure.rounds import KINDS, Result, Row
+from trainers.measure.rounds import Result, Row, describe
 from trainers.settings import paths
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration, Preempted
 from trainers.settings.flags import fill, short_help_page
 from trainers.settings.rules import resolve
-from trainers.show.tables import paragraph, readable, table
+from trainers.show.tables import paragraph, readable
 from trainers.world import files, machine, process, quiet, signals
 
+# Those that JAX's peers can train stand alone where `--peers=jax` is given without `--rows`.
+JAX_ROWS = "mlp:32:1,resnet:128:1"
 DEFAULT_ROWS = "mlp:32:1,mlp:32:2,resnet:128:1,resnet:128:2,vit:128:1,vit:128:2,transformer:64:1"
 
 
@@ -48,7 +52,10 @@ DEFAULT_ROWS = "mlp:32:1,mlp:32:2,resnet:128:1,resnet:128:2,vit:128:1,vit:128:2,
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The values of the flags. `input`: what is measured in place of the rows, if the input pipeline is."""
+    """The values of the flags. `input`: what is measured in place of the rows, if the input pipeline is.
+
+    `peers`: `jax`, or empty for those on TensorFlow alone.
+    """
 
     rows: tuple[Row, ...]
     repeats: int
@@ -56,6 +63,7 @@ class Settings:
     data_dir: str
     out_dir: Path
     input: InputSettings | None = None
+    peers: str = ""
 
 
 def row_from(text: str) -> Row:
@@ -82,6 +90,7 @@ def settings_from(argv: Sequence[str]) -> Settings:
     """
     values = flags.FlagValues()
     flags.DEFINE_string("rows", DEFAULT_ROWS, "what is measured: model:batch:replicas, …", flag_values=values)
+    flags.DEFINE_string("peers", "", "further peers: jax, in .venv.jax, on CPUs", flag_values=values)
     flags.DEFINE_string(
         "input", "", "images:DIR, or a set of TensorFlow Datasets: its input pipeline is measured", flag_values=values
     )
@@ -99,13 +108,29 @@ def settings_from(argv: Sequence[str]) -> Settings:
     fill(values, argv, lambda: short_help_page(__doc__, values))
     if chosen := input_settings(values):
         return Settings((), values.repeats, values.seconds, values.data_dir, Path(values.out_dir).expanduser(), chosen)
-    rows = tuple(row_from(text.strip()) for text in values.rows.split(",") if text.strip())
+    chosen = JAX_ROWS if values.peers and not values["rows"].present else values.rows
+    rows = tuple(row_from(text.strip()) for text in chosen.split(",") if text.strip())
     if not rows:
         raise BadConfiguration("--rows is empty; pass e.g. mlp:32:1,resnet:128:2")
-    settings = Settings(rows, values.repeats, values.seconds, values.data_dir, paths.local("--out_dir", values.out_dir))
+    out = paths.local("--out_dir", values.out_dir)
+    settings = Settings(rows, values.repeats, values.seconds, values.data_dir, out, peers=values.peers)
+    _check_peers(settings)
     for row in rows:
         _check_row(row, settings)
     return settings
+
+
+def _check_peers(settings: Settings) -> None:
+    if settings.peers not in ("", "jax"):
+        raise BadConfiguration(f"--peers {settings.peers!r} is not known; pass jax, or leave it out")
+    for row in settings.rows if settings.peers else ():
+        if row.model not in jax_process.MODELS or row.replicas > 1:
+            raise BadConfiguration(
+                f"--rows {row.model}:{row.batch_size}:{row.replicas}: JAX's peers train "
+                f"{' and '.join(jax_process.MODELS)} on one replica; pass e.g. --rows={JAX_ROWS}"
+            )
+    if settings.peers:
+        jax_process.check_there()
 
 
 def input_settings(values: flags.FlagValues) -> InputSettings | None:
@@ -114,13 +139,14 @@ def input_settings(values: flags.FlagValues) -> InputSettings | None:
     Raises:
       BadConfiguration: flags that do not belong together, or a value that breaks a rule.
     """
-    given = [name for name in ("rows", "augment", "image_size") if values[name].present]
+    of_training = ("rows", "peers")
+    given = [name for name in (*of_training, "augment", "image_size") if values[name].present]
     if not values.input:
-        if wrong := [name for name in given if name != "rows"]:
+        if wrong := [name for name in given if name not in of_training]:
             raise BadConfiguration(f"--{wrong[0]} belongs to --input=DATASET, which is not given; leave it out")
         return None
-    if "rows" in given:
-        raise BadConfiguration("--rows measures training and --input the input alone; pass one of them")
+    if wrong := [name for name in given if name in of_training]:
+        raise BadConfiguration(f"--{wrong[0]} measures training and --input the input alone; pass one of them")
     settings = InputSettings(
         values.input,
         values.augment,
@@ -168,14 +194,17 @@ def measure(row: Row, settings: Settings) -> Result:
     """Measures all contenders of a row."""
     from trainers.custom_loop import Supervised
     from trainers.input import load
-    from trainers.measure.peers import contenders_of
+    from trainers.measure.peers import contenders_of, jax_process_of
     from trainers.world import devices
 
     config = config_of(row, settings)
     world = devices.set_up(config)
     loop = Supervised(config, world, load.load(config.dataset, config.data_dir, "resident"))
-    contenders = contenders_of(loop, functools.partial(config_of, row, settings), settings.seconds)
-    return rounds.measure(row, loop.num_parameters, contenders, settings.repeats, settings.seconds)
+    with contextlib.ExitStack() as stack:
+        contenders = contenders_of(loop, functools.partial(config_of, row, settings), settings.seconds)
+        if settings.peers:
+            contenders += stack.enter_context(jax_process_of(loop)).contenders(settings.seconds)
+        return rounds.measure(row, loop.num_parameters, contenders, settings.repeats, settings.seconds)
 
 
 def benchmark(settings: Settings) -> dict[str, Any]:
@@ -192,6 +221,10 @@ def benchmark(settings: Settings) -> dict[str, Any]:
     # First of all, for the largest row: once an operation has run, the devices are what they are.
     devices.set_up(config_of(max(settings.rows, key=lambda row: row.replicas), settings))
     facts = machine.facts()
+    if settings.peers and facts["device"].startswith("GPU"):
+        raise BadConfiguration(
+            "--peers=jax measures on CPUs, and here is a GPU; set CUDA_VISIBLE_DEVICES= for this run"
+        )
     print(describe_machine(facts, settings), flush=True)
     results: list[Result] = []
     for row in settings.rows:
@@ -220,53 +253,11 @@ def describe_machine(facts: dict[str, Any], settings: Settings) -> str:
     )
 
 
-def cell(numbers: tuple[float, float, float]) -> str:
-    """`1.23 (1.20–1.27)`."""
-    median, low, high = numbers
-    return f"{median:.2f} ({low:.2f}–{high:.2f})"
-
-
-def describe(results: Sequence[Result]) -> str:
-    """The table of the ratios, and the time of each contender."""
-    ratios = [
-        [
-            str(result.row),
-            cell(result.ratio("ours", "ceiling")),
-            cell(result.ratio("ours", result.best_peer())),
-            result.best_peer(),
-            cell(result.ratio("ours", "fit")),
-            cell(result.ratio("ours_silent", "ours")),
-            cell(result.ratio("ours_silent", "ours_saving")),
-        ]
-        for result in results
-    ]
-    head = ["row", "ours ÷ ceiling", "ours ÷ best peer", "best peer", "ours ÷ fit", "cost of logs", "cost of saving"]
-    times = [
-        [str(result.row), *(readable(statistics.median(values)) for values in result.seconds.values())]
-        for result in results
-    ]
-    legend = "\n".join(f"- {key}: {text}" for key, text in KINDS.items())
-    settings = "\n".join(
-        f"- {result.row}: " + "; ".join(f"{key} at {name}" for key, name in result.names.items() if name)
-        for result in results
-    )
-    return "\n\n".join(
-        [
-            "Throughput, as a ratio: median over the rounds (lowest–highest).",
-            table(head, ratios),
-            "Time of one update of the global batch, median:",
-            table(["row", *results[0].seconds], times),
-            legend,
-            settings,
-        ]
-    )
-
-
 def write(out: Path, facts: dict[str, Any], settings: Settings, results: Sequence[Result]) -> dict[str, Any]:
     """Writes numbers, table and chart of the rows so far. Returns the content of the JSON file."""
     record = {
         "machine": facts,
-        "flags": {"repeats": settings.repeats, "seconds": settings.seconds},
+        "flags": {"repeats": settings.repeats, "seconds": settings.seconds, "peers": settings.peers},
         "rows": [result.facts() for result in results],
     }
     try:

@@ -104,6 +104,7 @@ def test_the_lines_tell_where_the_time_went_and_how_much_was_computed(run, tmp_p
     assert facts["peak_resident_mib"] > 100
     assert facts["peak_device_mib"] == {}
     assert {"import", "build", "trace"} <= facts["seconds"].keys()
+    assert 0 < facts["first_update"]["call_seconds"] <= sum(facts["seconds"].values())
 
 
 def test_steps_that_overflow_in_float16_are_skipped_and_counted(run, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainers.measure import growth
 from trainers.measure.rounds import KINDS, Result
 from trainers.show.tables import readable
 from trainers.world import files
@@ -97,6 +98,40 @@ def _draw_figure(
     bars = axes.bar([place for place, _ in known], medians, width, label=label)
     axes.errorbar([place for place, _ in known], medians, [below, above], fmt="none", color="k", lw=0.8)
     axes.bar_label(bars, [f"{value:.3g}" if value < 100 else f"{value:,.0f}" for value in medians], fontsize=7)
+
+
+def write_growth(path: Path, rows: Sequence[growth.Measured], title: str) -> None:
+    """A column for each axis: seconds to the first update, memory and speed over the size, with the fitted growth."""
+    axes_of, laws = [axis for axis in growth.AXES if growth.of_axis(rows, axis)], growth.growths(rows)
+    panels = {
+        "seconds": ("first_update_seconds", "compile_seconds"),
+        "MiB": ("peak_mib",),
+        "steps/s": ("steps_per_second",),
+    }
+    figure = new_figure(3.8 * len(axes_of), 8.5)
+    grid = figure.subplots(len(panels), len(axes_of), squeeze=False)
+    for column, axis in enumerate(axes_of):
+        members = growth.of_axis(rows, axis)
+        sizes = [growth.size_of(row) for row in members]
+        for axes, (unit, names) in zip(grid[:, column], panels.items(), strict=True):
+            for name in names:
+                (points,) = axes.plot(sizes, [getattr(row, name) for row in members], "o", label=growth.FIGURES[name])
+                if axis in laws:
+                    law = laws[axis][name]
+                    between = [sizes[0] * (sizes[-1] / sizes[0]) ** (i / 50) for i in range(51)]
+                    axes.plot(between, [law.at(n) for n in between], color=points.get_color(), lw=0.8, label=str(law))
+            values = [getattr(row, name) for row in members for name in names]
+            over_powers = axis == "parameters" and max(values) > min(values)
+            axes.set(xscale="log", yscale="log" if over_powers else "linear", ylabel=unit)
+            axes.set_xticks(sizes, [f"{size:,}" if size < 1000 else f"{size:.0e}" for size in sizes], minor=False)
+            axes.xaxis.set_minor_formatter("")
+            if not over_powers:
+                axes.set_ylim(0, None)
+            axes.legend(fontsize=7)
+        grid[0, column].set_title(growth.AXES[axis], fontsize=8)
+        grid[-1, column].set_xlabel(axis)
+    figure.suptitle(title, fontsize=10)
+    write_png(path, figure)
 
 
 def write_timings(path: Path, sums: Sequence["Timing"], steps: Sequence["Timing"], title: str) -> None:

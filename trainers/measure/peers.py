@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import tensorflow as tf
 from models import optimizers, tasks
 from trainers import custom_loop
 from trainers.custom_loop import Supervised
+from trainers.measure import jax_process
+from trainers.measure.jax_process import JaxProcess
 from trainers.measure.rounds import Contender, Steps, best_of, calibrated
 from trainers.record import reading
 from trainers.record.state import put
@@ -53,6 +56,29 @@ def after_a_call(steps: Steps) -> Steps:
     return steps_after_a_call
 
 
+def examples_of(loop: Supervised) -> tuple[Any, Any]:
+    """All training examples as a model takes them, and their targets, in host memory."""
+    dataset = loop.dataset
+    inputs, targets = dataset.prepare({key: tf.constant(array) for key, array in dataset.train.arrays.items()})
+    return loop.task.inputs(inputs), targets
+
+
+def jax_process_of(loop: Supervised) -> AbstractContextManager[JaxProcess]:
+    """The process of JAX's peers of `loop`: its model, recipe and examples."""
+    config, model = loop.config, loop.model
+    sizes = {"mlp": ("units", "dropout"), "resnet": ("widths", "num_blocks")}[config.model]
+    recipe = ("batch_size", "train_steps", "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "log_every")
+    assert (config.optimizer, config.schedule) == ("adamw", "cosine"), "what JAX's peers have"
+    inputs, targets = (array.numpy() for array in examples_of(loop))
+    return jax_process.peers(
+        {"kind": config.model, "classes": model.num_classes} | {name: getattr(model, name) for name in sizes},
+        {name: getattr(config, name) for name in recipe},
+        inputs,
+        targets,
+        loop.num_parameters,
+    )
+
+
 class Peer:
     """What the peers train: the model, optimizer and recipe of `loop`, built anew, without anything of our loop.
 
@@ -78,9 +104,7 @@ class Peer:
             self.metrics = [keras.metrics.Mean("loss")]
             if dataset.spec.num_classes:
                 self.metrics.append(keras.metrics.SparseCategoricalAccuracy("accuracy"))
-        # All training examples, in host memory.
-        inputs, targets = dataset.prepare({key: tf.constant(array) for key, array in dataset.train.arrays.items()})
-        batches = tf.data.Dataset.from_tensor_slices((self.task.inputs(inputs), targets))
+        batches = tf.data.Dataset.from_tensor_slices(examples_of(loop))
         self.batches = batches.batch(config.batch_size, drop_remainder=True).cache().repeat().prefetch(tf.data.AUTOTUNE)
 
     def from_the_start(self, steps: Steps) -> Steps:

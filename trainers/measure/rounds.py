@@ -11,6 +11,9 @@ from typing import Any
 
 from absl import logging
 
+from trainers.settings.exit_codes import RunEnded
+from trainers.show.tables import readable, table
+
 # `steps(n)`: does n updates of the global batch, and returns the seconds that they took.
 Steps = Callable[[int], float]
 
@@ -21,10 +24,12 @@ KINDS = {
     "fit_best": "Model.fit at its best steps_per_execution and jit_compile",
     "call": "one Python call for each compiled step, at its best jit_compile",
     "eager": "the eager loop",
+    "jax_fit": "Model.fit of Keras 3 on JAX, at its best steps_per_execution and way to be fed",
+    "jax_scan": "JAX by hand: jax.lax.scan over updates, or a compiled call for each, at its best length",
     "ours_silent": "our loop without log lines",
     "ours_saving": "our loop with a checkpoint every 100 steps",
 }
-PEERS = ("fit", "fit_best", "call", "eager")
+PEERS = ("fit", "fit_best", "call", "eager", "jax_fit", "jax_scan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +101,22 @@ def calibrated(steps: Steps, seconds: float) -> tuple[int, float]:
 
 
 def best_of(contenders: Iterable[Contender], seconds: float) -> Contender:
-    """The fastest in a trial of `seconds` each. A contender that cannot run is left out."""
-    rates = []
+    """The fastest in a trial of `seconds` each. A contender that cannot run is left out.
+
+    Raises:
+      RunEnded: none can.
+    """
+    rates, why = [], ""
     for contender in contenders:
         try:
             rate = 1 / calibrated(contender.steps, seconds)[1]
         except Exception as error:
             logging.info("%s cannot run: %s", contender.name, error)
+            why = f"{contender.name}: {' '.join(str(error).split())[:300]}"
             continue
         rates.append((rate, contender))
+    if not rates:
+        raise RunEnded(f"no way to run a contender works; the last was {why or 'not begun'}")
     return max(rates, key=lambda pair: pair[0])[1]
 
 
@@ -119,3 +131,47 @@ def measure(row: Row, parameters: int, contenders: Sequence[Contender], repeats:
             gc.collect()
             result.seconds[contender.key].append(contender.steps(count) / count)
     return result
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is printed.
+
+
+def cell(numbers: tuple[float, float, float]) -> str:
+    """`1.23 (1.20–1.27)`."""
+    median, low, high = numbers
+    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+
+
+def describe(results: Sequence[Result]) -> str:
+    """The table of the ratios, and the time of each contender."""
+    columns = {
+        "ours ÷ ceiling": lambda result: cell(result.ratio("ours", "ceiling")),
+        "ours ÷ best peer": lambda result: cell(result.ratio("ours", result.best_peer())),
+        "best peer": Result.best_peer,
+        "ours ÷ fit": lambda result: cell(result.ratio("ours", "fit")),
+        "cost of logs": lambda result: cell(result.ratio("ours_silent", "ours")),
+        "cost of saving": lambda result: cell(result.ratio("ours_silent", "ours_saving")),
+    }
+    for key in [key for key in ("jax_fit", "jax_scan") if key in results[0].seconds]:
+        columns[f"ours ÷ {key}"] = lambda result, key=key: cell(result.ratio("ours", key))
+    ratios = [[str(result.row), *(column(result) for column in columns.values())] for result in results]
+    times = [
+        [str(result.row), *(readable(statistics.median(values)) for values in result.seconds.values())]
+        for result in results
+    ]
+    legend = "\n".join(f"- {key}: {KINDS[key]}" for key in results[0].seconds)
+    settings = "\n".join(
+        f"- {result.row}: " + "; ".join(f"{key} at {name}" for key, name in result.names.items() if name)
+        for result in results
+    )
+    return "\n\n".join(
+        [
+            "Throughput, as a ratio: median over the rounds (lowest–highest).",
+            table(["row", *columns], ratios),
+            "Time of one update of the global batch, median:",
+            table(["row", *results[0].seconds], times),
+            legend,
+            settings,
+        ]
+    )

@@ -4,6 +4,8 @@ import time
 
 import numpy as np
 
+from trainers.world import process
+
 # A compiled call lasts about this long: short enough to answer a signal, long enough that Python costs nothing.
 CALL_SECONDS = 1.0
 
@@ -16,7 +18,9 @@ class Pace:
         self.calls = 0
         # What this process has measured, and what all workers have agreed on; 0 = not known yet.
         self.own_seconds = self.seconds_per_step = 0.0
-        self.steady: dict[str, float] | None = None
+        # For run.json: `first_update`, the seconds of the first call and how old the process was at its end; `steady`,
+        # steps and seconds since the second call.
+        self.facts: dict[str, dict[str, float]] = {}
         self._window_steps, self._window_seconds = 0.0, 0.0
         self._began = self._steady_began = 0.0
         self._steady_step = 0
@@ -38,10 +42,12 @@ class Pace:
         took = (now - self._began) / float(last - first)
         if self.calls > 1:  # the first call of all pays for what is done once
             self.own_seconds = took
-        if self.calls == 2:
+        if self.calls == 1:
+            self.facts["first_update"] = {"call_seconds": now - self._began, "process_seconds": process.age()}
+        elif self.calls == 2:
             self._steady_step, self._steady_began = last, now
         elif self.calls > 2:
-            self.steady = {"steps": last - self._steady_step, "seconds": now - self._steady_began}
+            self.facts["steady"] = {"steps": last - self._steady_step, "seconds": now - self._steady_began}
         return took
 
     def rates(self, first: int, steps: np.ndarray, logged: list[bool], took: float) -> list[float]:

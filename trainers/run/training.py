@@ -267,8 +267,7 @@ class Training:
         if self.world.cluster is None:
             stops, agreed = self.preemption.requested, self.pace.own_seconds
         self.stopping, self.pace.seconds_per_step = stops > 0, agreed
-        if self.pace.steady:
-            self.record.facts["steady"] = self.pace.steady
+        self.record.facts.update(self.pace.facts)
         if not finite:
             return self.diverge(rows[-1])
         with only_warned("no profile"):
