@@ -1,6 +1,7 @@
 """What the tests share: four virtual CPU devices in this process, prepared data, and runs of the real loop."""
 
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -60,6 +61,12 @@ SMALL_MODELS = [
 ]
 assert [model.partition(",")[0] for model in SMALL_MODELS] == list(MODELS)
 EXIT_STATUS = pytest.StashKey[int]()
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: no collection, of which each run orders one, need go through them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session, exitstatus):
