@@ -14,6 +14,7 @@ import time
 import pytest
 from conftest import ROOT, SMALL_MODELS, short
 
+from launch.proof import inputs
 from launch.proof.prover import Prover, Run
 from launch.proof.rows import ROWS, scope_of
 from launch.proof.verdicts import compare_graphs
@@ -39,7 +40,8 @@ def mutant(tmp_path):
 
     def make(edits):
         for part in ("trainers", "models", "launch"):
-            shutil.copytree(ROOT / part, tmp_path / part)  # with what Python has compiled of it
+            # With what Python has compiled of it, but for what it is about to write.
+            shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.pyc.*"))
         for path, changes in edits.items():
             (tmp_path / path).write_text(edited((tmp_path / path).read_text(), changes))
         (tmp_path / "noise.py").write_text(NOISE_IMAGES)
@@ -60,7 +62,7 @@ def images():
 """
 OF_NOISE = ("--model=mlp", "--dataset=noise:images")
 # Where it is not about clipping, which costs runs of its own.
-REPLICAS = (*OF_NOISE, "--rows=replicas", "--clip_norm=0")
+UNCLIPPED = (*OF_NOISE, "--rows=replicas", "--clip_norm=0")
 
 LOOP, OUTER, MLP = "trainers/custom_loop.py", "trainers/run/training.py", "models/mlp.py"
 INDEXED, MODELS_LOOP = "trainers/input/indexed.py", "trainers/run/models_loop.py"
@@ -83,7 +85,7 @@ MUTANTS = {
                 )
             ]
         },
-        REPLICAS,
+        UNCLIPPED,
         {"replicas, SGD": "gradients are averaged over replicas, not summed"},
     ),
     "clipping before the sum": (
@@ -113,12 +115,12 @@ MUTANTS = {
                 ("x = self.flatten(x)", "x = self.norm(self.flatten(x), training=training)"),
             ]
         },
-        REPLICAS,
+        UNCLIPPED,
         {"replicas, SGD": "batch statistics per replica (layer mlp/norm)"},
     ),
     "the same noise on all replicas": (
         {MLP: [("layers.Dropout(dropout, name=", "keras.layers.Dropout(dropout, name=")]},
-        REPLICAS,
+        UNCLIPPED,
         {"replicas, SGD": NOISE + " (layer mlp/dropout_"},
     ),
     "an augmentation of Keras": (
@@ -132,7 +134,7 @@ MUTANTS = {
                 ("x = self.flatten(x)", "x = self.flatten(self.flip(x, training=training))"),
             ]
         },
-        REPLICAS,
+        UNCLIPPED,
         {"replicas, SGD": NOISE + " (layer mlp/flip)"},
     ),
     "a recurrent layer of Keras with dropout": (
@@ -146,7 +148,7 @@ MUTANTS = {
                 ("x = self.flatten(x)", "x = self.flatten(self.rows(x), training=training)"),
             ]
         },
-        REPLICAS,
+        UNCLIPPED,
         {"replicas, SGD": NOISE + " (layer mlp/lstm/lstm_cell)"},
     ),
     "a penalty for each replica": (
@@ -216,8 +218,8 @@ MUTANTS = {
     ),
     "a seed taken from the worker's index": (
         {INDEXED: [("with randomness.at(self.seed, step", "with randomness.at(self.seed + self._first_replica, step")]},
-        ("--model=mlp", "--rows=augment", "--augment=flip,crop"),
-        {"augment": "what --augment does to an example depends on more than the seed and its position: flip, crop"},
+        ("--model=mlp", "--rows=augment", "--augment=crop"),
+        {"augment": "what --augment does to an example depends on more than the seed and its position: crop"},
     ),
     "a shuffle after sharding": (
         {
@@ -302,7 +304,8 @@ def test_a_planted_mistake_is_found_and_named(mutant, data_dir, name):
 
 
 def test_what_is_right_holds_in_every_row(mutant, data_dir):
-    code, output, rows = prove(mutant({}), data_dir, "--model=mlp", "--steps=20")
+    # All words of --augment at every size: tests/input/test_augmentation.py.
+    code, output, rows = prove(mutant({}), data_dir, "--model=mlp", "--steps=20", "--augment=flip,mixup")
     assert code == 0, output
     assert {"replicas, SGD", "replicas, adamw", "workers, SGD", "metrics", "resume", "resize", "graph"} <= rows.keys()
     assert all(row["holds"] for row in rows.values()), output
@@ -356,6 +359,15 @@ def test_on_a_single_gpu_the_rows_of_one_size_are_judged(mutant, data_dir, monke
         assert rows[name]["holds"] is None
         assert "needs two devices, and one GPU is visible" in rows[name]["found"]
     assert "every row that was judged holds" in output
+
+
+def test_without_augment_a_proof_looks_at_all_words_that_the_batch_allows():
+    def words(**flags):
+        return inputs.words_of(resolve(Config(model="mlp", **flags)), "augment")
+
+    assert words(batch_size=64) == "crop,flip,randaugment,erase,mixup,cutmix"
+    assert words(batch_size=33) == "crop,flip,randaugment,erase"
+    assert words(batch_size=64, augment="flip,mixup") == "flip,mixup"
 
 
 def test_rows_that_need_two_devices_are_refused_where_they_are_named():
