@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib.machinery
 import importlib.util
 import os
@@ -93,6 +94,12 @@ def locate(name: str) -> Path | None:
     return path
 
 
+@functools.lru_cache(maxsize=64)
+def _tree(path: Path, mtime_ns: int, size: int) -> ast.Module:
+    """A file as it is at that time and size: a start asks for the same few modules many times."""
+    return ast.parse(path.read_bytes())
+
+
 def parsed(name: str) -> Module:
     """The source of a module.
 
@@ -103,7 +110,8 @@ def parsed(name: str) -> Module:
     if path is None or path.suffix != ".py":
         raise AtRunTime(name)
     try:
-        tree = ast.parse(path.read_bytes())
+        state = path.stat()
+        tree = _tree(path, state.st_mtime_ns, state.st_size)
     except (SyntaxError, ValueError, OSError) as error:
         raise AtRunTime(name) from error  # the import shows where
     return Module(name, path, tree, path.name == "__init__.py")

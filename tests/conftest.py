@@ -1,6 +1,8 @@
 """What the tests share: four virtual CPU devices in this process, prepared data, and runs of the real loop."""
 
+import dataclasses
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -61,6 +63,12 @@ SMALL_MODELS = [
 ]
 assert [model.partition(",")[0] for model in SMALL_MODELS] == list(MODELS)
 EXIT_STATUS = pytest.StashKey[int]()
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: no collection, of which each run orders one, need go through them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -174,6 +182,37 @@ def run(data_dir, tmp_path):
         return custom_loop.train(resolve(Config(**(settings | flags))))
 
     return train
+
+
+@pytest.fixture(scope="session")
+def made_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, start.Summary], Path]:
+    """Runs that tests begin with, by their flags, and the folder that holds them."""
+    return {}, tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture
+def made(run, made_runs, tmp_path):
+    """As `run`, for a run that is only begun with: this process trains it once for all tests, and each has a copy."""
+    runs, folder = made_runs
+
+    def copied(name: str = "run", **flags) -> start.Summary:
+        key = repr(sorted(flags.items()))
+        if key not in runs:
+            runs[key] = run(str(folder / str(len(runs))), **flags)
+        shutil.copytree(runs[key].run_dir, tmp_path / name)
+        return dataclasses.replace(runs[key], run_dir=tmp_path / name)
+
+    return copied
+
+
+def as_after(step: int, run_dir: Path, name: str) -> None:
+    """Beside a finished run, what it was when it was killed after the checkpoint of a step: training goes on there."""
+    killed = run_dir.with_name(name)
+    shutil.copytree(run_dir, killed)
+    steps = {int(path.name.removeprefix("step-")): path for path in (killed / "checkpoints").glob("step-*")}
+    assert step in steps
+    for later in [path for number, path in steps.items() if number > step]:
+        shutil.rmtree(later)
 
 
 def weights(run_dir: Path, step: int | None = None) -> dict[str, np.ndarray]:

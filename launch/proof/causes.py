@@ -21,6 +21,7 @@ CHANGES = {
 # What the probe calls the layers that a change is about.
 SUSPECTS = {"no noise": "noise", "frozen statistics": "statistics"}
 AS_IT_IS, UNCLIPPED, ALL_OFF = "as it is", "without clipping", "with all of it off"
+PERTURBED = "SGD, last bits changed"
 SHOWN_NAMES = 3
 
 
@@ -59,18 +60,30 @@ def explained(
 
 def diagnose_sizes(prover: Prover, config: Config, size: int) -> str:
     """Why two sizes end with other weights: run again without each suspect; if they then agree, it is the cause."""
-    variants = Variants(prover, size)
-    if failed := variants.make():
+    try:
+        return _cause_of_sizes(Variants(prover, config, size), size)
+    except _Failed as failed:
         return f"not found: {failed}"
+
+
+def _cause_of_sizes(variants: "Variants", size: int) -> str:
+    """The cause, from as few runs as show it: what no layer is suspected of is tried last, all of it together."""
+    variants.make(AS_IT_IS)
     if variants.agree(AS_IT_IS):
         return f"not found: 1 and {size} replicas agree under SGD, so it needs what differs in this row"
-    if config.clip_norm and variants.agree(UNCLIPPED):
+    suspected = [change for change in CHANGES if variants.layers(change)]
+    variants.make(UNCLIPPED, *(f"with {change}" for change in suspected))
+    if variants.clipped and variants.agree(UNCLIPPED):
         return f"gradients are clipped before they are summed: without --clip_norm the sizes agree (1 and {size})"
     if cause := variants.wrong_scale(UNCLIPPED):
         return cause
-    for change, cause in CHANGES.items():
-        if variants.agree(f"with {change}"):
-            return f"{cause}{variants.layers(change)}: with {change} the sizes agree (1 and {size})"
+    others = [change for change in CHANGES if change not in suspected]
+    for changes, further in ((suspected, ()), (others, (ALL_OFF,))):
+        variants.make(*(f"with {change}" for change in changes), *further)
+        for change in changes:
+            if variants.agree(f"with {change}"):
+                cause = f"{CHANGES[change]}{variants.layers(change)}"
+                return f"{cause}: with {change} the sizes agree (1 and {size})"
     if cause := variants.wrong_scale(ALL_OFF):
         return cause
     if variants.agree(ALL_OFF):
@@ -83,36 +96,49 @@ def diagnose_sizes(prover: Prover, config: Config, size: int) -> str:
     return f"not found: the sizes differ with {', '.join(CHANGES)} and without clipping too{looked_at}"
 
 
+class _Failed(Exception):  # noqa: N818 - caught where it is raised for
+    """A variant does not end well."""
+
+
 class Variants:
-    """Runs of 1 and of `size` replicas under SGD, with and without each suspect."""
+    """Runs of 1 and of `size` replicas under SGD, with and without each suspect, each made when it is asked for."""
 
     # Name → flags, changes.
     NAMES = {
-        AS_IT_IS: ((), ()),
         UNCLIPPED: (("--clip_norm=0",), ()),
         **{f"with {change}": (("--clip_norm=0",), (change,)) for change in CHANGES},
         ALL_OFF: (("--clip_norm=0", "--weight_decay=0", "--ema=0"), tuple(CHANGES)),
     }
 
-    def __init__(self, prover: Prover, size: int):
+    def __init__(self, prover: Prover, config: Config, size: int):
         self.prover, self.size = prover, size
+        self.clipped = bool(config.clip_norm)
 
-    def make(self) -> str:
-        """Makes all runs. Returns how the first that failed has ended, or nothing."""
-        specs = []
-        for name, (flags, changes) in self.NAMES.items():
+    def make(self, *variants: str) -> None:
+        """Makes the runs of these variants that are not there yet; those of the rows are.
+
+        Raises:
+          _Failed: one did not end well.
+        """
+        specs = {}
+        for variant in variants:
+            flags, changes = self.NAMES.get(variant, ((), ()))
             for count in (1, self.size):
-                all_flags = (*SGD, f"--replicas={count}", *flags)
-                specs.append(self.prover.spec(self._name(name, count), *all_flags, changes=changes))
-        specs.append(self.prover.spec(f"{AS_IT_IS}, perturbed", *SGD, "--replicas=1", changes=[LAST_BITS]))
+                name = self._name(variant, count)
+                specs[name] = self.prover.spec(name, *SGD, f"--replicas={count}", *flags, changes=changes)
+        if AS_IT_IS in variants:
+            specs[PERTURBED] = self.prover.spec(PERTURBED, *SGD, "--replicas=1", changes=[LAST_BITS])
+        new = [spec for name, spec in specs.items() if name not in self.prover.runs]
         # GPUs reduce with collectives, of which one process has one kind. On CPU devices all runs share a process: its
         # start costs more than a run.
-        for part in [[spec] for spec in specs] if visible_gpus() else [specs]:
+        for part in [[spec] for spec in new] if visible_gpus() else [new] * bool(new):
             self.prover.observe(part)
-        failed = failure((spec["name"], self.prover.runs[spec["name"]]) for spec in specs)
-        return failed.text if failed else ""
+        if failed := failure((name, self.prover.runs[name]) for name in specs):
+            raise _Failed(failed.text)
 
     def _name(self, variant: str, count: int) -> str:
+        if variant == AS_IT_IS or (variant == UNCLIPPED and not self.clipped):
+            return f"SGD, {count} replica{'s' * (count > 1)}"  # as the rows call them
         return f"{variant}, {count} of {self.size}"
 
     def pair(self, variant: str) -> tuple[Run, Run]:
@@ -122,7 +148,7 @@ class Variants:
     def agree(self, variant: str) -> bool:
         """Whether both sizes end with the same weights."""
         single, several = self.pair(variant)
-        base, perturbed = self.pair(AS_IT_IS)[0], self.prover.runs[f"{AS_IT_IS}, perturbed"]
+        base, perturbed = self.pair(AS_IT_IS)[0], self.prover.runs[PERTURBED]
         return differences.agree(single.saved, several.saved, base.saved, perturbed.saved)
 
     def layers(self, change: str) -> str:

@@ -92,8 +92,10 @@ def compare(prover: Prover, row: str, words: str) -> Verdict:
 
 def diagnose_augmentation(prover: Prover, config: Config, sizes: Sequence[int]) -> str:
     """Which words are to blame: each is tried by itself."""
-    guilty, words = [], words_of(config, "augment")
-    for name, value in parse(words).items():
+    guilty, words = [], parse(words_of(config, "augment"))
+    if len(words) == 1:
+        return f"{OTHER_AUGMENTATION}: {next(iter(words))}"
+    for name, value in words.items():
         word = f"{name}={value:g}" if WORDS[name].default is not None else name
         fitting = [size for size in sizes if fits(config, word, size)][:1]
         specs = specs_of(prover, "augment", word, fitting, ("stream",))

@@ -91,8 +91,10 @@ def scope_of(config: Config, rows: Sequence[str], gpus: int) -> Scope:
 
 def specs_of(prover: Prover, scope: Scope) -> list[dict[str, Any]]:
     """The runs in one process that the rows need."""
-    specs = []
-    for update, flags in updates_of(scope.config).items():
+    specs, updates = [], updates_of(scope.config)
+    if not scope.any_of("replicas", "workers", "retrace"):
+        updates = {"SGD": updates["SGD"]}  # the others look at no run of another optimizer
+    for update, flags in updates.items():
         look = ["input"] if update == "SGD" else []
         graph = ["graph"] if update == "SGD" and scope.any_of("graph") else []
         export = ["export"] if update == "SGD" and scope.any_of("export") else []

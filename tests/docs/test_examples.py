@@ -8,7 +8,7 @@ import types
 
 import numpy as np
 import tensorflow as tf
-from conftest import ROOT, largest_relative_difference, metrics, weights
+from conftest import ROOT, as_after, largest_relative_difference, metrics, weights
 
 from models import cards, losses
 from models.tasks import DataSpec
@@ -175,7 +175,7 @@ def test_the_loop_of_ones_own_runs_from_a_folder_elsewhere(tmp_path, data_dir):
 
     whole = train("whole", 6, "--replicas=2", "--export")
     assert (whole / "export/saved_model.pb").exists()
-    train("halves", 3, "--replicas=2")
+    as_after(3, whole, "halves")
     expected, halves, single = (
         weights(whole),
         weights(train("halves", 6, "--replicas=2")),

@@ -156,21 +156,25 @@ def global_batches(split, replicas, parts, steps=3, views=1):
     return {name: np.concatenate(values) for name, values in rows.items() if values}
 
 
+@functools.cache
+def batches_of_everything(form, replicas, parts):
+    """Batches under all words. Compiling them takes seconds, so each kind is made once."""
+    held = {"arrays": ARRAYS} if form == "resident" else {"records": Held()}
+    return global_batches(Split(SIZE, augmentation=words(EVERYTHING), **held), replicas, parts)
+
+
 @pytest.mark.parametrize("form", ["resident", "indexed"])
 def test_replicas_and_parts_change_no_bit_of_augmented_batches(form):
-    held = {"arrays": ARRAYS} if form == "resident" else {"records": Held()}
-    split = Split(SIZE, augmentation=words(EVERYTHING), **held)
-    expected = global_batches(split, 1, 1)
+    expected = batches_of_everything(form, 1, 1)
     for replicas, parts in ((2, 1), (4, 1), (2, 2)):
-        got = global_batches(split, replicas, parts)
+        got = batches_of_everything(form, replicas, parts)
         for name, values in expected.items():
             np.testing.assert_array_equal(got[name], values, err_msg=f"{name}, {replicas} replicas, {parts} parts")
 
 
 def test_resident_and_indexed_batches_are_augmented_alike():
-    resident = global_batches(Split(SIZE, arrays=ARRAYS, augmentation=words(EVERYTHING)), 2, 1)
-    indexed = global_batches(Split(SIZE, records=Held(), augmentation=words(EVERYTHING)), 2, 1)
-    for name, values in resident.items():
+    indexed = batches_of_everything("indexed", 2, 1)
+    for name, values in batches_of_everything("resident", 2, 1).items():
         np.testing.assert_array_equal(indexed[name], values)
 
 
@@ -412,12 +416,12 @@ def test_pixels_are_normalized_as_the_card_says():
 
 
 def test_a_run_with_everything_resumes_bit_for_bit(run, tmp_path):
-    from conftest import weights
+    from conftest import as_after, weights
 
     flags = {"augment": EVERYTHING, "deterministic": True, "batch_size": 16, "log_every": 0, "warmup_steps": 0}
     flags |= {"replicas": 2, "model": "mlp", "schedule": "constant"}
-    run("whole", train_steps=8, **flags)
-    run("halves", train_steps=4, **flags)
-    run("halves", train_steps=8, **flags)
+    run("whole", train_steps=8, checkpoint_every=4, **flags)
+    as_after(4, tmp_path / "whole", "halves")
+    run("halves", train_steps=8, checkpoint_every=4, **flags)
     whole, halves = weights(tmp_path / "whole"), weights(tmp_path / "halves")
     assert all(np.array_equal(whole[name], halves[name]) for name in whole)

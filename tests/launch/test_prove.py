@@ -14,6 +14,7 @@ import time
 import pytest
 from conftest import ROOT, SMALL_MODELS, short
 
+from launch.proof import inputs
 from launch.proof.prover import Prover, Run
 from launch.proof.rows import ROWS, scope_of
 from launch.proof.verdicts import compare_graphs
@@ -39,13 +40,29 @@ def mutant(tmp_path):
 
     def make(edits):
         for part in ("trainers", "models", "launch"):
-            shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+            # With what Python has compiled of it, but for what it is about to write.
+            shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.pyc.*"))
         for path, changes in edits.items():
             (tmp_path / path).write_text(edited((tmp_path / path).read_text(), changes))
+        (tmp_path / "noise.py").write_text(NOISE_IMAGES)
         return tmp_path
 
     return make
 
+
+# Images that a process has at once; `test_what_is_right_holds_in_every_row` reads real ones.
+NOISE_IMAGES = """
+import numpy as np
+
+
+def images():
+    chance = np.random.default_rng(0)
+    splits = [(chance.integers(0, 256, (size, 8, 8, 1)), chance.integers(0, 10, size)) for size in (264, 66)]
+    return [(inputs.astype(np.uint8), targets) for inputs, targets in splits]
+"""
+OF_NOISE = ("--model=mlp", "--dataset=noise:images")
+# Where it is not about clipping, which costs runs of its own.
+UNCLIPPED = (*OF_NOISE, "--rows=replicas", "--clip_norm=0")
 
 LOOP, OUTER, MLP = "trainers/custom_loop.py", "trainers/run/training.py", "models/mlp.py"
 INDEXED, MODELS_LOOP = "trainers/input/indexed.py", "trainers/run/models_loop.py"
@@ -55,7 +72,7 @@ NOISE = "the same noise on all replicas, or noise that depends on their number"
 MUTANTS = {
     "loss divided by the local batch": (
         {LOOP: [("tf.reduce_sum(losses) / config.batch_size +", "tf.reduce_mean(losses) +")]},
-        ("--model=mlp", "--rows=replicas"),
+        (*OF_NOISE, "--rows=replicas"),
         {"replicas, SGD": "the loss is divided by the local batch"},
     ),
     "gradients averaged over replicas": (
@@ -68,7 +85,7 @@ MUTANTS = {
                 )
             ]
         },
-        ("--model=mlp", "--rows=replicas"),
+        UNCLIPPED,
         {"replicas, SGD": "gradients are averaged over replicas, not summed"},
     ),
     "clipping before the sum": (
@@ -84,7 +101,7 @@ MUTANTS = {
                 ),
             ]
         },
-        ("--model=mlp", "--rows=replicas", "--clip_norm=0.05"),
+        (*OF_NOISE, "--rows=replicas", "--clip_norm=0.05"),
         {"replicas, SGD": "gradients are clipped before they are summed"},
     ),
     "batch statistics per replica": (
@@ -98,12 +115,12 @@ MUTANTS = {
                 ("x = self.flatten(x)", "x = self.norm(self.flatten(x), training=training)"),
             ]
         },
-        ("--model=mlp", "--rows=replicas"),
+        UNCLIPPED,
         {"replicas, SGD": "batch statistics per replica (layer mlp/norm)"},
     ),
     "the same noise on all replicas": (
         {MLP: [("layers.Dropout(dropout, name=", "keras.layers.Dropout(dropout, name=")]},
-        ("--model=mlp", "--rows=replicas"),
+        UNCLIPPED,
         {"replicas, SGD": NOISE + " (layer mlp/dropout_"},
     ),
     "an augmentation of Keras": (
@@ -117,7 +134,7 @@ MUTANTS = {
                 ("x = self.flatten(x)", "x = self.flatten(self.flip(x, training=training))"),
             ]
         },
-        ("--model=mlp", "--rows=replicas"),
+        UNCLIPPED,
         {"replicas, SGD": NOISE + " (layer mlp/flip)"},
     ),
     "a recurrent layer of Keras with dropout": (
@@ -131,12 +148,12 @@ MUTANTS = {
                 ("x = self.flatten(x)", "x = self.flatten(self.rows(x), training=training)"),
             ]
         },
-        ("--model=mlp", "--rows=replicas"),
+        UNCLIPPED,
         {"replicas, SGD": NOISE + " (layer mlp/lstm/lstm_cell)"},
     ),
     "a penalty for each replica": (
         {LOOP: [("tf.add_n(model.losses) / parts if", "tf.add_n(model.losses) if")]},
-        ("--model=reconstructing_regressor", "--rows=replicas"),
+        ("--model=reconstructing_regressor", "--rows=replicas", "--clip_norm=0"),
         {"replicas, SGD": "a penalty counted once per replica"},
     ),
     "a metric averaged instead of summed": (
@@ -149,7 +166,7 @@ MUTANTS = {
                 )
             ]
         },
-        ("--model=mlp", "--rows=replicas,metrics"),
+        (*OF_NOISE, "--rows=replicas,metrics"),
         {"metrics": "a metric is averaged over replicas instead of summed: train accuracy"},
     ),
     "an average that no checkpoint holds": (
@@ -157,7 +174,7 @@ MUTANTS = {
             MODELS_LOOP: [("{**trained, **self.optimizers, **self.averages}", "{**trained, **self.optimizers}")],
             OUTER: [("            state.check_complete(", "            (lambda *_, **__: None)(")],
         },
-        ("--model=mlp", "--rows=resume", "--ema=0.999"),
+        (*OF_NOISE, "--rows=resume", "--ema=0.999"),
         {"resume": "a variable is missing from the checkpoint: ema/"},
     ),
     "a checkpoint that is never restored": (
@@ -169,7 +186,7 @@ MUTANTS = {
                 )
             ]
         },
-        ("--model=mlp", "--rows=resume,resize"),
+        (*OF_NOISE, "--rows=resume,resize"),
         {"resume": "no checkpoint is restored", "resize": "no checkpoint is restored"},
     ),
     "a variable that Keras does not see": (
@@ -184,7 +201,7 @@ MUTANTS = {
                 ),
             ]
         },
-        ("--model=mlp", "--rows=resume"),
+        (*OF_NOISE, "--rows=resume"),
         {"resume": "a variable is missing from the checkpoint"},
     ),
     "an order of the data that depends on the replicas": (
@@ -193,7 +210,7 @@ MUTANTS = {
                 ("config.batch_size, config.seed, config", "config.batch_size, config.seed + world.replicas, config")
             ]
         },
-        ("--model=mlp", "--rows=replicas,input"),
+        (*OF_NOISE, "--rows=replicas,input"),
         {
             "input": "the order of the data depends on the number of replicas",
             "replicas, SGD": "the order of the data depends on the number of replicas",
@@ -201,8 +218,8 @@ MUTANTS = {
     ),
     "a seed taken from the worker's index": (
         {INDEXED: [("with randomness.at(self.seed, step", "with randomness.at(self.seed + self._first_replica, step")]},
-        ("--model=mlp", "--rows=input,augment", "--augment=flip,crop"),
-        {"augment": "what --augment does to an example depends on more than the seed and its position: flip, crop"},
+        ("--model=mlp", "--rows=augment", "--augment=crop"),
+        {"augment": "what --augment does to an example depends on more than the seed and its position: crop"},
     ),
     "a shuffle after sharding": (
         {
@@ -247,7 +264,7 @@ MUTANTS = {
                 ),
             ]
         },
-        ("--model=mlp", "--rows=resume"),
+        (*OF_NOISE, "--rows=resume"),
         {"resume": "a non-deterministic operation"},
     ),
 }
@@ -287,7 +304,8 @@ def test_a_planted_mistake_is_found_and_named(mutant, data_dir, name):
 
 
 def test_what_is_right_holds_in_every_row(mutant, data_dir):
-    code, output, rows = prove(mutant({}), data_dir, "--model=mlp", "--steps=20")
+    # All words of --augment at every size: tests/input/test_augmentation.py.
+    code, output, rows = prove(mutant({}), data_dir, "--model=mlp", "--steps=20", "--augment=flip,mixup")
     assert code == 0, output
     assert {"replicas, SGD", "replicas, adamw", "workers, SGD", "metrics", "resume", "resize", "graph"} <= rows.keys()
     assert all(row["holds"] for row in rows.values()), output
@@ -341,6 +359,15 @@ def test_on_a_single_gpu_the_rows_of_one_size_are_judged(mutant, data_dir, monke
         assert rows[name]["holds"] is None
         assert "needs two devices, and one GPU is visible" in rows[name]["found"]
     assert "every row that was judged holds" in output
+
+
+def test_without_augment_a_proof_looks_at_all_words_that_the_batch_allows():
+    def words(**flags):
+        return inputs.words_of(resolve(Config(model="mlp", **flags)), "augment")
+
+    assert words(batch_size=64) == "crop,flip,randaugment,erase,mixup,cutmix"
+    assert words(batch_size=33) == "crop,flip,randaugment,erase"
+    assert words(batch_size=64, augment="flip,mixup") == "flip,mixup"
 
 
 def test_rows_that_need_two_devices_are_refused_where_they_are_named():

@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import ROOT, short
-from test_prove import edited, mutant, prove  # noqa: F401 - a fixture
+from test_prove import UNCLIPPED, edited, mutant, prove  # noqa: F401 - a fixture
 
 ADVERSARIAL, CONTRASTIVE = "trainers/adversarial_loop.py", "trainers/contrastive_loop.py"
 REPLICAS, TRAINING = "trainers/run/replicas.py", "trainers/run/training.py"
@@ -22,7 +22,7 @@ MUTANTS = {
                 )
             ]
         },
-        ("contrastive_loop", "--model=mlp", "--batch_size=64", "--rows=replicas"),
+        ("contrastive_loop", *UNCLIPPED, "--batch_size=64", "--augment=crop,erase=0.5"),
         {"replicas, SGD": "an example's loss depends on the others of its replica, not of the global batch"},
     ),
     "the gradient of the gather divided twice": (
@@ -36,7 +36,7 @@ MUTANTS = {
                 )
             ]
         },
-        ("contrastive_loop", "--model=mlp", "--batch_size=64", "--rows=replicas"),
+        ("contrastive_loop", *UNCLIPPED, "--batch_size=64", "--augment=crop,erase=0.5"),
         {"replicas, SGD": "what replicas give each other has a wrong gradient"},
     ),
     "a critic step too few after a resume": (
@@ -54,7 +54,7 @@ MUTANTS = {
                 )
             ],
         },
-        ("adversarial_loop", "--batch_size=40", "--critic_steps=2", "--rows=resume"),
+        ("adversarial_loop", "--dataset=noise:images", "--batch_size=40", "--critic_steps=2", "--rows=resume"),
         {"resume": "not found: every variable comes back, so the state lies in Python"},
     ),
     "an optimizer that no checkpoint holds": (
@@ -66,16 +66,16 @@ MUTANTS = {
                 )
             ]
         },
-        ("adversarial_loop", "--batch_size=40", "--critic_steps=2", "--rows=resume"),
+        ("adversarial_loop", "--dataset=noise:images", "--batch_size=40", "--critic_steps=2", "--rows=resume"),
         {"resume": "a variable is missing from the checkpoint"},
     ),
 }
 
 
 @pytest.fixture
-def teacher(run, tmp_path):
+def teacher(made, tmp_path):
     """The run_dir of a teacher for the loop that needs one."""
-    run("teacher", train_steps=3)
+    made("teacher", train_steps=3)
     return tmp_path / "teacher"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from conftest import ROOT, largest_relative_difference, metrics, weights, without_times
+from conftest import ROOT, as_after, largest_relative_difference, metrics, weights, without_times
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from models import adversarial, randomness
@@ -66,7 +66,7 @@ def test_weights_and_evaluation_do_not_depend_on_the_number_of_replicas(run):
 def test_a_resumed_run_ends_with_the_same_bits(run):
     flags = {"deterministic": True, "replicas": 2, "schedule": "constant", "ema": 0.9}
     whole = run("whole", **flags)
-    run("parts", **flags, train_steps=3)
+    as_after(3, whole.run_dir, "parts")
     parts = run("parts", **flags)
     one, other = weights(whole.run_dir), weights(parts.run_dir)
     assert one.keys() == other.keys()

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import largest_relative_difference, relative_difference_as_one_vector, weights
+from conftest import as_after, largest_relative_difference, relative_difference_as_one_vector, weights
 
 from models import batch_norm, blocks, cards, layers, metrics, options, randomness, signatures
 from models.cards import MODELS, OPTIMIZERS
@@ -427,11 +427,16 @@ def test_a_classification_loss_trains_by_its_name(run, name):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_does_the_same_on_two_replicas_and_resumes(run, tmp_path, name):
     flags = {key: value for key, value in FLAGS.items() if key not in ("optimizer", "train_steps")}
-    flags |= {"model": "residual_regressor", "optimizer": name, "deterministic": True}
+    flags |= {
+        "model": "residual_regressor,depth=1,width=16",
+        "optimizer": name,
+        "deterministic": True,
+        "checkpoint_every": 4,
+    }
     for replicas in (1, 2):
         run(f"{replicas}", replicas=replicas, train_steps=8, **flags)
-    run("resumed", replicas=2, train_steps=4, **flags)
-    run("resumed", replicas=2, train_steps=8, **flags)
+    as_after(4, tmp_path / "2", "resumed")
+    assert run("resumed", replicas=2, train_steps=8, **flags).traces == 1
     one, two, resumed = (weights(tmp_path / run_dir) for run_dir in ("1", "2", "resumed"))
     # Adam divides by the root of a squared gradient, and Muon makes small singular values large: rounding shows.
     assert largest_relative_difference(one, two) <= (1e-4 if name in ("adam", "adamw", "muon") else 1e-5)
@@ -440,7 +445,7 @@ def test_an_optimizer_does_the_same_on_two_replicas_and_resumes(run, tmp_path, n
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_is_finite_in_mixed_precision(run, name):
-    summary = run(optimizer=name, precision="bfloat16", train_steps=3, learning_rate=1e-3)
+    summary = run(optimizer=name, precision="bfloat16", train_steps=3, learning_rate=1e-3, replicas=1)
     assert np.isfinite(summary.eval["loss"])
 
 

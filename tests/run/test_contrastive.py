@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, largest_relative_difference, metrics, weights, without_times
+from conftest import ROOT, as_after, largest_relative_difference, metrics, weights, without_times
 from sklearn.linear_model import Ridge
 
 from models import linear_probe
@@ -86,7 +86,7 @@ def test_negatives_of_the_replica_alone_would_show_in_the_weights(contrast, tmp_
 def test_a_resumed_run_ends_with_the_bits_of_the_uninterrupted_one(contrast, tmp_path, flags):
     flags |= {"replicas": 2, "warmup_steps": 2, "schedule": "constant"}
     contrast("whole", **flags)
-    contrast("halves", train_steps=3, **flags)
+    as_after(3, tmp_path / "whole", "halves")
     contrast("halves", **flags)
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "halves")
     assert one.keys() == other.keys()

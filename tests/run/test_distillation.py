@@ -18,9 +18,9 @@ from trainers.world import devices
 
 
 @pytest.fixture
-def teacher(run, tmp_path):
+def teacher(made, tmp_path):
     """The run_dir of a teacher."""
-    run("teacher", train_steps=6, seed=5, warmup_steps=0)
+    made("teacher", train_steps=6, seed=5, warmup_steps=0)
     return tmp_path / "teacher"
 
 

@@ -38,10 +38,9 @@ def test_it_follows_a_run_from_before_its_beginning_to_its_end(trainer, tmp_path
     assert evaluations(metrics(run_dir / "evaluator")) == found
 
 
-def test_it_stops_at_a_signal_and_continues_where_it_was(trainer, tmp_path):
+def test_it_stops_at_a_signal_and_continues_where_it_was(trainer, made, tmp_path):
     run_dir = tmp_path / "run"
-    code, output = trainer(*FLAGS, f"--run_dir={run_dir}").wait()
-    assert code == 0, output
+    made("run", train_steps=60, ema=0.9, eval_every=20, checkpoint_every=20)
     # A run that was told to stop, and has not been started again.
     facts = json.loads((run_dir / "run.json").read_text())
     (run_dir / "run.json").write_text(json.dumps(facts | {"exit_code": 143}))
@@ -64,8 +63,8 @@ def test_it_stops_at_a_signal_and_continues_where_it_was(trainer, tmp_path):
     assert trainer("--mode=evaluate", f"--run_dir={run_dir}").wait()[0] == 0
 
 
-def test_an_end_before_the_run_was_submitted_again_does_not_count(trainer, run, tmp_path):
-    run("run", train_steps=2)
+def test_an_end_before_the_run_was_submitted_again_does_not_count(trainer, made, tmp_path):
+    made("run", train_steps=2)
     flags = ("--mode=evaluate", f"--run_dir={tmp_path / 'run'}", "--startup_timeout=1")
     code, output = trainer(*flags, env={RUN_AFTER: "2999-01-01T00:00:00+00:00"}).wait()
     assert code == 75 and "no checkpoint after step 2 came" in output
@@ -81,9 +80,9 @@ def test_an_end_before_the_run_was_submitted_again_does_not_count(trainer, run, 
         (("--run_dir={run}", "--strategy=multi_worker"), 2, "--mode=evaluate runs in one process"),
     ],
 )
-def test_what_cannot_be_followed_is_one_line(trainer, run, tmp_path, flags, code, said):
+def test_what_cannot_be_followed_is_one_line(trainer, made, tmp_path, flags, code, said):
     if any("{run}" in flag for flag in flags):
-        run("run", train_steps=2)
+        made("run", train_steps=2)
     one = trainer("--mode=evaluate", *(flag.format(run=tmp_path / "run") for flag in flags))
     found, output = one.wait()
     assert found == code, output

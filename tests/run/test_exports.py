@@ -41,8 +41,8 @@ def metadata(summary):
     return json.loads((summary.run_dir / "export/metadata.json").read_text())
 
 
-def test_images_of_any_size_and_mode_are_answered_by_the_names_of_classes(run):
-    summary = run(export=True, replicas=1)
+def test_images_of_any_size_and_mode_are_answered_by_the_names_of_classes(made):
+    summary = made(export=True, replicas=1)
     served = exported(summary)
     answer = served.serve(tf.zeros([2, 8, 8, 1], tf.uint8))
     assert set(answer) == {"class", "probability", "probabilities", "error"}
@@ -114,8 +114,8 @@ def test_metadata_tell_what_the_run_was_and_how_it_was_evaluated(run):
         assert told[name] == facts[name]
 
 
-def test_what_is_asked_for_later_is_added_and_what_is_trained_further_is_written_again(run):
-    first = run(export=True, replicas=1)
+def test_what_is_asked_for_later_is_added_and_what_is_trained_further_is_written_again(run, made):
+    first = made(export=True, replicas=1)
     run(export="keras", replicas=1)
     folder = first.run_dir / "export"
     assert {"saved_model.pb", "model.keras", "metadata.json"} <= {path.name for path in folder.iterdir()}
@@ -211,6 +211,6 @@ def test_data_of_ones_own_are_served_prepared_alone(run, tmp_path, monkeypatch, 
     assert metadata(summary)["data"] is None
 
 
-def test_a_spec_is_told(run):
-    told = metadata(run(export=True, replicas=1))["spec"]
+def test_a_spec_is_told(made):
+    told = metadata(made(export=True, replicas=1))["spec"]
     assert DataSpec(**told).num_classes == 10

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import largest_relative_difference, metrics, weights
+from conftest import as_after, largest_relative_difference, metrics, weights
 
 from models import optimizers, tasks
 from trainers.run import depths, freezing
@@ -144,14 +144,14 @@ def test_factors_hold_within_the_groups_of_other_optimizers_and_for_weight_decay
 
 @pytest.mark.parametrize("model", ["mlp", "resnet,width=8"])
 def test_it_is_the_same_at_every_size_and_resumes_bit_for_bit(run, tmp_path, model):
-    flags = STEPS | {"model": model, "ema": 0.9, "deterministic": True, "layer_decay": 0.5}
+    flags = STEPS | {"model": model, "ema": 0.9, "deterministic": True, "layer_decay": 0.5, "checkpoint_every": 2}
     flags |= {"freeze": "hidden_1|stem", "learning_rate_for": "logits/kernel=10;bias=2", "learning_rate": 1e-3}
     for replicas in (1, 2, 4):
         run(f"of {replicas}", **flags, replicas=replicas)
     one = weights(tmp_path / "of 1")
     for replicas in (2, 4):
         assert largest_relative_difference(one, weights(tmp_path / f"of {replicas}")) < 1e-4
-    run("halves", **(flags | {"train_steps": 2}), replicas=2)
+    as_after(2, tmp_path / "of 2", "halves")
     run("halves", **flags, replicas=2)
     whole, halves = weights(tmp_path / "of 2"), weights(tmp_path / "halves")
     assert whole.keys() == halves.keys()

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import largest_relative_difference, weights
+from conftest import as_after, largest_relative_difference, weights
 
 from models import layers, randomness, tasks
 from trainers.settings.config import Config
@@ -91,7 +91,7 @@ def test_all_regularization_together_does_not_depend_on_replicas_and_resumes(run
     one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
     for group in ("model/", "ema/"):
         assert largest_relative_difference(one, two, group) <= 1e-5
-    run("halves", replicas=2, **(flags | {"train_steps": 3}))
+    as_after(3, tmp_path / "2", "halves")
     run("halves", replicas=2, **flags)
     halves = weights(tmp_path / "halves")
     assert all(np.array_equal(two[name], halves[name]) for name in two)

@@ -123,9 +123,9 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bits(trainer, tmp_p
 
 @pytest.mark.long
 @pytest.mark.parametrize("loop", LOOPS)
-def test_another_loop_that_is_killed_ends_with_the_same_bits(trainer, run, tmp_path, loop):
+def test_another_loop_that_is_killed_ends_with_the_same_bits(trainer, made, tmp_path, loop):
     if loop == "distillation_loop":
-        run("teacher", train_steps=3)
+        made("teacher", train_steps=3)
     flags = [flag.replace("TEACHER", str(tmp_path / "teacher")) for flag in LOOPS[loop]]
 
     def begin(*more):
@@ -198,8 +198,8 @@ def test_a_checkpoint_of_one_size_resumes_on_any_other(run, tmp_path):
         np.testing.assert_allclose(resized[name], value, rtol=1e-5, atol=1e-7)
 
 
-def test_a_complete_run_is_complete_already(run, tmp_path):
-    first = run()
+def test_a_complete_run_is_complete_already(run, made, tmp_path):
+    first = made()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     second = run()
     assert (second.step, second.eval, second.traces) == (first.step, first.eval, 0)

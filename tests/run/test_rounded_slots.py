@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from conftest import (
     ROOT,
+    as_after,
     metrics,
     relative_difference_as_one_vector,
     weights,
@@ -189,7 +190,7 @@ def assert_same_bits(run_dir, expected_dir):
 def test_a_resumed_run_has_the_bits_of_one_that_was_left_alone(run, tmp_path, flags):
     flags = EXACT | {"schedule": "constant"} | flags
     run("whole", train_steps=6, **flags)
-    run("resumed", train_steps=3, **flags)
+    as_after(3, tmp_path / "whole", "resumed")
     run("resumed", train_steps=6, **flags)
     assert_same_bits(tmp_path / "resumed", tmp_path / "whole")
     slots = slots_of(tmp_path / "resumed")

@@ -311,7 +311,7 @@ def test_waiting_for_input_is_told_once(trainer, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.effect_noise((900, 900), 60).convert("RGB").save(path, compress_level=1)
     flags = [f"--dataset=images:{tmp_path / 'photos'}", "--input=stream", "--image_size=8", "--batch_size=8"]
-    flags += ["--train_steps=60", "--log_every=10", "--steps_per_call=10", "--eval_every=0", "--checkpoint_every=0"]
+    flags += ["--train_steps=30", "--log_every=10", "--steps_per_call=10", "--eval_every=0", "--checkpoint_every=0"]
     code, output = trainer("--model=mlp", "--replicas=1", *flags, f"--run_dir={tmp_path / 'run'}").wait()
     assert code == 0, output
     told = [line for line in output.splitlines() if "of the time is spent waiting for input" in line]

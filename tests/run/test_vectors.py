@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import largest_relative_difference, metrics, weights
+from conftest import as_after, largest_relative_difference, metrics, weights
 
 from models import optimizers
 from models.optimizers import SAM, Momentum
@@ -195,7 +195,7 @@ def test_a_part_of_a_vector_is_read_and_set_alone():
 def test_a_run_is_that_of_weights_one_by_one_and_resumes_bit_for_bit(run, tmp_path, monkeypatch, name):
     flags = RECIPES[name] | {"replicas": 2, "deterministic": True, "schedule": "constant", "warmup_steps": 0}
     run("whole", **flags)
-    run("halves", **flags, train_steps=3)
+    as_after(3, tmp_path / "whole", "halves")
     run("halves", **flags)
     whole, halves = weights(tmp_path / "whole"), weights(tmp_path / "halves")
     for key, value in whole.items():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import largest_relative_difference, metrics, weights
+from conftest import as_after, largest_relative_difference, metrics, weights
 
 from trainers.run.weight_groups import places_of
 from trainers.settings.config import Config
@@ -79,7 +79,7 @@ def test_groups_are_the_same_at_every_size_and_resume_bit_for_bit(run, tmp_path)
     one = weights(tmp_path / "of 1")
     for replicas in (2, 4):
         assert largest_relative_difference(one, weights(tmp_path / f"of {replicas}")) < 1e-4
-    run("halves", **flags, replicas=2, train_steps=3)
+    as_after(3, tmp_path / "of 2", "halves")
     run("halves", **flags, replicas=2)
     whole, halves = weights(tmp_path / "of 2"), weights(tmp_path / "halves")
     for name in whole:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import shutil
 import subprocess
 import sys
 
@@ -180,8 +179,8 @@ def test_a_run_dir_that_is_read_only(run, tmp_path):
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_a_run_dir_of_another_model_or_seed(run):
-    run(model="mlp")
+def test_a_run_dir_of_another_model_or_seed(run, made):
+    made()
     with pytest.raises(BadConfiguration, match="--model resnet differs from mlp"):
         run(model="resnet")
     with pytest.raises(BadConfiguration, match="--seed 1 differs from 0"):
@@ -194,8 +193,8 @@ def test_a_run_dir_in_use(run, tmp_path):
         run()
 
 
-def test_resume_never_refuses_a_run_dir_with_a_checkpoint(run):
-    run()
+def test_resume_never_refuses_a_run_dir_with_a_checkpoint(run, made):
+    made()
     with pytest.raises(BadConfiguration, match="--resume=never"):
         run(resume="never")
 
@@ -214,9 +213,9 @@ def damage(run_dir, step, how):
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "truncated manifest", "flipped manifest"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, caplog, how):
-    run("expected", deterministic=True)
-    shutil.copytree(tmp_path / "expected", tmp_path / "run")
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, made, tmp_path, caplog, how):
+    for name in ("expected", "run"):
+        made(name, deterministic=True)
     damage(tmp_path / "run", 6, how)
     summary = run(deterministic=True)
     assert summary.step == 6
@@ -229,8 +228,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, tmp_path, caplog,
     ]
 
 
-def test_only_damaged_checkpoints_are_an_error_and_not_a_new_start(run, tmp_path):
-    run(train_steps=3)
+def test_only_damaged_checkpoints_are_an_error_and_not_a_new_start(run, made, tmp_path):
+    made(train_steps=3)
     damage(tmp_path / "run", 3, "flipped")
     with pytest.raises(BadConfiguration, match="every checkpoint in .* is damaged"):
         run(train_steps=3)

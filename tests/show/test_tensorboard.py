@@ -49,10 +49,16 @@ def logdir(tmp_path_factory, data_dir):
 def make_runs(folder, data_dir):
     settings = {"data_dir": str(data_dir), "log_every": 4, "eval_every": 8, "checkpoint_every": 0, "batch_size": 32}
     runs = {
-        "first": {"model": "resnet", "train_steps": 24, "replicas": 2, "profile": "5:8", "histogram_every": 8},
-        "second": {"model": "resnet", "train_steps": 24, "replicas": 2, "learning_rate": 1e-3, "histogram_every": 0},
+        "first": {"model": "resnet,width=8", "train_steps": 24, "replicas": 2, "profile": "5:8", "histogram_every": 8},
+        "second": {
+            "model": "resnet,width=8",
+            "train_steps": 24,
+            "replicas": 2,
+            "learning_rate": 1e-3,
+            "histogram_every": 0,
+        },
         "rows": {"model": "residual_regressor", "train_steps": 8},
-        "words": {"model": "transformer", "train_steps": 2},
+        "words": {"model": "transformer,depth=1,heads=2,width=16", "train_steps": 2},
     }
     for name, flags in runs.items():
         custom_loop.train(resolve(Config(**settings, **flags, run_dir=str(folder / name))))

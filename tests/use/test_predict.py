@@ -179,8 +179,8 @@ def test_a_run_on_tokens_is_measured_and_its_numbers_are_continued(run, tmp_path
     assert not first["error"] and "30" in second["error"]
 
 
-def test_a_call_that_was_killed_goes_on_and_ends_with_the_same_bytes_and_metrics(run, tmp_path, monkeypatch, capsys):
-    summary = run(batch_size=32, **SMALL)
+def test_a_call_that_was_killed_goes_on_and_ends_with_the_same_bytes_and_metrics(made, tmp_path, monkeypatch, capsys):
+    summary = made(**SMALL)
     capsys.readouterr()
     answer(summary.run_dir, "eval", tmp_path / "whole.csv")
     metrics = capsys.readouterr().out
@@ -210,8 +210,8 @@ def test_a_call_that_was_killed_goes_on_and_ends_with_the_same_bytes_and_metrics
         answer(summary.run_dir, "tfds:digits/test", tmp_path / "out.csv")
 
 
-def test_another_checkpoint_can_be_named(run, tmp_path, capsys):
-    summary = run(replicas=2)
+def test_another_checkpoint_can_be_named(made, tmp_path, capsys):
+    summary = made()
     for step in ("3", "last"):
         answer(summary.run_dir, "eval", tmp_path / f"{step}.csv", f"--checkpoint={step}")
     err = capsys.readouterr().err
@@ -232,15 +232,15 @@ def test_another_checkpoint_can_be_named(run, tmp_path, capsys):
         ("eval", "out.txt", "is neither .csv nor .jsonl"),
     ],
 )
-def test_what_cannot_be_read_or_written_is_one_line(run, tmp_path, source, output, message):
-    summary = run(**SMALL)
+def test_what_cannot_be_read_or_written_is_one_line(made, tmp_path, source, output, message):
+    summary = made(**SMALL)
     with pytest.raises(BadConfiguration, match=message):
         answer(summary.run_dir, source, tmp_path / output)
     assert not (tmp_path / output).exists()
 
 
-def test_an_export_without_the_checkout_answers(run, tmp_path):
-    summary = run(export=True, **SMALL)
+def test_an_export_without_the_checkout_answers(made, tmp_path):
+    summary = made(export=True, **SMALL)
     code = (
         "import sys, json, tensorflow as tf, numpy as np\n"
         f"place = {str(summary.run_dir / 'export')!r}\n"
@@ -254,8 +254,8 @@ def test_an_export_without_the_checkout_answers(run, tmp_path):
 
 
 @pytest.mark.long
-def test_saved_model_cli_answers(run, tmp_path):
-    summary = run(export=True, **SMALL)
+def test_saved_model_cli_answers(made, tmp_path):
+    summary = made(export=True, **SMALL)
     words = ["run", "--dir", str(summary.run_dir / "export"), "--tag_set", "serve", "--signature_def", "serve"]
     command = [f"{sys.prefix}/bin/saved_model_cli", *words, "--inputs", "images=images.npy"]
     np.save(tmp_path / "images.npy", np.zeros([1, 8, 8, 1], np.uint8))
@@ -376,8 +376,8 @@ def test_what_is_not_utf8_is_told_and_a_reason_is_one_short_line(run, table, tmp
             answer(summary.run_dir, f"csv:{new}", tmp_path / "none.csv")
 
 
-def test_inputs_that_cannot_be_read_are_one_line(run, tmp_path, data_dir):
-    summary = run(export=True, **SMALL)
+def test_inputs_that_cannot_be_read_are_one_line(made, tmp_path, data_dir):
+    summary = made(export=True, **SMALL)
     with pytest.raises(BadConfiguration, match="File name too long|is not there"):
         answer(summary.run_dir, "images:" + "x" * 300, tmp_path / "none.csv")
     # A record of a prepared set that is damaged.
@@ -421,8 +421,8 @@ def test_the_ends_of_lines_are_those_of_the_whole_lines(monkeypatch):
             assert list(row_sources._ends(io.BytesIO(lines), most)) == [line[-most:] for line in whole]
 
 
-def test_a_half_copied_export_is_one_line(run, tmp_path):
-    summary = run(export=True, **SMALL)
+def test_a_half_copied_export_is_one_line(made, tmp_path):
+    summary = made(export=True, **SMALL)
     for name in ("variables/variables.index", "variables", "saved_model.pb"):
         copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
@@ -442,8 +442,8 @@ def test_a_run_is_answered_from_another_directory_than_it_was_trained_in(run, ta
     assert answer(summary.run_dir, "eval", tmp_path / "again.csv") == OK
 
 
-def test_a_file_that_was_begun_before_anything_was_noted_goes_on(run, tmp_path):
-    summary = run(**SMALL)
+def test_a_file_that_was_begun_before_anything_was_noted_goes_on(made, tmp_path):
+    summary = made(**SMALL)
     answer(summary.run_dir, "eval", tmp_path / "whole.csv")
     whole = (tmp_path / "whole.csv").read_bytes()
     header = whole.splitlines(keepends=True)[0]
@@ -455,8 +455,8 @@ def test_a_file_that_was_begun_before_anything_was_noted_goes_on(run, tmp_path):
         assert output.read_bytes() == whole
 
 
-def test_a_damaged_file_of_progress_and_a_folder_that_takes_no_files_are_one_line(run, tmp_path):
-    summary = run(**SMALL)
+def test_a_damaged_file_of_progress_and_a_folder_that_takes_no_files_are_one_line(made, tmp_path):
+    summary = made(**SMALL)
     for content in ('{"rows": 1}', "[1]", "{", '{"rows": "x", "bytes": 0, "complete": 0, "counted": 0, "identity": 0}'):
         (tmp_path / "out.csv.progress.json").write_text(content)
         with pytest.raises(BadConfiguration, match=r"progress.json cannot be read: .*; remove it"):
@@ -473,8 +473,8 @@ def test_a_damaged_file_of_progress_and_a_folder_that_takes_no_files_are_one_lin
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
 
 
-def test_nobody_who_reads_the_metrics_costs_no_answers(run, tmp_path, monkeypatch):
-    summary = run(**SMALL)
+def test_nobody_who_reads_the_metrics_costs_no_answers(made, tmp_path, monkeypatch):
+    summary = made(**SMALL)
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as closed:

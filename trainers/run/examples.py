@@ -1,6 +1,7 @@
 """What a model does with examples of the evaluation split, for people to look at."""
 
 import itertools
+from typing import Any
 
 import keras
 import numpy as np
@@ -34,11 +35,17 @@ def show(summaries: Summaries, step: int, model: keras.Model, task: Task, datase
 def predict(model: keras.Model, task: Task, dataset: Dataset, size: int) -> Predictions:
     """The model's outputs for the first examples of the evaluation split, `size` of them at a time."""
     rows, done, most = [], 0, MOST_EXAMPLES
-    for features in dataset.eval.examples().take(MOST_EXAMPLES).batch(size):
+    batches = dataset.eval.examples().take(MOST_EXAMPLES).batch(size)
+
+    def predicted(features: Any) -> tuple[Any, Any, Any, tf.Tensor]:
         inputs, targets = dataset.prepare(features)
         outputs = model(task.inputs(inputs), training=False)
-        row = (inputs, targets, outputs, task.loss(targets, outputs))
-        rows.append(tf.nest.map_structure(lambda value: value.numpy(), row))
+        return inputs, targets, outputs, task.loss(targets, outputs)
+
+    # A graph is made in the time of a few batches; eager, a deep model's pictures took longer than its evaluation.
+    compiled = tf.function(predicted, autograph=False).get_concrete_function(batches.element_spec)
+    for features in batches:
+        rows.append(tf.nest.map_structure(lambda value: value.numpy(), compiled(features)))
         if not done:
             of_one = sum(value.nbytes / len(value) for value in tf.nest.flatten(rows[0]))
             most = max(min(MOST_EXAMPLES, int(MOST_BYTES // of_one)), 1)
