@@ -181,8 +181,8 @@ MUTANTS = {
         {
             "trainers/record/checkpoints.py": [
                 (
-                    "            try:\n                return step, self.read(step)",
-                    "            break\n            try:\n                return step, self.read(step)",
+                    "            try:\n                return step, self.read(step, feed)",
+                    "            break\n            try:\n                return step, self.read(step, feed)",
                 )
             ]
         },
