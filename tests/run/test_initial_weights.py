@@ -79,7 +79,8 @@ def test_files_give_every_variable_its_value(tmp_path, kind, name):
         source.save_weights(path)
     else:
         write_safetensors(path, {v.path.split("/", 1)[1].replace("/", "."): v.numpy() for v in source.weights})
-    table, chosen = initial.fit(model, initial.source_of(path, World(tf.distribute.get_strategy())), "")
+    named = Config(init_from=str(path))
+    table, chosen = initial.fit(model, initial.source_of(named, World(tf.distribute.get_strategy())), "")
     assert table.taken == [variable.path for variable in model.weights]
     assert (table.lacking, table.left, table.resized) == ([], [], {})
     values = {id(variable): value for variable, value in chosen}

@@ -368,6 +368,7 @@ def test_what_moves_slowly_ends_no_worker(gang, proxy, address):
     assert paused > 3 * slow and "resumed from the checkpoint of step 10" in results[0][1]
 
 
+@object_store.every_store
 def test_a_run_of_two_workers_that_was_killed_goes_on_at_any_size(gang, run, proxy, address, download, tmp_path):
     """Its chief is killed; it goes on in one process, at 1 replica and at 4, with the weights of one process."""
     flags = {"optimizer": "sgd", "learning_rate": 0.05, "schedule": "constant", "warmup_steps": 0, "batch_size": 32}
