@@ -94,30 +94,11 @@ def stamp_of(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def digest_of(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def names_in(folder: Path) -> Iterator[str]:
     """Files at any depth, links followed, in order. Not what is hidden, nor what readers make of the data."""
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        where = os.path.realpath(place)
-        if where in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(where)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(place) / name
-            if not name.startswith(".") and not name.endswith(MADE_HERE) and path.is_file():
-                yield path.relative_to(folder).as_posix()
-
-
-def _raise(error: OSError) -> None:
-    raise error
+    for path in files.walk(folder):
+        if not path.name.startswith(".") and not path.name.endswith(MADE_HERE) and path.is_file():
+            yield path.relative_to(folder).as_posix()
 
 
 def source_of(what: str, text: str | os.PathLike) -> Source:
@@ -145,7 +126,7 @@ def _read(what: str, name: str, root: Path, names: list[str], is_folder: bool) -
     try:
         stamps = {each: stamp_of(root / each) for each in names}
         with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-            digests = list(pool.map(digest_of, (root / each for each in names)))
+            digests = list(pool.map(files.digest, (root / each for each in names)))
     except OSError as error:
         raise BadConfiguration(f"{what} {error.filename or root} cannot be read: {error.strerror}; allow it") from None
     entries = {each: (stamps[each][0], digest) for each, digest in zip(names, digests, strict=True)}

@@ -22,7 +22,7 @@ from typing import IO, Any
 from absl import logging
 
 from trainers.input import uploads
-from trainers.input.manifests import BESIDE, MADE_HERE, digest_of
+from trainers.input.manifests import BESIDE, MADE_HERE
 from trainers.settings import paths
 from trainers.settings.exit_codes import BadConfiguration
 from trainers.world import files, locks, transfers
@@ -173,7 +173,7 @@ class _Bringing:
             path = folder / each
             path.parent.mkdir(parents=True, exist_ok=True)
             self.store.fetch(each, path)
-            entry = [missing[each][0], *_stamp(path), digest_of(path)]
+            entry = [missing[each][0], *_stamp(path), files.digest(path)]
             with guard:
                 self.index[each] = entry
                 if time.monotonic() - kept > _INDEX_SECONDS:
@@ -250,7 +250,7 @@ def _is_here(path: Path, entry: tuple[str, int], known: list[Any] | None) -> boo
     size, modified = _stamp(path)
     if size != entry[1]:
         return False
-    return modified == known[2] or digest_of(path) == known[3]
+    return modified == known[2] or files.digest(path) == known[3]
 
 
 def _make_room(folder: Path, needed: int, address: str) -> None:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from trainers.input.manifests import BESIDE, Manifest, digest_of, names_in
+from trainers.input.manifests import BESIDE, Manifest, names_in
 from trainers.settings.exit_codes import OK, BadConfiguration, StoreLost
 from trainers.world import files, locks, process
 
@@ -103,7 +103,7 @@ class Receiver:
 
     def _entry(self, path: Path) -> tuple[int, str]:
         self._touch()
-        return path.stat().st_size, digest_of(path)
+        return path.stat().st_size, files.digest(path)
 
     def _kept(self, manifest: Manifest) -> dict[str, int]:
         """How many bytes of which file have come before. What is not of these data is removed."""

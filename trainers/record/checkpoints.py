@@ -31,12 +31,6 @@ _ASIDE = ".writing-"
 _FORMAT = 1
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _own_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
@@ -132,7 +126,7 @@ class Checkpoints:
             "identity": self.identity,
             "metrics": files.without_nan(metrics or {}),
             "variables": {n: {"shape": list(state[n].shape), "dtype": dtypes[n]} for n in names},
-            "files": {path.name: digest(path) for path in sorted(aside.iterdir())},
+            "files": {path.name: files.digest(path) for path in sorted(aside.iterdir())},
         }
         lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in (manifest | {"digest": _own_digest(manifest)}).items()]
         (aside / reading.MANIFEST).write_text("{\n" + ",\n".join(lines) + "\n}\n")
@@ -227,7 +221,7 @@ class Checkpoints:
                 what, other = whats.get(key, f"--{key} {value}"), f"{before[key]} of {path}"
                 raise BadConfiguration(f"{what} differs from {other}; use that, or name another --run_dir")
         for file, expected in manifest["files"].items():
-            if digest(path / file) != expected:
+            if files.digest(path / file) != expected:
                 raise ValueError(f"{file} does not have the digest that the manifest names")
         reader = tf.train.load_checkpoint(str(path / "state"))
         return {name: np.asarray(reader.get_tensor(name)) for name in manifest["variables"]}

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import secrets
@@ -90,9 +89,8 @@ def bring(store: Store, folder: Path, step: int) -> None:
             except OSError:
                 path.unlink(missing_ok=True)
                 raise
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == digest:
-                    break
+            if files.digest(path) == digest:
+                break
             logging.warning("%s of step %d came with another digest", name, step)
 
 

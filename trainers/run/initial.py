@@ -11,12 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.record import carriers, reading, weight_files
-from trainers.record.checkpoints import digest
 from trainers.record.state import State, put
 from trainers.run import trained
 from trainers.settings.config import Config
 from trainers.settings.exit_codes import BadConfiguration
-from trainers.world import private_api
+from trainers.world import files, private_api
 from trainers.world.devices import World
 
 _FLAG = "--init_from"
@@ -88,7 +87,7 @@ def source_of(config: Config, world: World) -> Source:
     if weight_files.is_one(name) and not Path(name).is_dir():
         path = trained.file_at(_FLAG, name, config)
         values = weight_files.read(_FLAG, path)
-        return Source(values, {"from": name, "sha256": digest(path)}, weight_files.names_are_places(path))
+        return Source(values, {"from": name, "sha256": files.digest(path)}, weight_files.names_are_places(path))
     path = carriers.folder_of(name)
     trained.flags_of(_FLAG, path)
     step, state = trained.values_of(_FLAG, path, world)

@@ -21,6 +21,7 @@ from trainers.settings.exit_codes import BadConfiguration
 from trainers.use import split_sources
 from trainers.use.input_rows import Row, Source, chunks, pictured, with_inputs
 from trainers.use.predictor import Predictor
+from trainers.world import files
 
 _NO_UTF8 = "is not UTF-8; save the file as UTF-8"
 # Of the number of a token.
@@ -182,8 +183,8 @@ def _images(folder: Path, predictor: Predictor) -> Source:
     raw = predictor.raw
     try:
         root = folder.parent if folder.is_file() else folder
-        files = [folder] if root != folder else filter(image_folder.is_meant, image_folder.files_in(folder))
-        names = sorted(str(path.relative_to(root)) for path in files)
+        found = [folder] if root != folder else filter(image_folder.is_meant, files.walk(folder))
+        names = sorted(str(path.relative_to(root)) for path in found)
         known = [os.stat(root / name) for name in names]
     except OSError as error:
         raise BadConfiguration(

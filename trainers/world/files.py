@@ -1,6 +1,10 @@
-"""Files that are whole or not there: written aside, brought to the disk, then renamed. And what JSON can hold."""
+"""Files that are whole or not there: written aside, brought to the disk, then renamed. And what JSON can hold.
+
+Also what lies in a folder, and the digest of a file.
+"""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -18,6 +22,33 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Files at any depth of folders that are not hidden, links followed, and links that lead nowhere; in order.
+
+    Raises:
+      OSError: a folder cannot be read.
+    """
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        where = os.path.realpath(place)
+        if where in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(where)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in sorted(names))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """Image files in folders: `images:DIR`, with `DIR/train/CLASS/…` and `DIR/val/CLASS/…`, or with `DIR/CLASS/…`."""
 
 import dataclasses
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from trainers.input.dataset import (
 )
 from trainers.input.image_files import ImageFiles, Look, is_image, look_at
 from trainers.settings.exit_codes import BadConfiguration
+from trainers.world import files
 
 TRAIN = "train"
 # Folders of what is held out, the first that is there.
@@ -113,28 +113,11 @@ def _every_fifth(names: Sequence[str]) -> np.ndarray:
 
 def _has_classes(folder: Path) -> bool:
     """Whether a folder holds folders with files, and is no class itself."""
-    return folder.is_dir() and any(next(files_in(each), None) for each in _folders_in(folder))
+    return folder.is_dir() and any(next(files.walk(each), None) for each in _folders_in(folder))
 
 
 def _folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def files_in(folder: Path) -> Iterator[Path]:
-    """Files at any depth of folders that are not hidden, and links that lead nowhere."""
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        where = os.path.realpath(place)
-        if where in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(where)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place) / name for name in sorted(names))
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _by_class(root: Path, part: str, classes: Sequence[str] | None, skipped: list[str]) -> Listing:
@@ -147,7 +130,7 @@ def _by_class(root: Path, part: str, classes: Sequence[str] | None, skipped: lis
     order, names, labels = tuple(classes or found), [], []
     for label, name in enumerate(order):
         before = len(names)
-        for path in sorted(files_in(found[name])) if name in found else ():
+        for path in sorted(files.walk(found[name])) if name in found else ():
             if is_meant(path):
                 names.append(str(path.relative_to(root)))
             else:
