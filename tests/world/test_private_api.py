@@ -178,10 +178,12 @@ def test_without_collectives_each_replica_keeps_its_own():
     assert float(total) == 6
 
 
-def test_graphs_are_rewritten_once_by_options_that_every_function_is_called_with():
-    private_api.rewrite_graphs_once()
+def test_graphs_are_rewritten_once_and_by_few_passes_by_options_that_every_function_is_called_with():
+    private_api.rewrite_graphs_little()
     told = context.context().function_call_options.config_proto_serialized
     options = config_pb2.ConfigProto.FromString(told).graph_options.rewrite_options
-    assert options.meta_optimizer_iterations == 1
+    assert options.meta_optimizer_iterations == options.ONE
     assert options.disable_tfg_optimizer
+    assert options.memory_optimization == options.NO_MEM_OPT
+    assert options.layout_optimizer == options.remapping == options.constant_folding == options.OFF
     assert float(tf.function(lambda x: x * 2 + 1)(tf.constant(3.0))) == 7

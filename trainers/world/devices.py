@@ -120,7 +120,7 @@ def set_up(config: Config, cluster: Cluster | None = None, log: Callable[[str], 
     """
     if not tf.config.list_physical_devices("GPU"):
         nvidia.warn_of_unseen()
-        private_api.rewrite_graphs_once()  # a third of a first call; no GPU's graphs were measured
+        private_api.rewrite_graphs_little()  # half of a first call; no GPU's graphs were measured
     replicas = replica_count(config)
     keep_freed_memory()
     if cluster is None:
