@@ -43,3 +43,34 @@ def test_a_manifest_is_json_and_one_with_nan_of_before_is_still_read(tmp_path):
     path.write_text(json.dumps(old | {"digest": checkpoints._own_digest(old)}))
     np.testing.assert_array_equal(one.read(1)["model/0000/w"], STATE["model/0000/w"])
     assert one.best() is None
+
+
+def test_what_is_on_the_disk_is_kept_until_a_later_one_is(tmp_path, monkeypatch):
+    from trainers.record import checkpoints
+
+    synced = []
+    monkeypatch.setattr(checkpoints.files, "sync", synced.append)
+    one = store(tmp_path, "min")
+    assert one.is_time_to_sync()
+    one.save(1, STATE)
+    assert not one.is_time_to_sync() and synced[-1] == one.directory and len(synced) == 4  # 3 files before it
+    for step in (2, 3):
+        one.save(step, STATE, to_disk=False)
+    assert one.steps() == [1, 3] and len(synced) == 4
+    # As after a loss of power: names are there, and contents are not.
+    for path in one.path(3).iterdir():
+        path.write_bytes(b"")
+    step, values = store(tmp_path, "min").restore_newest()
+    assert step == 1
+    np.testing.assert_array_equal(values["model/0000/w"], STATE["model/0000/w"])
+    one.save(4, STATE)
+    assert one.steps() == [4] and len(synced) == 8
+
+
+def test_the_best_is_known_of_a_checkpoint_that_was_written_again(tmp_path):
+    one = store(tmp_path, "min", keep=3)
+    one.save(1, STATE, {"loss": 1.0})
+    one.save(2, STATE, {"loss": 2.0})
+    assert one.best() == (1, 1.0)
+    one.save(1, STATE, {"loss": 3.0})
+    assert one.best() == (2, 2.0)

@@ -4,6 +4,10 @@ A checkpoint is a directory `step-0000000100` with a TensorFlow checkpoint (`sta
 with `tf.train.load_checkpoint`) and `manifest.json`: the step, the run's fixed flags, each variable's shape and type,
 and the SHA-256 of each file. It is written aside, brought to the disk and renamed. Values are saved by list, not by
 object graph: Keras 3 hides variables from `tf.train.Checkpoint` (16 of 20 of a model that keeps layers in lists).
+
+Where checkpoints follow each other within a second, not each is brought to the disk: a process that is killed loses
+nothing by it. A machine that loses its power may leave the others damaged, which are skipped; the newest one on the
+disk is kept until a later one is there.
 """
 
 import contextlib
@@ -13,6 +17,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,8 @@ from trainers.world import files
 
 _ASIDE = ".writing-"
 _FORMAT = 1
+# Between two checkpoints that are brought to the disk, at least.
+_SYNC_SECONDS = 1.0
 
 
 def _own_digest(manifest: Mapping[str, Any]) -> str:
@@ -53,6 +60,10 @@ class Checkpoints:
     ):
         self.run_dir, self.directory, self.keep = run_dir, run_dir / reading.CHECKPOINTS, keep
         self.identity, self.metric, self.mode, self._complete = dict(identity), metric, mode, complete
+        # The newest one that this process has brought to the disk, and when; the evaluations of those it has read.
+        self._synced, self._synced_at = -1, -math.inf
+        self._values: dict[int, float | None] = {}
+        self._cleared = False
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, oldest first; their contents are not verified."""
@@ -62,10 +73,15 @@ class Checkpoints:
         """The directory of a step's checkpoint."""
         return reading.checkpoint_folder(self.run_dir, step)
 
-    def save(self, step: int, state: State, metrics: Mapping[str, float] | None = None) -> Path:
+    def is_time_to_sync(self) -> bool:
+        """Whether the next checkpoint is one to bring to the disk."""
+        return time.monotonic() - self._synced_at >= _SYNC_SECONDS
+
+    def save(self, step: int, state: State, metrics: Mapping[str, float] | None = None, to_disk: bool = True) -> Path:
         """Writes the checkpoint of a step, then drops old ones.
 
-        `state`: every value by name. `metrics`: the evaluation at this very step, by which the best is kept.
+        `state`: every value by name. `metrics`: the evaluation at this very step, by which the best is kept. `to_disk`:
+        whether it is brought to the disk.
 
         Raises:
           BadConfiguration: the disk is full or run_dir has become unwritable.
@@ -78,15 +94,21 @@ class Checkpoints:
             self._clear_unfinished()
             aside.mkdir()
             self._write(aside, step, state, metrics)
+            if to_disk:
+                for path in aside.iterdir():
+                    files.sync(path)
             if final.exists():
                 shutil.rmtree(final)
             os.replace(aside, final)
-            files.sync(self.directory)
+            if to_disk:
+                files.sync(self.directory)
+                self._synced, self._synced_at = step, time.monotonic()
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             if not self._lasts(error):
                 raise  # a file system that stumbled: a crash, after which the run is started again
             raise BadConfiguration(self._failure(step, error)) from error
+        self._values.pop(step, None)
         self._retain()
         return final
 
@@ -130,11 +152,12 @@ class Checkpoints:
         }
         lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in (manifest | {"digest": _own_digest(manifest)}).items()]
         (aside / reading.MANIFEST).write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        for path in aside.iterdir():
-            files.sync(path)
 
     def _clear_unfinished(self) -> None:
         """Removes what a killed process left half-written. This process alone holds run_dir."""
+        if self._cleared:
+            return
+        self._cleared = True
         for path in self.directory.glob(f"{_ASIDE}*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -146,14 +169,17 @@ class Checkpoints:
 
         A value that is not finite is no evaluation.
         """
-        scored = []
-        for step in self.steps():
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                value = self._manifest(step)["metrics"][self.metric]
-                if value is not None and math.isfinite(value):
-                    scored.append((step, value))
+        values = ((step, self._value(step)) for step in self.steps())
+        scored = [(step, value) for step, value in values if value is not None and math.isfinite(value)]
         sign = 1 if self.mode == "min" else -1
         return min(scored, key=lambda pair: (sign * pair[1], pair[0]), default=None)
+
+    def _value(self, step: int) -> float | None:
+        """The evaluation of a checkpoint; None if it has none, or cannot be read. Each is read once."""
+        if step not in self._values:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                self._values[step] = self._manifest(step)["metrics"].get(self.metric)
+        return self._values.get(step)
 
     def improves(self, metrics: Mapping[str, float]) -> bool:
         """Whether an evaluation beats the best checkpoint on disk."""
@@ -164,9 +190,10 @@ class Checkpoints:
 
     def _retain(self) -> None:
         steps, best = self.steps(), self.best()
-        kept = set(steps[-self.keep :]) | ({best[0]} if best else set())
+        kept = {*steps[-self.keep :], self._synced} | ({best[0]} if best else set())
         for step in steps:
             if step not in kept:
+                self._values.pop(step, None)
                 # Renamed first: a kill in the middle of the removal leaves nothing that looks like a checkpoint.
                 doomed = self.directory / f"{_ASIDE}removed-{step}"
                 with contextlib.suppress(OSError):
@@ -189,6 +216,7 @@ class Checkpoints:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 logging.warning("checkpoint %s is damaged and skipped: %s", self.path(step), reason)
                 damaged.append(step)
+                self._values.pop(step, None)
                 aside = self.path(step).with_suffix(".damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(self.path(step), aside)

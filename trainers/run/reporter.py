@@ -20,6 +20,8 @@ from trainers.world import machine
 
 # Share of the time from which on waiting for input is told.
 WAIT_WORTH_A_LINE = 0.2
+# Between two times that goodput is told.
+_GOODPUT_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -49,7 +51,7 @@ class Reporter:
     ):
         self.loop, self.record, self.summaries, self.progress = loop, record, summaries, progress
         self.flops, self.peak, self.columns = flops, peak, Columns(loop)
-        self._reports, self._advised = 0, False
+        self._reports, self._advised, self._goodput_told = 0, False, -_GOODPUT_SECONDS
         self._skipped = loop.final_facts().get(SKIPPED, 0)
 
     def lines(self, split: str, steps: Sequence[int], lines: Sequence[Mapping[str, float]]) -> None:
@@ -78,8 +80,10 @@ class Reporter:
             self._tell_spikes(*(int(self.columns.column(rows[-1], name)) for name in ("step", SKIPPED)))
 
     def _tell_goodput(self, step: int) -> None:
-        """In TensorBoard: the parts of the wall time of all attempts, as shares of 1."""
-        if self.record.goodput and self.record.writes:
+        """In TensorBoard: the parts of the wall time of all attempts, as shares of 1. At most once a second."""
+        now, last = time.monotonic(), step >= self.loop.config.train_steps
+        if self.record.goodput and self.record.writes and (last or now - self._goodput_told >= _GOODPUT_SECONDS):
+            self._goodput_told = now
             shares = self.record.goodput.facts()["shares"]
             self.summaries.scalars("train", step, {f"goodput/{part}": share for part, share in shares.items()})
 

@@ -211,7 +211,7 @@ class Training:
         self.progress.line(plan(self.loop))
         self.pace, self.shares = Pace(self.config.steps_per_call), Shares(self.clock)
         self.record.goodput.open()
-        self.background = Background()
+        self.background, self.saved = Background(), 0  # the number of the last checkpoint
         self.profiles = Profiles(
             self.config.profile_steps,
             self.record.directory / "train",
@@ -258,7 +258,8 @@ class Training:
             self.watchdog.feed(f"steps {self.step} to {stop}", allowed, together=True)
             news = tf.constant([float(self.preemption.requested), self.pace.own_seconds], tf.float64)
             first, last, ahead = (tf.constant(n, tf.int64) for n in (self.step, stop, self.rewinds.ahead))
-            with faults_named(self.source, int(first + ahead), int(last + ahead), self.watchdog):
+            self.background.start()
+            with faults_named(self.source, self.step + self.rewinds.ahead, stop + self.rewinds.ahead, self.watchdog):
                 results = self.train_call(first, last, tf.constant(self.sums), news, ahead)
             rows, self.sums, finite, (stops, agreed), waited = (result.numpy() for result in results)
             self.clock.move("train", "input_wait", waited)
@@ -315,6 +316,7 @@ class Training:
         if not due(self.step, self.config.eval_every, self.config.train_steps):
             return None
         self.watchdog.feed(f"the evaluation at step {self.step}", together=True)
+        self.background.start()
         steps = -(-self.eval_source.size // self.eval_source.batch_size)
         with (
             self.clock.phase("evaluate"),
@@ -327,32 +329,31 @@ class Training:
 
     def save(self, evaluation: Mapping[str, float] | None) -> None:
         """Writes a checkpoint, while the next call runs, if one is due, if it is the best so far, or before the end."""
-        if not self.world.chief:
+        is_due = due(self.step, self.config.checkpoint_every, self.config.train_steps) or self.stopping
+        if not self.world.chief or not (is_due or evaluation):
             return
         with self.clock.phase("checkpoint"):
-            better = False
-            if evaluation:
-                self.watchdog.feed(f"the checkpoint before step {self.step}")
-                self.background.wait()
-                better = self.store.improves(evaluation)
-            if due(self.step, self.config.checkpoint_every, self.config.train_steps) or better or self.stopping:
-                self.watchdog.feed(f"the checkpoint of step {self.step}")
-                self.background.wait()
+            self.watchdog.feed(f"the checkpoint of step {self.step}")
+            # For the one before; what is told of the last call need not be there, unless event files are rotated.
+            self.background.wait(None if self.summaries.bounded else self.saved)
+            if is_due or self.store.improves(evaluation):
                 values = self.values()
                 self.record.goodput.mark(self.step, self.store.steps())
                 self.summaries.rotate()
-                self.background.do(self.write_checkpoint, self.step, values, evaluation)
+                self.saved = self.background.do(self.write_checkpoint, self.step, values, evaluation)
 
     def values(self) -> state.State:
         """What a checkpoint holds."""
         return self.read_variables() | {"loop/sums": self.sums} | self.rewinds.state()
 
     def write_checkpoint(self, step: int, values: state.State, evaluation: Mapping[str, float] | None) -> None:
-        """In the background: what the checkpoint covers is on the disk before it."""
+        """In the background: what the checkpoint covers is on the disk before it. The last one always comes there."""
         self.record.check_there()
-        self.record.sync_metrics()
+        to_disk = self.stopping or step >= self.config.train_steps or self.store.is_time_to_sync()
+        if to_disk:
+            self.record.sync_metrics()
         self.summaries.flush()
-        self.store.save(step, values, evaluation)
+        self.store.save(step, values, evaluation, to_disk)
 
     def draw(self) -> None:
         """Pictures of what the model does, if they are due."""

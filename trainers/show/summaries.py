@@ -83,7 +83,7 @@ class Summaries:
         bounded: bool = False,
         splits: Sequence[str] = ("train", "eval"),
     ):
-        self.silent, self._bounded, self._directory = silent, bounded, directory
+        self.silent, self.bounded, self._directory = silent, bounded, directory
         self._writers = {split: tf.summary.create_noop_writer() for split in splits}
         self._events: dict[tuple[str, ...], tb.summary_pb2.Summary] = {}
         for split in self._writers if not silent else ():
@@ -201,7 +201,7 @@ class Summaries:
 
         TensorBoard reads all files of a folder, in the order of their names.
         """
-        for split, writer in self._writers.items() if self._bounded and not self.silent else ():
+        for split, writer in self._writers.items() if self.bounded and not self.silent else ():
             folder = self._directory / split
             last = max(folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns, default=None)
             if last and last.stat().st_size > LARGEST_FILE:
