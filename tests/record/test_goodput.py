@@ -13,7 +13,7 @@ from trainers.record import goodput, reading
 from trainers.record.clock import Clock
 from trainers.settings.exit_codes import CRASHED, OK, PEER_LOST, PREEMPTED
 
-RUN = ("--model=mlp", "--batch_size=32", "--checkpoint_every=400", "--eval_every=1000", "--log_every=200")
+RUN = ("--model=mlp", "--batch_size=32", "--checkpoint_every=1000", "--eval_every=1000", "--log_every=200")
 
 
 def attempt(began, first, step, code=None, marks=(), **seconds):
@@ -116,11 +116,18 @@ def test_a_run_tells_it_where_people_look(run, tmp_path, capfd):
     assert b"goodput/between" in events
 
 
+def told_since_the_last_checkpoint(run_dir):
+    """Whether a worker's last word is of updates after the newest checkpoint: a kill loses them, and that is known."""
+    told = reading.told_by(run_dir, 0).get(goodput.FACT)
+    mark = told and told["marks"].get(str(reading.checkpoint_steps(run_dir)[-1]))
+    return bool(mark) and told["seconds"]["updates"] - mark["updates"] > 0.01
+
+
 @pytest.mark.parametrize("kills", [10 if LONG_TESTS else 2])
 def test_killed_again_and_again_the_parts_add_up_to_the_wall_time(trainer, tmp_path, kills):
     """Times are taken here too, outside of the processes: when each began and when it was killed."""
     chance, run_dir, down, ended = random.Random(kills), tmp_path / "run", 0.0, None
-    flags = (*RUN, f"--train_steps={kills * 6000}", f"--run_dir={run_dir}")
+    flags = (*RUN, f"--train_steps={20000 + kills * 6000}", f"--run_dir={run_dir}")
     first = time.time()
     for kill in range(kills + 1):
         one = trainer(*flags)
@@ -132,7 +139,10 @@ def test_killed_again_and_again_the_parts_add_up_to_the_wall_time(trainer, tmp_p
         while (reading.checkpoint_steps(run_dir) or [0])[-1] <= newest:
             assert one.process.poll() is None, one.wait()
             time.sleep(0.02)
-        time.sleep(chance.uniform(0.0, 2.0))
+        time.sleep(chance.uniform(0.0, 0.5))
+        while kill < 2 and not told_since_the_last_checkpoint(run_dir):
+            assert one.process.poll() is None, one.wait()
+            time.sleep(0.002)
         os.kill(one.process.pid, signal.SIGKILL)
         one.process.wait()
         ended = time.time()
