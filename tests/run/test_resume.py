@@ -164,7 +164,9 @@ def kill_at_random(begin, run_dir, seed, signals):
 
 
 def test_killed_during_a_save_the_run_ends_with_the_same_bits(trainer, tmp_path):
-    flags = ("--model=mlp", "--train_steps=60", "--batch_size=32", "--eval_every=0", "--checkpoint_every=1", *EXACT)
+    # Large enough that a save takes a while.
+    flags = ("--model=mlp,width=1024x1024", "--train_steps=60", "--batch_size=32", "--eval_every=0")
+    flags += ("--checkpoint_every=1", *EXACT)
     code, output = trainer(*flags, f"--run_dir={tmp_path / 'expected'}").wait()
     assert code == 0, output
     run_dir, killed = tmp_path / "run", False

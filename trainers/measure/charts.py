@@ -126,7 +126,7 @@ def write_growth(path: Path, rows: Sequence[growth.Measured], title: str) -> Non
             axes.set_xticks(sizes, [f"{size:,}" if size < 1000 else f"{size:.0e}" for size in sizes], minor=False)
             axes.xaxis.set_minor_formatter("")
             if not over_powers:
-                axes.set_ylim(0, None)
+                axes.set_ylim(0, 1.5 * max(values))  # the legend stands above
             axes.legend(fontsize=7)
         grid[0, column].set_title(growth.AXES[axis], fontsize=8)
         grid[-1, column].set_xlabel(axis)
