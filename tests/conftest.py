@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from object_store import address, proxy, server  # noqa: F401 - fixtures, of all tests of object stores
+from tensorflow.python.framework import config as process_config
 from tensorflow.python.framework import ops
 
 tf.config.set_logical_device_configuration(
@@ -103,9 +104,10 @@ def pytest_unconfigure(config):
 
 
 @pytest.fixture(autouse=True)
-def float32_policy():
-    """A run sets Keras's policy for its process; the next test begins with Keras's own."""
+def settings_of_a_process():
+    """A run sets Keras's policy and determinism for its process; the next test begins without."""
     keras.config.set_dtype_policy("float32")
+    process_config.disable_op_determinism()
 
 
 @pytest.fixture(autouse=True)
