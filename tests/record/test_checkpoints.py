@@ -65,6 +65,8 @@ def test_what_is_on_the_disk_is_kept_until_a_later_one_is(tmp_path, monkeypatch)
     np.testing.assert_array_equal(values["model/0000/w"], STATE["model/0000/w"])
     one.save(4, STATE)
     assert one.steps() == [4] and len(synced) == 8
+    one.save(4, STATE, to_disk=False)  # in place of the one on the disk
+    assert len(synced) == 12
 
 
 def test_the_best_is_known_of_a_checkpoint_that_was_written_again(tmp_path):

@@ -94,6 +94,7 @@ class Checkpoints:
             self._clear_unfinished()
             aside.mkdir()
             self._write(aside, step, state, metrics)
+            to_disk = to_disk or step == self._synced  # which it replaces
             if to_disk:
                 for path in aside.iterdir():
                     files.sync(path)
@@ -216,7 +217,6 @@ class Checkpoints:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 logging.warning("checkpoint %s is damaged and skipped: %s", self.path(step), reason)
                 damaged.append(step)
-                self._values.pop(step, None)
                 aside = self.path(step).with_suffix(".damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(self.path(step), aside)
