@@ -80,6 +80,8 @@ class Accuracy(StreamingMetric):
     def statistics(self, targets: Any, outputs: Any) -> tf.Tensor:
         """The fraction of an example's labels that have the largest logit: `[batch, 1]`."""
         correct = tf.cast(tf.equal(_predicted(outputs), tf.cast(targets, tf.int32)), tf.float32)
+        if correct.shape.rank == 1:
+            return tf.expand_dims(correct, axis=1)
         return tf.reduce_mean(tf.reshape(correct, [tf.shape(correct)[0], -1]), axis=1, keepdims=True)
 
 

@@ -69,27 +69,41 @@ def here() -> Callable[[], contextlib.AbstractContextManager[None]]:
     return again
 
 
-def _bits(place: Place, shape: tf.Tensor, stream: str, dtype: tf.DType) -> tf.Tensor:
+def _known(value: Any) -> Any:
+    """A tensor of whole numbers as one Python integer or a list of them, where the graph has it as a constant.
+
+    Nothing folds the constants of a compiled loop's body: what is computed of them is computed at each step.
+    """
+    static = tf.get_static_value(value)
+    return value if static is None else static.tolist()
+
+
+def _bits(place: Place, shape: Any, stream: str, dtype: tf.DType) -> tf.Tensor:
     """Random bits for each element of the batched `shape`: `dtype` is uint32, or uint16 for half the work.
 
-    They are the same eager, in a graph and under XLA.
+    They are the same eager, in a graph and under XLA. `shape`: a tensor, or integers where it is static.
     """
-    per_example = tf.cast(tf.reduce_prod(shape[1:]), tf.int64)
+    shape, first = _known(shape), _known(place.first)
+    if isinstance(shape, list):
+        examples, per_example = shape[0], math.prod(shape[1:])
+    else:
+        examples, per_example = tf.cast(shape[0], tf.int64), tf.cast(tf.reduce_prod(shape[1:]), tf.int64)
     per_counter = _WORDS_PER_COUNTER * tf.uint32.size // dtype.size
     counters = (per_example + per_counter - 1) // per_counter
-    examples = tf.cast(shape[0], tf.int64)
     key = (place.seed << 32 ^ zlib.crc32(stream.encode())) & 0xFFFFFFFFFFFFFFFF
     # The high word is the step, the low word counts within it: 2**64 counters belong to each step.
-    counter = tf.bitcast(tf.stack([place.first * counters, place.step]), tf.uint64)
+    counter = tf.bitcast(tf.stack([first * counters, place.step]), tf.uint64)
     bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=tf.stack([examples, counters * _WORDS_PER_COUNTER]),
+        shape=[examples, counters * _WORDS_PER_COUNTER],
         key=tf.constant([key], tf.uint64),
         counter=counter,
         alg=_PHILOX,
         dtype=tf.uint32,
     )
-    bits = tf.reshape(tf.bitcast(bits, dtype), tf.stack([examples, counters * per_counter]))
-    return tf.reshape(bits[:, :per_example], shape)
+    bits = tf.bitcast(bits, dtype)
+    if not isinstance(shape, list) or per_example % per_counter:
+        bits = tf.reshape(bits, [examples, counters * per_counter])[:, :per_example]
+    return tf.reshape(bits, shape)
 
 
 def uniform(shape: Any, stream: str) -> tf.Tensor:

@@ -28,20 +28,22 @@ class Sums:
         """The layout for means whose sums over the examples a loop computes itself, one number for each name."""
         return cls({name: StreamingMetric(name) for name in names})
 
-    def of_examples(self, targets: Any, outputs: Any, losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    def of_examples(self, targets: Any, outputs: Any, losses: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
         """The sums over a batch, each example times its weight: `[width]`, float32.
 
-        `losses`, `weights`: `[batch]`, float32. A weight of 0 leaves an example out, also of the count. For `Mixed`
-        targets the statistics are those of both, each by its share.
+        `losses`, `weights`: `[batch]`, float32. A weight of 0 leaves an example out, also of the count; without weights
+        each counts. For `Mixed` targets the statistics are those of both, each by its share.
         """
-        columns = [losses[:, None], tf.ones_like(losses)[:, None]]
+        losses = tf.expand_dims(losses, axis=1)
+        columns = [losses, tf.ones_like(losses)]
         if isinstance(targets, Mixed):
             for metric in self.metrics.values():
                 own, other = (metric.statistics(side, outputs) for side in (targets.own, targets.other))
                 columns.append(targets.share[:, None] * own + (1 - targets.share[:, None]) * other)
         else:
             columns += [metric.statistics(targets, outputs) for metric in self.metrics.values()]
-        return tf.reduce_sum(tf.concat(columns, axis=1) * weights[:, None], axis=0)
+        values = tf.concat(columns, axis=1)
+        return tf.reduce_sum(values if weights is None else values * weights[:, None], axis=0)
 
     def values(self, sums: tf.Tensor) -> tf.Tensor:
         """The mean loss and the metrics, as in `names`: sums `[width]` → `[1 + number of metrics]`, float64 both."""

@@ -128,8 +128,9 @@ class Supervised(ModelsLoop):
             if self.loss_scale:
                 gradients = [gradient / self.loss_scale.factor for gradient in gradients]
         with tf.name_scope("metrics"):
-            sums = self.sums.of_examples(targets, outputs, losses, tf.ones_like(losses))
-            return gradients, sums + tf.one_hot(0, self.sums.width) * penalty * config.batch_size
+            sums = self.sums.of_examples(targets, outputs, losses)
+            of_penalty = tf.one_hot(0, self.sums.width) * penalty * config.batch_size
+            return gradients, sums + of_penalty if model.losses else sums
 
     def vectors_of_part(self, *part: Any) -> tuple[list[tf.Tensor], tf.Tensor]:
         """`gradients_of_part`, the gradients as a few vectors."""

@@ -50,13 +50,13 @@ class Piped(Batches):
         return first, tf.zeros([0], tf.int64)
 
     @tf.autograph.experimental.do_not_convert
-    def feed(self) -> tuple[Any, tf.Tensor]:
+    def feed(self) -> tuple[Any, tf.Tensor | None]:
         """The next global batch, split over the replicas in order, and the seconds waited for it, float64.
 
-        With deterministic kernels TensorFlow has no clock in the graph: the seconds are 0 then.
+        With deterministic kernels TensorFlow has no clock in the graph: there are no seconds then.
         """
         if private_api.is_deterministic():
-            return self._next(), tf.constant(0.0, tf.float64)
+            return self._next(), None
         asked = tf.timestamp()
         with tf.control_dependencies([asked]):
             feed = self._next()

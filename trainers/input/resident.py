@@ -42,9 +42,9 @@ class ResidentBatches(Batches):
         return tf.identity(first), tf.reshape(index, [-1, self.parts * share])
 
     @tf.autograph.experimental.do_not_convert
-    def feed(self) -> tuple[Any, tf.Tensor]:
-        """The arrays of each replica, and the seconds that a step waits for them: none, float64."""
-        return self._held, tf.constant(0.0, tf.float64)
+    def feed(self) -> tuple[Any, None]:
+        """The arrays of each replica, for which no step waits."""
+        return self._held, None
 
     def share(
         self, feed: Features, order: Order, step: tf.Tensor, first: tf.Tensor, part: int, count: int

@@ -10,6 +10,7 @@ of them; `part` once for each part of a step, inside.
 """
 
 import abc
+import itertools
 from typing import Any
 
 import tensorflow as tf
@@ -19,6 +20,8 @@ from trainers.input.dataset import Features, Split
 from trainers.settings.exit_codes import BadConfiguration
 
 _SHUFFLE_ROUNDS = 4
+# Into which positions are cut, to be computed by several cores.
+_SHUFFLE_PIECES = 4
 # The examples of some steps: the first of the steps, and a row for each. It lies where the replica computes.
 Order = tuple[tf.Tensor, tf.Tensor]
 
@@ -28,6 +31,14 @@ def shuffled_index(position: tf.Tensor, size: int, seed: int) -> tf.Tensor:
 
     Source: the pseudo-random permutation of `tf.random.experimental.index_shuffle`, keyed by seed and epoch.
     """
+    count = tf.size(position)
+    edges = [count * piece // _SHUFFLE_PIECES for piece in range(_SHUFFLE_PIECES + 1)]
+    pieces = [position[begin:end] for begin, end in itertools.pairwise(edges)]
+    return tf.concat([_shuffled_piece(piece, size, seed) for piece in pieces], axis=0)
+
+
+def _shuffled_piece(position: tf.Tensor, size: int, seed: int) -> tf.Tensor:
+    """As `shuffled_index`, in one operation, which one core computes: of 1,000 examples of a small set 0.4 ms."""
     epoch = position // size
     key = tf.stack([tf.fill(tf.shape(epoch), tf.cast(seed, tf.int64)), epoch, epoch // 2**32], axis=1)
     return tf.raw_ops.RandomIndexShuffle(
@@ -83,8 +94,11 @@ class Batches(abc.ABC):
         """In a replica: its examples of steps `first … last`, those of a step part by part."""
 
     @abc.abstractmethod
-    def feed(self) -> tuple[Any, tf.Tensor]:
-        """What the replicas take a step's examples from, and the seconds that the step waits for it, float64."""
+    def feed(self) -> tuple[Any, tf.Tensor | None]:
+        """What the replicas take a step's examples from, and the seconds that the step waits for it, float64.
+
+        The seconds are None where no step waits, or nobody can tell.
+        """
 
     @abc.abstractmethod
     def share(
@@ -107,8 +121,10 @@ class Batches(abc.ABC):
         """
         whole_part = self.batch_size // self.parts
         count = whole_part // self.replicas
-        start = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64) * count
-        first = start + number * whole_part
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        static = tf.get_static_value(replica)  # nothing folds the constants of a compiled loop's body
+        replica = tf.cast(replica, tf.int64) if static is None else int(static)
+        first = tf.convert_to_tensor(replica * count + number * whole_part, tf.int64)
         features, weights = self.share(feed, order, step, first, number, count)
         if self.augmentation:
             with tf.name_scope("augment"), randomness.at(self.seed, step, first):

@@ -157,11 +157,14 @@ class VectorOptimizer:
                 own[0].assign_sub(self._decay(own[0], rate), read_value=False)
             self.optimizer.update_step(gradient, own[0], rate)
             return []
-        values = list(own)
-        if decaying:
-            whole = joined(own[:decaying])
-            values[:decaying] = [whole - self._decay(whole, rate)]
-        target = self._values(number, joined(values))
+        # What needs the weights alone could begin with the step, and would keep a core from the forward pass, which all
+        # else waits for. After the rate it finds its place beside that.
+        with tf.control_dependencies([rate]):
+            values = list(own)
+            if decaying:
+                whole = joined(own[:decaying])
+                values[:decaying] = [whole - self._decay(whole, rate)]
+            target = self._values(number, joined(values))
         for slot in self.rounded[number]:
             slot.read()
         self.optimizer.update_step(gradient, target, rate)
