@@ -72,8 +72,7 @@ def make_train_call(loop: InnerLoop, source: Source, summaries: Summaries | None
                 order = order_of(step + ahead, until + ahead)
                 while (step < until) & finite:
                     feed, seconds = source.feed()
-                    if seconds is not None:
-                        waited += seconds
+                    waited = waited if seconds is None else waited + seconds
                     new_sums, found, finite, gradients = update(feed, order, step + ahead)
                     sums += tf.cast(new_sums, tf.float64)
                     norms, step = tuple(found), step + 1
