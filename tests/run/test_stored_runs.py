@@ -216,7 +216,8 @@ def test_killed_at_random_moments_a_stored_run_ends_with_the_same_bits(trainer, 
     code, output = trainer(*flags, f"--run_dir={tmp_path / 'local'}").wait()
     assert code == 0, output
     cut_every(proxy, 7)
-    for attempt, (phase, nth) in enumerate((("state.data", 1), ("manifest", 2), ("metrics", 2))):
+    # The last attempt may have no more than the end of the run to do: its first upload of metrics is one that comes.
+    for attempt, (phase, nth) in enumerate((("state.data", 1), ("manifest", 2), ("metrics", 1))):
         one = trainer(*flags, f"--run_dir={address}", f"--cache_dir={tmp_path / f'machine {attempt}'}")
         left = [nth]
 
