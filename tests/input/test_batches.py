@@ -210,6 +210,14 @@ def test_workers_read_their_own_examples_alone_and_together_all(workers):
     np.testing.assert_array_equal(np.concatenate(read, axis=1), expected)
 
 
+def test_an_example_has_its_place_in_the_order_however_many_are_asked_for():
+    whole = source.shuffled_index(tf.range(40, dtype=tf.int64), 13, 5).numpy()
+    assert all(sorted(whole[first : first + 13]) == list(range(13)) for first in (0, 13, 26))
+    for count in range(10):
+        some = source.shuffled_index(tf.range(7, 7 + count, dtype=tf.int64), 13, 5)
+        np.testing.assert_array_equal(some, whole[7 : 7 + count])
+
+
 def test_one_example_is_a_data_set():
     index = source.shuffled_index(tf.range(5, dtype=tf.int64), 1, 0)
     assert index.numpy().tolist() == [0] * 5

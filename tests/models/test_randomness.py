@@ -44,6 +44,27 @@ def test_an_example_gets_the_same_mask_wherever_the_batch_is_cut_and_however_it_
         assert (draw(**({"count": 64, "first": 0, "shape": shape, "kind": mask(0.3)} | change)) != whole).any()
 
 
+@pytest.mark.parametrize("shape", [(39,), (3, 8), (1,)])
+def test_a_shape_that_the_graph_does_not_know_gets_the_same_mask(shape):
+    unknown = tf.function(lambda step, first, shape: masked(step, first, shape))
+    numbers = unknown(tf.constant(5, tf.int64), tf.constant(2, tf.int64), tf.constant([8, *shape]))
+    np.testing.assert_array_equal(numbers, draw(8, 2, shape=shape, kind=mask(0.3)))
+
+
+def masked(step, first, shape):
+    with randomness.at(7, step, first):
+        return randomness.dropout_mask(0.3, shape, "a")
+
+
+def test_of_a_shape_that_is_known_nothing_is_computed_at_each_step():
+    graph = tf.function(lambda step: masked(step, tf.constant(3, tf.int64), (8, 256))).get_concrete_function(
+        tf.TensorSpec([], tf.int64)
+    )
+    kinds = sorted(op.type for op in graph.graph.get_operations() if op.type not in ("Const", "Placeholder"))
+    drawn = ["Bitcast", "Bitcast", "Pack", "Reshape", "StatelessRandomUniformFullIntV2"]
+    assert kinds == sorted([*drawn, "GreaterEqual", "Cast", "Mul", "Identity"])
+
+
 @pytest.mark.parametrize("rate", [0.0, 1e-9, 0.1, 1 / 3, 0.5, 0.9, 0.9999, 1 - 2**-24])
 @pytest.mark.parametrize("placed", [True, False])
 def test_a_dropout_mask_has_its_rate_and_a_mean_of_1(rate, placed):

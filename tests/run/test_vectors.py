@@ -13,6 +13,7 @@ from trainers.run import vectors, weight_groups
 from trainers.run.replicas import on_replicas
 from trainers.run.vector_optimizer import ELEMENTWISE, VectorOptimizer, takes_vectors
 from trainers.run.weight_groups import WeightGroup
+from trainers.world.devices import first_component
 
 SHAPES = [(8, 4), (4,), (3, 3, 2, 4), (1,), (40, 5), (), (7, 3), (5,)]
 OPTIONS = {
@@ -231,3 +232,23 @@ def test_the_operations_of_an_update_hardly_grow_with_the_number_of_weights():
         counts.append(len(call.get_concrete_function().graph.get_operations()))
     assert len(group.bundles) == 1
     assert counts[1] - counts[0] <= 8 * 10
+
+
+def test_what_needs_the_weights_alone_waits_for_the_rate():
+    """Ready with the step, it could stand before the forward pass, which all else waits for."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        own = [keras.Variable(np.ones([3, 3]), name=f"w{i}", aggregation="mean") for i in range(3)]
+        optimizer = keras.optimizers.AdamW(optimizers.Cosine(0.01, 2, 20), weight_decay=0.1)
+        group = WeightGroup(list(range(len(own))), optimizer, None).built(own)
+
+    @tf.function
+    def call():
+        on_replicas(strategy, lambda: group.apply([tf.ones([3, 3]) for _ in own], own))()
+
+    graph = call.get_concrete_function().graph
+    handles = {id(first_component(weight).handle) for weight in own}
+    placeholders = [inside.name for outside, inside in graph.captures if id(outside) in handles]
+    reads = [op for op in graph.get_operations() if op.type == "ReadVariableOp" and op.inputs[0].name in placeholders]
+    assert len(placeholders) == 3 and len(reads) >= 3
+    assert all(any(before.type == "Mul" for before in op.control_inputs) for op in reads)

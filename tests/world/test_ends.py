@@ -58,6 +58,27 @@ def test_the_second_signal_ends_a_process_whose_main_thread_is_stuck():
 LOCKED = STUCK.replace("ctypes.CDLL(None)", "ctypes.PyDLL(None)")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_signal_ends_what_clears_away_or_has_lost_the_first(number):
+    code = """
+import time
+from trainers.world import signals
+signals.unwind_on_signal()
+for words in ("begun", "lost"):
+    try:
+        print(words, flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass  # as where nobody can raise: while an object is removed
+"""
+    process = start(code)
+    for words in ("begun", "lost"):
+        assert process.stdout.readline().strip() == words
+        process.send_signal(number)
+    assert process.wait(timeout=30) == 143
+    process.stdout.close()
+
+
 def test_a_wait_that_holds_pythons_lock_ends_with_75_and_the_stacks_of_all_threads():
     code = f"""
 from trainers.world import watchdog

@@ -32,11 +32,14 @@ def end_at_once_on_signal() -> None:
 def unwind_on_signal() -> list[int]:
     """From now on a signal raises KeyboardInterrupt, so that what was begun is cleared away on the way out.
 
-    Returns the signals that have come: on its way through TensorFlow the exception may become another.
+    A second one ends the process at once. Returns the signals that have come: on its way through TensorFlow the
+    exception may become another.
     """
     came: list[int] = []
 
     def unwind(number: int, frame: FrameType | None) -> None:
+        if came:
+            os._exit(PREEMPTED)
         came.append(number)
         raise KeyboardInterrupt
 
