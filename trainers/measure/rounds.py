@@ -13,6 +13,7 @@ from absl import logging
 
 from trainers.settings.exit_codes import RunEnded
 from trainers.show.tables import readable, table
+from trainers.world import signals
 
 # `steps(n)`: does n updates of the global batch, and returns the seconds that they took.
 Steps = Callable[[int], float]
@@ -94,6 +95,7 @@ def calibrated(steps: Steps, seconds: float) -> tuple[int, float]:
     steps(1)
     count = 1
     while True:
+        signals.raise_if_lost()
         took = steps(count)
         if took >= seconds / 4:
             return max(round(seconds / took * count), 1), took / count
@@ -111,6 +113,7 @@ def best_of(contenders: Iterable[Contender], seconds: float) -> Contender:
         try:
             rate = 1 / calibrated(contender.steps, seconds)[1]
         except Exception as error:
+            signals.raise_if_lost()
             logging.info("%s cannot run: %s", contender.name, error)
             why = f"{contender.name}: {' '.join(str(error).split())[:300]}"
             continue
@@ -129,6 +132,7 @@ def measure(row: Row, parameters: int, contenders: Sequence[Contender], repeats:
         first = number % len(turns)
         for contender, count in turns[first:] + turns[:first]:
             gc.collect()
+            signals.raise_if_lost()
             result.seconds[contender.key].append(contender.steps(count) / count)
     return result
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from trainers.world.last_resort import SecondByte
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Those that have come since `unwind_on_signal`.
+_came: list[int] = []
 
 
 def end_at_once_on_signal() -> None:
@@ -35,17 +37,23 @@ def unwind_on_signal() -> list[int]:
     A second one ends the process at once. Returns the signals that have come: on its way through TensorFlow the
     exception may become another.
     """
-    came: list[int] = []
+    _came.clear()
 
     def unwind(number: int, frame: FrameType | None) -> None:
-        if came:
+        if _came:
             os._exit(PREEMPTED)
-        came.append(number)
+        _came.append(number)
         raise KeyboardInterrupt
 
     for number in _heeded():
         signal.signal(number, unwind)
-    return came
+    return _came
+
+
+def raise_if_lost() -> None:
+    """Raises KeyboardInterrupt again where one was raised and got lost: as another error, or in an object's removal."""
+    if _came:
+        raise KeyboardInterrupt
 
 
 def _heeded() -> list[signal.Signals]:
