@@ -69,7 +69,7 @@ def here() -> Callable[[], contextlib.AbstractContextManager[None]]:
     return again
 
 
-def _known(value: Any) -> Any:
+def known(value: Any) -> Any:
     """A tensor of whole numbers as one Python integer or a list of them, where the graph has it as a constant.
 
     Nothing folds the constants of a compiled loop's body: what is computed of them is computed at each step.
@@ -83,7 +83,7 @@ def _bits(place: Place, shape: Any, stream: str, dtype: tf.DType) -> tf.Tensor:
 
     They are the same eager, in a graph and under XLA. `shape`: a tensor, or integers where it is static.
     """
-    shape, first = _known(shape), _known(place.first)
+    shape, first = known(shape), known(place.first)
     if isinstance(shape, list):
         examples, per_example = shape[0], math.prod(shape[1:])
     else:

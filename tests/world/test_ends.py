@@ -54,10 +54,6 @@ def test_the_second_signal_ends_a_process_whose_main_thread_is_stuck():
     assert process.wait(60) == 143
 
 
-# Waits for ever in C with Python's lock: no thread and no handler of Python runs.
-LOCKED = STUCK.replace("ctypes.CDLL(None)", "ctypes.PyDLL(None)")
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_second_signal_ends_what_clears_away_or_has_lost_the_first(number):
     code = """
@@ -77,6 +73,10 @@ for words in ("begun", "lost"):
         process.send_signal(number)
     assert process.wait(timeout=30) == 143
     process.stdout.close()
+
+
+# Waits for ever in C with Python's lock: no thread and no handler of Python runs.
+LOCKED = STUCK.replace("ctypes.CDLL(None)", "ctypes.PyDLL(None)")
 
 
 def test_a_wait_that_holds_pythons_lock_ends_with_75_and_the_stacks_of_all_threads():

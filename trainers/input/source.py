@@ -121,9 +121,8 @@ class Batches(abc.ABC):
         """
         whole_part = self.batch_size // self.parts
         count = whole_part // self.replicas
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        static = tf.get_static_value(replica)  # nothing folds the constants of a compiled loop's body
-        replica = tf.cast(replica, tf.int64) if static is None else int(static)
+        replica = randomness.known(tf.distribute.get_replica_context().replica_id_in_sync_group)
+        replica = replica if isinstance(replica, int) else tf.cast(replica, tf.int64)
         first = tf.convert_to_tensor(replica * count + number * whole_part, tf.int64)
         features, weights = self.share(feed, order, step, first, number, count)
         if self.augmentation:
